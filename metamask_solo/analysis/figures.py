@@ -1,0 +1,373 @@
+"""The figures of a report. Colours of Okabe and Ito (2008) and cividis; never colour alone."""
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
+
+from metamask_solo.analysis.measures import Array, IntArray
+from metamask_solo.analysis.study import Study, ranking_mask
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
+# one look for each checkpoint, in this order
+LOOKS = [
+    (BLUE, "o"),
+    (VERMILION, "s"),
+    (GREEN, "^"),
+    (PURPLE, "D"),
+    (ORANGE, "v"),
+    (SKY, "X"),
+    (BLACK, "P"),
+]
+PANEL = 4.6  # inches
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 8.5,
+    "legend.framealpha": 0.9,
+    "lines.linewidth": 1.6,
+    "savefig.dpi": 150,
+}
+PROBES = {"knn": "kNN", "linear": "linear"}
+INFORMATION = {
+    "class": "variance explained by\nthe class (η², 0 to 1)",
+    "photograph": "variance explained by the\nbackground photograph (η², 0 to 1)",
+    "colour": "variance explained by the\nbackground's mean colour (R², 0 to 1)",
+    "deviation": "standard deviation\n(feature units)",
+}
+
+
+def draw_figures(studies: Sequence[Study]) -> dict[str, bytes]:
+    """All figures that these studies allow, by name, as PNG files; the same bytes every time."""
+    drawn = {}
+    with matplotlib.rc_context(STYLE):
+        for name, draw in FIGURES.items():
+            figure = draw(studies)
+            if figure is not None:
+                content = io.BytesIO()
+                figure.savefig(content, format="png", metadata={"Software": None})
+                drawn[name] = content.getvalue()
+    return drawn
+
+
+def correlation_figure(studies: Sequence[Study]) -> Figure:
+    """|correlation| of every pair of dimensions, one panel for each checkpoint."""
+    columns = min(3, len(studies))
+    rows = -(-len(studies) // columns)
+    figure, axes = _grid(rows, columns, width=3.3, height=3.4)
+    norm = PowerNorm(0.5, 0, 1)  # most correlations are small: spread them
+    for axis, study in zip(axes.flat, studies, strict=False):
+        matrix = np.abs(study.correlation)
+        order = _cluster(matrix)
+        image = axis.imshow(
+            matrix[np.ix_(order, order)], cmap="cividis", norm=norm, interpolation="antialiased"
+        )
+        axis.grid(False)
+        energy = study.numbers["redundancy"]["plain"]["off_diagonal_energy"]
+        axis.set_title(f"{textwrap.fill(study.name, 26)}\noff-diagonal energy {energy:.4f}")
+        axis.set_xlabel("dimension (position after clustering)")
+        axis.set_ylabel("dimension (position after clustering)")
+    for axis in axes.flat[len(studies) :]:
+        axis.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("|correlation| (0 to 1, square-root colour scale)")
+    bar.set_ticks([0, 0.02, 0.1, 0.25, 0.5, 0.75, 1])
+    return figure
+
+
+def spectrum_figure(studies: Sequence[Study]) -> Figure:
+    """How much of the pairs is correlated, and the singular values."""
+    figure, axes = _grid(1, 2)
+    pairs, spectrum = axes[0]
+    thresholds = np.linspace(0, 1, 201)
+    for study, (colour, marker) in zip(studies, cycle(LOOKS), strict=False):
+        matrix = study.correlation
+        values = np.sort(np.abs(matrix[np.triu_indices_from(matrix, 1)]))
+        above = 1 - np.searchsorted(values, thresholds, side="right") / max(1, len(values))
+        shown = above > 0
+        pairs.plot(
+            thresholds[shown],
+            above[shown],
+            color=colour,
+            marker=marker,
+            markevery=0.12,
+        )
+        for version, line in (("plain", "-"), ("masked", "--")):
+            found = study.numbers["redundancy"][version]
+            if found is None:
+                continue
+            singular = np.array(found["singular_values"])
+            relative = singular / max(singular[0], np.finfo(float).tiny)
+            shown = relative > 1e-6
+            spectrum.plot(
+                np.arange(1, len(singular) + 1)[shown],
+                relative[shown],
+                color=colour,
+                linestyle=line,
+                marker=marker,
+                markevery=0.12,
+                label=f"{study.name}, {version}: RankMe {found['rankme']:.1f}",
+            )
+    pairs.set_yscale("log")
+    pairs.set_xlim(0, 1)
+    pairs.set_xlabel("threshold x (|correlation|, 0 to 1)")
+    pairs.set_ylabel("share of pairs with |correlation| > x (0 to 1)")
+    pairs.set_title("redundancy of pairs (plain features)")
+    spectrum.set_yscale("log")
+    spectrum.set_xlabel("rank k of the singular value (count)")
+    spectrum.set_ylabel("σ$_k$ / σ$_1$ (ratio)")
+    spectrum.set_title("singular value spectrum")
+    figure.legend(*spectrum.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def subsets_figure(studies: Sequence[Study]) -> Figure:
+    """Accuracy against the share of dimensions kept: a row for each checkpoint."""
+    figure, axes = _grid(len(studies), 2, height=3.7)
+    for study, row in zip(studies, axes, strict=True):
+        for probe, axis in zip(PROBES, row, strict=True):
+            _subset_panel(axis, study, probe)
+    for column in axes.T:
+        bottom = min(axis.get_ylim()[0] for axis in column)
+        top = max(axis.get_ylim()[1] for axis in column)
+        for axis in column:  # the same scale for all checkpoints
+            axis.set_ylim(bottom, top)
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
+    subsets = study.numbers["subsets"]
+    found, rates = subsets[probe], np.array(subsets["rates"])
+    axis.fill_between(
+        rates,
+        found["quantile_05"],
+        found["quantile_95"],
+        color=SKY,
+        alpha=0.4,
+        linewidth=0,
+        label="random dimensions: middle 90 % of draws",
+    )
+    axis.plot(rates, found["mean"], color=BLUE, marker="o", label="random dimensions: mean")
+    draws = np.array(found["draws"])
+    beating = draws > found["full"]
+    axis.scatter(
+        np.broadcast_to(rates, draws.shape)[beating],
+        draws[beating],
+        s=16,
+        color=VERMILION,
+        marker="x",
+        linewidths=0.9,
+        zorder=5,
+        label="random draw better than all dimensions",
+    )
+    axis.axhline(
+        found["full"], color=BLACK, linestyle="--", linewidth=1.1, label="all dimensions, plain"
+    )
+    if found["top_by_mask"] is not None:
+        axis.plot(
+            rates,
+            found["top_by_mask"],
+            color=GREEN,
+            marker="^",
+            linestyle="-.",
+            label="largest mask weights kept",
+        )
+        axis.plot(
+            rates,
+            found["bottom_by_mask"],
+            color=PURPLE,
+            marker="v",
+            linestyle=":",
+            label="smallest mask weights kept",
+        )
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.set_xlabel("share of dimensions kept (%)")
+    axis.set_ylabel(f"{PROBES[probe]} accuracy (% of validation images)")
+    axis.set_title(study.name)
+    wins = axis.secondary_xaxis("top")
+    wins.set_ticks(rates, [f"{share:.0%}" for share in found["share_beating_full"]], fontsize=8)
+    wins.tick_params(length=0)
+    wins.set_xlabel("random draws better than all dimensions (%)", fontsize=8.5)
+
+
+def mask_figure(studies: Sequence[Study]) -> Figure | None:
+    """Histogram of the mask, and its way over training; None without any mask."""
+    masked = [study for study in studies if study.mask is not None]
+    if not masked:
+        return None
+    figure, axes = _grid(len(masked), 2, height=3.6)
+    for study, (histogram, trajectory) in zip(masked, axes, strict=True):
+        mask = study.mask
+        assert mask is not None
+        histogram.hist(mask, bins=40, color=SKY, edgecolor=BLUE, linewidth=0.6)
+        histogram.set_xlabel("mask weight m (dimensionless)")
+        histogram.set_ylabel("number of dimensions (count)")
+        histogram.xaxis.set_major_locator(MaxNLocator(6))
+        histogram.set_title(f"{study.name}: at the end")
+        trajectory.set_title(f"{study.name}: over training")
+        if study.history is None:
+            trajectory.text(
+                0.5,
+                0.5,
+                "no history in the checkpoint",
+                ha="center",
+                transform=trajectory.transAxes,
+            )
+            trajectory.set_axis_off()
+        else:
+            histogram.axvline(
+                float(study.history[1][0].mean()),
+                color=VERMILION,
+                linestyle="--",
+                label="mean at the start",
+            )
+            histogram.legend()
+            _trajectory_panel(trajectory, *study.history)
+    return figure
+
+
+def _trajectory_panel(axis: Axes, steps: IntArray, masks: Array) -> None:
+    low, lower, middle, upper, high = np.quantile(masks, [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
+    axis.fill_between(steps, low, high, color=SKY, alpha=0.3, linewidth=0, label="middle 90 %")
+    axis.fill_between(steps, lower, upper, color=SKY, alpha=0.7, linewidth=0, label="middle 50 %")
+    axis.plot(steps, middle, color=BLUE, marker="o", markersize=3.5, label="median")
+    axis.plot(steps, masks.max(axis=1), color=GREEN, linestyle="-.", label="largest")
+    axis.plot(steps, masks.min(axis=1), color=PURPLE, linestyle=":", label="smallest")
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_xlabel("optimiser step (count)")
+    axis.set_ylabel("mask weight m (dimensionless)")
+    axis.legend()
+
+
+def information_figure(studies: Sequence[Study]) -> Figure | None:
+    """Mask weight of each dimension against what it tells; None if no mask ranks them."""
+    masked = [study for study in studies if ranking_mask(study.mask) is not None]
+    if not masked:
+        return None
+    kinds = list(masked[0].numbers["mask"]["information"])
+    figure, axes = _grid(len(masked) * -(-len(kinds) // 2), 2)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for study, row in zip(masked, axes.reshape(len(masked), -1), strict=True):
+        mask = study.mask
+        assert mask is not None
+        for kind, axis in zip(kinds, row, strict=False):
+            axis.set_visible(True)
+            found = study.numbers["mask"]["information"][kind]
+            axis.scatter(np.abs(mask), found["values"], s=9, alpha=0.5, color=BLUE, linewidths=0)
+            axis.set_xlabel("mask weight |m| (dimensionless)")
+            axis.set_ylabel(INFORMATION[kind])
+            axis.set_ylim(bottom=0)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            rank = found["rank_correlation"]
+            title = "ρ not defined: constant"
+            if rank is not None:
+                title = (
+                    f"ρ = {rank['rho']:+.2f} (95 % interval {rank['low']:+.2f} to "
+                    f"{rank['high']:+.2f}), p = {rank['p_value']:.4f}"
+                )
+            title = title.replace("-0.", "\N{MINUS SIGN}0.")
+            axis.set_title(f"{study.name}\n{title}", fontsize=9.5)
+    return figure
+
+
+def bracket_figure(studies: Sequence[Study]) -> Figure:
+    """The bracket around the cross-entropy: one bar for plain, one for masked features."""
+    bars = [
+        (study.name, version, study.numbers["bracket"][version])
+        for study in studies
+        for version in ("plain", "masked")
+        if study.numbers["bracket"][version] is not None
+    ]
+    figure, axes = _grid(1, 1, width=8, height=1.6 + 0.42 * len(bars))
+    axis = axes[0, 0]
+    looks = {"plain": (BLUE, "-"), "masked": (VERMILION, "--")}
+    for position, (_, version, found) in enumerate(bars):
+        colour, line = looks[version]
+        axis.plot(
+            [found["lower"], found["upper"]],
+            [position] * 2,
+            color=colour,
+            linestyle=line,
+            marker="|",
+            markersize=13,
+            markeredgewidth=2,
+        )
+        axis.plot(found["cross_entropy"], position, color=BLACK, marker="D", markersize=5)
+        axis.annotate(
+            f"width {found['width']:.3f}",
+            (found["upper"], position),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axis.set_yticks(range(len(bars)), [f"{name}, {version}" for name, version, _ in bars])
+    axis.set_ylim(len(bars) - 0.4, -0.6)
+    axis.margins(x=0.2)
+    axis.set_xlabel("cross-entropy of the mean classifier (nats)")
+    guess = math.log(bars[0][2]["classes"])
+    axis.axvline(guess, color=GREY, linestyle=":", linewidth=1.2)
+    handles = [
+        Line2D([], [], color=colour, linestyle=line, label=f"bracket, {version} features")
+        for version, (colour, line) in looks.items()
+        if any(found_version == version for _, found_version, _ in bars)
+    ]
+    handles.append(
+        Line2D([], [], color=BLACK, marker="D", linestyle="none", label="measured cross-entropy")
+    )
+    handles.append(Line2D([], [], color=GREY, linestyle=":", label="guessing: log C"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _grid(
+    rows: int, columns: int, width: float = PANEL, height: float = PANEL - 0.7
+) -> tuple[Figure, Any]:
+    """A figure and its (rows, columns) array of axes. No pyplot: nothing global is touched."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _cluster(correlation: Array) -> Any:
+    """An order of the dimensions that puts correlated ones side by side."""
+    if len(correlation) < 3:
+        return np.arange(len(correlation))
+    distance = 1 - (correlation + correlation.T) / 2
+    np.fill_diagonal(distance, 0)
+    return hierarchy.leaves_list(hierarchy.linkage(squareform(distance, checks=False), "average"))
+
+
+FIGURES: dict[str, Callable[[Sequence[Study]], Figure | None]] = {
+    "correlation": correlation_figure,
+    "spectrum": spectrum_figure,
+    "subsets": subsets_figure,
+    "mask": mask_figure,
+    "information": information_figure,
+    "bracket": bracket_figure,
+}

@@ -1,0 +1,258 @@
+"""What an analysis reads: the data folder, its backgrounds, checkpoints and their features."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
+
+from metamask_solo.analysis.measures import Array, IntArray
+from metamask_solo.analysis.study import Background, Subject, bracket_images
+from metamask_solo.analysis.subsets import Split
+from metamask_solo.checkpoints import Checkpoint, load_backbone
+from metamask_solo.errors import UserError
+from metamask_solo.features import evaluation_transform, extract_features, image_loader
+from metamask_solo.hosts import pretrain_dataset
+
+METADATA = "metadata.csv"
+COLOURS = ("mean_red", "mean_green", "mean_blue")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How features are extracted: at most ``samples`` images of each split, drawn by ``seed``."""
+
+    data: Path
+    samples: int
+    seed: int
+    batch_size: int
+    num_workers: int
+    device: str
+
+
+def check_data(root: Path) -> int:
+    """Checks that ``root`` has train/ and val/ with the same class folders, none nearly empty.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        UserError: a folder is missing, holds fewer than 2 images, or is in one split only.
+    """
+    if not root.is_dir():
+        raise UserError(f"--data={root}: no such folder; it must hold train/ and val/")
+    train, val = _classes(root / "train"), _classes(root / "val")
+    if train != val:
+        odd = min(train ^ val)
+        here, there = ("train", "val") if odd in train else ("val", "train")
+        raise UserError(
+            f"--data={root}: {len(train)} classes in train and {len(val)} in val must be the same; "
+            f"class {odd} is in {here} and not in {there}"
+        )
+    if len(train) < 2:
+        raise UserError(f"--data={root}: has {len(train)} classes; at least 2 are needed")
+    return len(train)
+
+
+def _classes(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise UserError(f"--data={folder.parent}: has no folder {folder.name}/")
+    classes = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    for name in sorted(classes):
+        images = sum(file.suffix.lower() in IMG_EXTENSIONS for file in (folder / name).rglob("*"))
+        if images < 2:
+            raise UserError(
+                f"--data={folder.parent}: class folder {folder.name}/{name} has {images} images; "
+                "each needs at least 2"
+            )
+    return classes
+
+
+def title(checkpoint: Checkpoint) -> str:
+    """The run's name, short enough for a figure."""
+    name = checkpoint.config.get("name") if checkpoint.config else None
+    # a figure would read what stands between two dollar signs as mathematics
+    short = str(name or checkpoint.method or checkpoint.path.stem).replace("$", "")[:40]
+    folded = checkpoint.raw.get("metamask", {}).get("folded", False)
+    return f"{short} (folded)" if folded else short
+
+
+def two_view_data(checkpoint: Checkpoint, folder: Path) -> Dataset[Any] | None:
+    """The images of ``folder`` in the views that a run was trained on.
+
+    Returns:
+        A data set of (index, views, label), or None where the run did not train on two views of
+        one size, or the installed solo-learn cannot make its augmentations.
+    """
+    config = checkpoint.config
+    if config is None:
+        return None
+    pipelines = OmegaConf.select(config, "augmentations", default=None)
+    if not OmegaConf.is_list(pipelines):
+        return None
+    sizes = [pipeline.crop_size for pipeline in pipelines for _ in range(pipeline.num_crops)]
+    if len(sizes) < 2 or sizes[0] != sizes[1]:
+        return None
+    # a folder of images is custom data, which solo-learn scales as the pipeline says
+    normalize = evaluation_transform(config).transforms[-1]  # type: ignore[attr-defined]
+    scale = {"mean": list(normalize.mean), "std": list(normalize.std)}
+    here = config.copy()
+    here.augmentations = [OmegaConf.merge(pipeline, scale) for pipeline in pipelines]
+    here.data = {
+        "dataset": "custom",
+        "train_path": str(folder),
+        "format": "image_folder",
+        "no_labels": False,
+        "fraction": -1,
+    }
+    try:
+        return pretrain_dataset(here)
+    except UserError:
+        return None
+
+
+def load_subject(
+    path: Path, name: str, reading: Reading, two_views: bool
+) -> tuple[Subject, list[Path]]:
+    """Extracts the plain features of both splits with the backbone of a checkpoint.
+
+    Args:
+        two_views: also of two augmented views of the images of the bracket.
+
+    Returns:
+        The subject, and the files of its training images in the order of their features.
+
+    Raises:
+        UserError: the checkpoint cannot be used, its features are not finite or all zero, or
+            ``reading.samples`` leaves a class with fewer than 2 images.
+    """
+    backbone, checkpoint = load_backbone(path, masked=False)
+    train, files = _split(backbone, checkpoint, name, "train", reading)
+    val, val_files = _split(backbone, checkpoint, name, "val", reading)
+    views = None
+    if two_views:
+        chosen = [val_files[index] for index in bracket_images(val.labels, reading.seed)]
+        views = _views(backbone, checkpoint, name, chosen, reading)
+    mask, history = _mask_and_history(checkpoint)
+    subject = Subject(name, str(path), checkpoint.method, train, val, mask, history, views)
+    return subject, files
+
+
+def _split(
+    backbone: nn.Module, checkpoint: Checkpoint, name: str, split: str, reading: Reading
+) -> tuple[Split, list[Path]]:
+    loader = image_loader(
+        reading.data / split,
+        checkpoint.config,
+        reading.batch_size,
+        reading.num_workers,
+        limit=reading.samples,
+        seed=reading.seed,
+    )
+    found, labels = extract_features(backbone, loader, reading.device, f"{name} {split}")
+    features = found.numpy()
+    _check_features(features, checkpoint.path)
+    folder: Any = loader.dataset
+    chosen: Sequence[int] = range(len(features))
+    if isinstance(folder, Subset):
+        folder, chosen = folder.dataset, folder.indices
+    least = int(np.bincount(labels.numpy(), minlength=len(folder.classes)).min())
+    if least < 2:
+        raise UserError(
+            f"--samples={reading.samples}: leaves a class of {split} with {least} images; each "
+            "needs at least 2"
+        )
+    return Split(features, labels.numpy()), [Path(folder.samples[index][0]) for index in chosen]
+
+
+def _check_features(features: Array, path: Path) -> None:
+    if not np.isfinite(features).all():
+        raise UserError(f"{path}: its features are not finite; the run diverged")
+    empty = int(np.count_nonzero(~features.any(axis=1)))
+    if empty:
+        raise UserError(
+            f"{path}: the features of {empty} of {len(features)} images are all zero; the "
+            "representation has collapsed"
+        )
+
+
+@torch.no_grad()
+def _views(
+    backbone: nn.Module, checkpoint: Checkpoint, name: str, files: list[Path], reading: Reading
+) -> tuple[Array, Array]:
+    data: Any = two_view_data(checkpoint, reading.data / "val")
+    place = {Path(file): index for index, (file, _) in enumerate(data.samples)}
+    loader = DataLoader(
+        Subset(data, [place[file] for file in files]),
+        batch_size=reading.batch_size,
+        # exactly one worker: its random state is its own, and the same for every --num-workers
+        num_workers=1,
+        generator=torch.Generator().manual_seed(reading.seed),
+    )
+    features: tuple[list[Array], list[Array]] = ([], [])
+    for _, views, _ in tqdm(loader, desc=f"{name} views", leave=False):
+        for found, view in zip(features, views[:2], strict=True):
+            found.append(backbone(view.to(reading.device)).float().cpu().numpy())
+    first, second = (np.concatenate(found) for found in features)
+    _check_features(first, checkpoint.path)
+    _check_features(second, checkpoint.path)
+    return first, second
+
+
+def _mask_and_history(
+    checkpoint: Checkpoint,
+) -> tuple[Array | None, tuple[IntArray, Array] | None]:
+    """The learned mask and its way over training; neither where it was folded into the backbone."""
+    state = checkpoint.raw.get("metamask", {})
+    if checkpoint.mask is None or state.get("folded", False):
+        return None, None
+    mask = checkpoint.mask.double().numpy()
+    history = state.get("history")
+    if history is None:
+        return mask, None
+    steps, masks = history["step"].numpy(), history["mask"].double().numpy()
+    last = checkpoint.raw.get("global_step", 0)
+    if last > steps[-1]:  # written before the epoch's mask was noted
+        steps, masks = np.append(steps, last), np.vstack([masks, mask])
+    return mask, (steps, masks)
+
+
+def read_background(root: Path, files: Sequence[Path]) -> Background | None:
+    """Reads from ``root``/metadata.csv what lies behind the object of each image.
+
+    Args:
+        files: images in ``root``.
+
+    Returns:
+        None where there is no such file, or it has no columns ``file``, ``photograph`` and mean
+        colours (another tool's).
+
+    Raises:
+        UserError: an image is missing from it, or a colour is not a number.
+    """
+    path = root / METADATA
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if not {"file", "photograph", *COLOURS} <= set(reader.fieldnames or ()):
+            return None
+        rows = {row["file"]: row for row in reader}
+    names = [file.relative_to(root).as_posix() for file in files]
+    missing = next((name for name in names if name not in rows), None)
+    if missing is not None:
+        raise UserError(f"{path}: has no row for {missing}")
+    try:
+        colour = np.array([[float(rows[name][key]) for key in COLOURS] for name in names])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: a mean colour is not a number ({error})") from error
+    _, photograph = np.unique([rows[name]["photograph"] for name in names], return_inverse=True)
+    return Background(photograph, colour)

@@ -1,0 +1,276 @@
+"""Everything that is measured of one checkpoint, from its features to numbers for a report."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+from metamask_solo.analysis.bounds import balanced_indices, bracket
+from metamask_solo.analysis.measures import (
+    Array,
+    IntArray,
+    correlation_matrix,
+    explained_share,
+    moments,
+    off_diagonal_energy,
+    off_diagonal_share,
+    one_hot,
+    rank_correlation,
+    rankme,
+    singular_values,
+)
+from metamask_solo.analysis.subsets import (
+    RATES,
+    Split,
+    SubsetCurves,
+    cuts_of,
+    knn_along,
+    linear_along,
+    ridge_system,
+    subset_curves,
+)
+from metamask_solo.mask import mask_statistics
+
+SUBSET_TRAIN, SUBSET_VAL = 5_000, 2_000  # images of the subset experiment, at most
+BRACKET_IMAGES = 2_000
+
+
+@dataclass(frozen=True)
+class Background:
+    """What lies behind the object of each training image, in the order of its features.
+
+    ``photograph`` holds codes (N,), 0 to P − 1; ``colour`` the mean colour (N, 3), 0 to 1.
+    """
+
+    photograph: IntArray
+    colour: Array
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint: the features of both splits and what it knows about its mask.
+
+    Attributes:
+        mask: shape (D,), or None for a method without one.
+        history: optimiser steps (T,) and masks (T, D), or None.
+        views: features of two augmented views of the images that :func:`bracket_images` names,
+            each (B, D), or None.
+    """
+
+    name: str
+    path: str
+    method: str | None
+    train: Split
+    val: Split
+    mask: Array | None = None
+    history: tuple[IntArray, Array] | None = None
+    views: tuple[Array, Array] | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The measures of one subject, without its features.
+
+    Attributes:
+        numbers: what analysis.json holds of it.
+        correlation: of the plain dimensions, shape (D, D).
+        mask, history: as in :class:`Subject`.
+    """
+
+    name: str
+    numbers: dict[str, Any]
+    correlation: Array
+    mask: Array | None
+    history: tuple[IntArray, Array] | None
+
+
+def study(
+    subject: Subject,
+    background: Background | None,
+    seed: int,
+    draws: int,
+    advance: Callable[[], object] = lambda: None,
+) -> Study:
+    """Measures one checkpoint.
+
+    Args:
+        draws: number of random subsets at each rate.
+        advance: called after each of the ``steps_of(subject, draws)`` orders of dimensions.
+    """
+    train_part = _draw(len(subject.train.labels), SUBSET_TRAIN, seed)
+    val_part = _draw(len(subject.val.labels), SUBSET_VAL, seed)
+    # matrices of this size gain nothing from threads, and one thread is the same everywhere
+    with threadpool_limits(limits=1):
+        curves = subset_curves(
+            subject.train.take(train_part),
+            subject.val.take(val_part),
+            ranking_mask(subject.mask),
+            draws,
+            np.random.default_rng(seed),
+            advance,
+        )
+    redundancy, correlation = _redundancy(subject)
+    numbers = {
+        "name": subject.name,
+        "path": subject.path,
+        "method": subject.method,
+        "dims": subject.train.features.shape[1],
+        "accuracy": _accuracy(subject),
+        "redundancy": redundancy,
+        "subsets": {
+            "train_images": len(train_part),
+            "val_images": len(val_part),
+            "rates": list(RATES),
+            "kept_dims": cuts_of(subject.train.features.shape[1]),
+            **{probe: _summary(curve) for probe, curve in curves.items()},
+        },
+        "mask": _mask(subject, background, seed),
+        "bracket": _brackets(subject, seed),
+    }
+    return Study(subject.name, numbers, correlation, subject.mask, subject.history)
+
+
+def steps_of(subject: Subject, draws: int) -> int:
+    """How often :func:`study` calls ``advance``."""
+    return draws + (0 if ranking_mask(subject.mask) is None else 2)
+
+
+def bracket_images(labels: IntArray, seed: int) -> IntArray:
+    """Indices of the validation images of the bracket: classes of equal size."""
+    return balanced_indices(labels, BRACKET_IMAGES, np.random.default_rng(seed))
+
+
+def ranking_mask(mask: Array | None) -> Array | None:
+    """The mask if it ranks the dimensions; None where it is missing or the same for all."""
+    return None if mask is None or np.ptp(np.abs(mask)) == 0 else mask
+
+
+def _draw(count: int, limit: int, seed: int) -> IntArray:
+    chosen = np.random.default_rng(seed).permutation(count)[:limit]
+    return np.sort(chosen)
+
+
+def _accuracy(subject: Subject) -> dict[str, dict[str, float | None]]:
+    """Both probes on all images and all dimensions."""
+
+    def probes(train: Split, val: Split) -> tuple[float, float]:
+        dims = train.features.shape[1]
+        knn = knn_along(train, val, slice(None), [dims])
+        linear = linear_along(ridge_system(train), val, np.arange(dims), [dims])
+        return float(knn.mean()), float(linear.mean())
+
+    knn, linear = probes(subject.train, subject.val)
+    masked_knn, masked_linear = None, None
+    if subject.mask is not None:
+        masked_knn, masked_linear = probes(
+            subject.train.masked(subject.mask), subject.val.masked(subject.mask)
+        )
+    return {
+        "knn": {"plain": knn, "masked": masked_knn},
+        "linear": {"plain": linear, "masked": masked_linear},
+    }
+
+
+def _redundancy(subject: Subject) -> tuple[dict[str, Any], Array]:
+    plain = moments(subject.train.features)
+    correlation = correlation_matrix(plain)
+    versions = {"plain": plain}
+    if subject.mask is not None:
+        versions["masked"] = plain.masked(subject.mask)
+    numbers: dict[str, Any] = {"plain": None, "masked": None}
+    for version, found in versions.items():
+        matrix = correlation_matrix(found)
+        values = singular_values(found)
+        numbers[version] = {
+            "constant_dims": int(np.count_nonzero(np.diag(matrix) == 0)),
+            "off_diagonal_energy": off_diagonal_energy(matrix),
+            "off_diagonal_share": off_diagonal_share(found.covariance),
+            "rankme": rankme(values),
+            "singular_values": values.tolist(),
+        }
+    return numbers, correlation
+
+
+def _summary(curve: SubsetCurves) -> dict[str, Any]:
+    low, high = np.quantile(curve.random, [0.05, 0.95], axis=0)
+    return {
+        "full": curve.full,
+        "mean": curve.random.mean(axis=0).tolist(),
+        "quantile_05": low.tolist(),
+        "quantile_95": high.tolist(),
+        "best": curve.random.max(axis=0).tolist(),
+        "held_out_gain": curve.gain,
+        "held_out_gain_error": curve.gain_error,
+        "share_beating_full": curve.beating.mean(axis=0).tolist(),
+        "top_by_mask": None if curve.top is None else curve.top.tolist(),
+        "bottom_by_mask": None if curve.bottom is None else curve.bottom.tolist(),
+        "draws": curve.random.tolist(),
+    }
+
+
+def _mask(subject: Subject, background: Background | None, seed: int) -> dict[str, Any] | None:
+    if subject.mask is None:
+        return None
+    history = None
+    if subject.history is not None:
+        steps, masks = subject.history
+        history = {"step": steps.tolist(), "statistics": [_statistics(mask) for mask in masks]}
+    return {
+        "values": subject.mask.tolist(),
+        "statistics": _statistics(subject.mask),
+        "history": history,
+        "information": _information(subject.train, np.abs(subject.mask), background, seed),
+    }
+
+
+def _statistics(mask: Array) -> dict[str, float]:
+    return {name: float(value) for name, value in mask_statistics(torch.as_tensor(mask)).items()}
+
+
+def _information(
+    train: Split, weight: Array, background: Background | None, seed: int
+) -> dict[str, Any]:
+    """What each dimension tells, against its mask weight |m|; measured on plain features."""
+    classes = int(train.labels.max()) + 1
+    told = {"class": explained_share(train.features, one_hot(train.labels, classes))}
+    if background is not None:
+        photographs = int(background.photograph.max()) + 1
+        if photographs > 1:
+            codes = one_hot(background.photograph, photographs)
+            told["photograph"] = explained_share(train.features, codes)
+        told["colour"] = explained_share(train.features, background.colour)
+    told["deviation"] = np.sqrt(np.maximum(np.diag(moments(train.features).covariance), 0))
+    order = np.argsort(weight, kind="stable")
+    tenth = max(1, round(len(weight) / 10))
+    numbers = {}
+    for name, values in told.items():
+        found = rank_correlation(weight, values, np.random.default_rng(seed))
+        numbers[name] = {
+            "values": values.tolist(),
+            "lowest_tenth": float(values[order[:tenth]].mean()),
+            "highest_tenth": float(values[order[-tenth:]].mean()),
+            "rank_correlation": None if found is None else asdict(found),
+        }
+    return numbers
+
+
+def _brackets(subject: Subject, seed: int) -> dict[str, Any]:
+    """The bracket of plain and of masked features."""
+    chosen = bracket_images(subject.val.labels, seed)
+    labels = subject.val.labels[chosen]
+    first, second = subject.views or (subject.val.features[chosen], None)
+    numbers: dict[str, Any] = {
+        "positives": "same class" if second is None else "two views",
+        "images": len(chosen),
+        "plain": None,
+        "masked": None,
+    }
+    masks = {"plain": np.ones(first.shape[1]), "masked": subject.mask}
+    for version, mask in masks.items():
+        if mask is not None:
+            found = bracket(first * mask, labels, None if second is None else second * mask)
+            numbers[version] = {**asdict(found), "inside": found.inside}
+    return numbers

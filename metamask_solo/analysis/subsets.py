@@ -1,0 +1,231 @@
+"""Accuracy when only some feature dimensions are kept: MetaMask's motivating experiment.
+
+An *order* of the dimensions stands for a series of nested subsets: its first 10 %, its first 20 %,
+and so on. Similarities and the ridge solution of one subset extend those of the smaller one, so a
+series costs little more than its largest member.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from metamask_solo.analysis.measures import Array, IntArray, blocks, moments, one_hot
+
+RATES = tuple(tenths / 10 for tenths in range(1, 11))
+KNN_K, KNN_TEMPERATURE = 5, 1.0  # MetaMask's
+RIDGE = 1e-3  # penalty of the linear probe, in units of N × mean variance of a dimension
+
+
+@dataclass(frozen=True)
+class Split:
+    """Features (N, D), float32, and labels (N,), 0 to C − 1."""
+
+    features: Array
+    labels: IntArray
+
+    def take(self, indices: IntArray) -> "Split":
+        return Split(self.features[indices], self.labels[indices])
+
+    def masked(self, mask: Array) -> "Split":
+        return Split(self.features * mask.astype(self.features.dtype), self.labels)
+
+
+def cuts_of(dims: int, rates: tuple[float, ...] = RATES) -> list[int]:
+    """Numbers of dimensions that the rates stand for, at least 1 each."""
+    return [max(1, round(rate * dims)) for rate in rates]
+
+
+def knn_along(
+    train: Split,
+    val: Split,
+    order: IntArray | slice,
+    cuts: list[int],
+    k: int = KNN_K,
+    temperature: float = KNN_TEMPERATURE,
+) -> Array:
+    """What the cosine kNN classifier gets right on the first ``cuts`` dimensions of ``order``.
+
+    The k nearest training images vote with weight exp(cosine / temperature).
+
+    Args:
+        order: indices of dimensions, or ``slice(None)`` for their own order without a copy.
+        cuts: increasing numbers of dimensions, the last at most the number in ``order``.
+
+    Returns:
+        Whether each image of ``val`` is classified correctly, booleans (len(cuts), N).
+    """
+    k = min(k, len(train.labels))
+    classes = int(train.labels.max()) + 1
+    votes_for = one_hot(train.labels, classes).astype(np.float32)
+    bank = train.features[:, order]
+    bank_length = _lengths(bank, cuts)
+    correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
+    for rows in blocks(len(val.labels), 4 * len(bank)):
+        queries = val.features[rows][:, order]
+        each = np.arange(len(queries))
+        query_length = _lengths(queries, cuts)
+        products = np.zeros((len(queries), len(bank)), dtype=np.float32)
+        for index, (start, stop) in enumerate(pairwise([0, *cuts])):
+            products += queries[:, start:stop] @ bank[:, start:stop].T
+            cosine = products / bank_length[index]
+            votes = np.zeros((len(queries), classes), dtype=np.float32)
+            for _ in range(k):  # for a small k, k maxima are faster than a partition
+                nearest = cosine.argmax(axis=1)
+                weight = np.exp(cosine[each, nearest] / query_length[index] / temperature)
+                votes += weight[:, None] * votes_for[nearest]
+                cosine[each, nearest] = -np.inf
+            correct[index, rows] = votes.argmax(axis=1) == val.labels[rows]
+    return correct
+
+
+def _lengths(features: Array, cuts: list[int]) -> Array:
+    """Length of each vector over its first ``cuts`` entries, shape (len(cuts), N)."""
+    parts = [features[:, start:stop] for start, stop in pairwise([0, *cuts])]
+    squared = np.stack([np.einsum("nd,nd->n", part, part) for part in parts])
+    return np.sqrt(np.maximum(squared.cumsum(axis=0), np.finfo(np.float32).tiny))
+
+
+@dataclass(frozen=True)
+class RidgeSystem:
+    """Normal equations of a ridge regression of one-hot labels on centred features.
+
+    ``gram`` (D, D) includes the penalty on its diagonal; ``cross`` has shape (D, C).
+    """
+
+    mean: Array
+    gram: Array
+    cross: Array
+    prior: Array
+
+
+def ridge_system(train: Split) -> RidgeSystem:
+    """Builds the normal equations that all subsets of dimensions share.
+
+    The penalty is ``RIDGE`` × N × mean variance, fixed and never tuned. Features are not scaled
+    dimension by dimension, since that would undo a mask.
+    """
+    stats = moments(train.features)
+    classes = int(train.labels.max()) + 1
+    prior = np.bincount(train.labels, minlength=classes) / stats.count
+    sums = np.zeros((train.features.shape[1], classes))
+    for rows in blocks(stats.count, train.features.shape[1]):
+        hot = one_hot(train.labels[rows], classes)
+        sums += train.features[rows].astype(np.float64).T @ hot
+    cross = sums / stats.count - np.outer(stats.mean, prior)
+    covariance = stats.covariance
+    penalty = RIDGE * max(float(np.diag(covariance).mean()), np.finfo(float).tiny)
+    return RidgeSystem(stats.mean, covariance + penalty * np.eye(len(covariance)), cross, prior)
+
+
+def linear_along(system: RidgeSystem, val: Split, order: IntArray, cuts: list[int]) -> Array:
+    """What the ridge classifier gets right on the first ``cuts`` dimensions of ``order``.
+
+    The leading block of a Cholesky factor is the factor of the leading block, so one
+    factorisation serves all subsets.
+
+    Returns:
+        Whether each image of ``val`` is classified correctly, booleans (len(cuts), N).
+    """
+    factor = linalg.cholesky(system.gram[np.ix_(order, order)], lower=True)
+    half_solved = linalg.solve_triangular(factor, system.cross[order], lower=True)
+    weights = [
+        linalg.solve_triangular(factor[:cut, :cut].T, half_solved[:cut], lower=False)
+        for cut in cuts
+    ]
+    correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
+    for rows in blocks(len(val.labels), 2 * len(order)):
+        centred = (val.features[rows] - system.mean)[:, order]
+        for index, (cut, weight) in enumerate(zip(cuts, weights, strict=True)):
+            scores = centred[:, :cut] @ weight + system.prior
+            correct[index, rows] = scores.argmax(axis=1) == val.labels[rows]
+    return correct
+
+
+@dataclass(frozen=True)
+class SubsetCurves:
+    """Accuracies of one probe at ``RATES``, 0 to 1.
+
+    ``full`` is the accuracy with every dimension; ``random`` has shape (draws, rates); ``top`` and
+    ``bottom`` (rates,) keep the dimensions of the largest and smallest |mask|, and are None
+    without a mask. ``gain`` and ``gain_error`` are those of :func:`held_out_gain`.
+    """
+
+    full: float
+    random: Array
+    top: Array | None
+    bottom: Array | None
+    gain: float
+    gain_error: float
+
+    @property
+    def beating(self) -> NDArray[np.bool_]:
+        """Which random draws beat the full representation, shape (draws, rates)."""
+        return self.random > self.full
+
+
+def subset_curves(
+    train: Split,
+    val: Split,
+    mask: Array | None,
+    draws: int,
+    rng: np.random.Generator,
+    advance: Callable[[], object] = lambda: None,
+) -> dict[str, SubsetCurves]:
+    """Runs the experiment on the plain features with both probes, on the same random subsets.
+
+    Args:
+        mask: shape (D,), or None. It only ranks the dimensions, by |m|.
+        draws: number of random orders of the dimensions.
+        advance: called after each order, for a progress bar.
+
+    Returns:
+        Curves of the probes ``knn`` and ``linear``.
+    """
+    dims = train.features.shape[1]
+    cuts = cuts_of(dims)
+    system = ridge_system(train)
+    orders = [rng.permutation(dims) for _ in range(draws)]
+    if mask is not None:
+        falling = np.argsort(-np.abs(mask), kind="stable")
+        orders += [falling, falling[::-1]]
+    knn, linear = [], []
+    for order in orders:
+        knn.append(knn_along(train, val, order, cuts))
+        linear.append(linear_along(system, val, order, cuts))
+        advance()
+    return {"knn": _curves(np.stack(knn), draws), "linear": _curves(np.stack(linear), draws)}
+
+
+def _curves(correct: NDArray[np.bool_], draws: int) -> SubsetCurves:
+    """Curves from (orders, rates, N) booleans, the ranked orders after the random ones."""
+    correct[:, -1] = correct[0, -1]  # every order ends in the same full set, up to rounding
+    accuracy = correct.mean(axis=2)
+    top, bottom = accuracy[draws:] if len(accuracy) > draws else (None, None)
+    gain, gain_error = held_out_gain(correct[:draws])
+    return SubsetCurves(float(accuracy[0, -1]), accuracy[:draws], top, bottom, gain, gain_error)
+
+
+def held_out_gain(correct: NDArray[np.bool_]) -> tuple[float, float]:
+    """Accuracy that the best subset gains over the full set, free of the bias of choosing it.
+
+    The best draw on every other image is compared with the full set on the images between, then
+    the other way round.
+
+    Args:
+        correct: shape (draws, rates, N); the last rate is the full set.
+
+    Returns:
+        The mean of both gains, and its standard error.
+    """
+    full = correct[0, -1]
+    subsets = correct.reshape(-1, correct.shape[2])
+    differences = np.zeros(len(full))
+    for chosen_on in (0, 1):
+        best = subsets[:, chosen_on::2].mean(axis=1).argmax()
+        held_out = slice(1 - chosen_on, None, 2)
+        differences[held_out] = subsets[best, held_out].astype(float) - full[held_out]
+    return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))

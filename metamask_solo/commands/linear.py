@@ -1,0 +1,100 @@
+"""``metamask-solo linear``: what solo-learn's main_linear.py does, on both releases."""
+
+import sys
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+HELP = "train a linear probe on a checkpoint's frozen features"
+
+
+def main(argv: list[str]) -> None:
+    """Hydra's command line; masked=true|false chooses the features of a MetaMask checkpoint."""
+    from metamask_solo.commands import hydra_command
+
+    hydra_command.run("linear", argv, linear)
+
+
+def linear(cfg: DictConfig) -> float:
+    """Trains the probe, or backbone and probe with ``finetune``; returns the final accuracy."""
+    from metamask_solo.commands.hydra_command import open_config
+    from metamask_solo.training import fit
+
+    cfg = open_config(cfg)
+    model, cfg, train_loader, val_loader = _prepare(cfg)
+    result = fit(model, cfg, train_loader, val_loader, "linear")
+    if result.checkpoint is not None:
+        print(f"checkpoint: {result.checkpoint}", end="  ")
+    metrics = {k: v for k, v in result.metrics.items() if k.startswith("val_")}
+    print("  ".join(f"{name}={value:.4f}" for name, value in sorted(metrics.items())))
+    return metrics.get("val_acc1", 0.0)
+
+
+def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
+    from torch.utils.data import DataLoader
+
+    import metamask_solo  # noqa: F401  registers the method
+    from metamask_solo.checkpoints import load_backbone
+    from metamask_solo.config import check_linear_config
+    from metamask_solo.errors import UserError
+    from metamask_solo.features import evaluation_transform, linear_training_transform
+    from metamask_solo.hosts import (
+        build_linear,
+        classification_datasets,
+        complete_linear_config,
+        pl,
+    )
+    from metamask_solo.training import training_loader
+
+    check_linear_config(cfg)
+    masked = OmegaConf.select(cfg, "masked", default=None)
+    if masked not in (None, True, False):
+        raise UserError(f"masked={masked}: must be true, false or null")
+    cfg = complete_linear_config(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    backbone, _ = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
+    backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
+    model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
+    train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
+    train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
+    val_loader = DataLoader(
+        val, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+    )
+    return model, cfg, training_loader(train, cfg), val_loader
+
+
+def _loss_and_mixup(cfg: DictConfig) -> tuple[Any, Any]:
+    """Loss and mixup function, from the same keys and in the same cases as main_linear.py."""
+    from timm.data import Mixup
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+    from torch import nn
+
+    if cfg.mixup > 0 or cfg.cutmix > 0:
+        mixup = Mixup(
+            mixup_alpha=cfg.mixup,
+            cutmix_alpha=cfg.cutmix,
+            label_smoothing=cfg.label_smoothing,
+            num_classes=cfg.data.num_classes,
+        )
+        return SoftTargetCrossEntropy(), mixup
+    if cfg.label_smoothing > 0:
+        return LabelSmoothingCrossEntropy(smoothing=cfg.label_smoothing), None
+    return nn.CrossEntropyLoss(), None
+
+
+def _auto_augment(cfg: DictConfig) -> Any:
+    from timm.data import create_transform
+
+    size = OmegaConf.select(cfg, "data.augmentations.crop_size", default=224)
+    return create_transform(
+        size,
+        is_training=True,
+        color_jitter=0.0,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation="bicubic",
+        re_prob=0.25,
+    )
+
+
+if __name__ == "__main__":  # the other processes of DDP
+    main(sys.argv[1:])

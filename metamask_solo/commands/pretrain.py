@@ -1,0 +1,104 @@
+"""``metamask-solo pretrain``: what solo-learn's main_pretrain.py does, on both releases."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from metamask_solo.training import FitResult
+
+HELP = "pretrain any method of solo-learn from a YAML file"
+
+
+def main(argv: list[str]) -> None:
+    """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""
+    from metamask_solo.commands import hydra_command
+
+    check_only = hydra_command.CHECK in argv
+    argv = [a for a in argv if a != hydra_command.CHECK]
+    hydra_command.run("pretrain", argv, check if check_only else pretrain)
+
+
+def check(cfg: DictConfig) -> None:
+    """Validates the config and builds model and data, without training or writing anything."""
+    _, prepared, *_ = _prepare(cfg)
+    print(f"ok: {prepared.name}")
+
+
+def pretrain(cfg: DictConfig) -> float:
+    """Pretrains as ``cfg`` says; returns the final kNN accuracy (or 0 without one) for sweepers."""
+    return pretrain_run(cfg).metrics.get("val_knn_acc1", 0.0)
+
+
+def pretrain_run(cfg: DictConfig, reuse_finished: bool = False) -> "FitResult":
+    """Pretrains, folds a MetaMask checkpoint (``fold_at_end``), and prints the last line.
+
+    Args:
+        cfg: a composed config.
+        reuse_finished: a finished run of the same config is returned instead of a new one.
+    """
+    from metamask_solo.training import finished_run, fit
+
+    model, cfg, train_loader, val_loader = _prepare(cfg)
+    done = finished_run(cfg, cfg.method) if reuse_finished else None
+    if done is not None:
+        print(f"finished already: {done.checkpoint}")
+        return done
+    result = fit(model, cfg, train_loader, val_loader, cfg.method)
+    if model.global_rank != 0:
+        return result
+    if result.checkpoint is not None:
+        if cfg.method == "metamask" and cfg.get("fold_at_end", True):
+            _fold(result.checkpoint)
+        print(f"checkpoint: {result.checkpoint}", end="  ")
+    final = {k: v for k, v in result.metrics.items() if k.startswith("val_")}
+    print("  ".join(f"{name}={value:.4f}" for name, value in sorted(final.items())))
+    return result
+
+
+def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
+    """Model, completed config and loaders; raises UserError before anything is written."""
+    from torch.utils.data import DataLoader
+
+    import metamask_solo  # noqa: F401  registers the method
+    from metamask_solo.commands.hydra_command import open_config
+    from metamask_solo.config import check_pretrain_config
+    from metamask_solo.features import evaluation_transform
+    from metamask_solo.hosts import (
+        build_method,
+        classification_datasets,
+        complete_pretrain_config,
+        pl,
+        pretrain_dataset,
+    )
+    from metamask_solo.training import training_loader
+
+    cfg = open_config(cfg)
+    check_pretrain_config(cfg)
+    cfg = complete_pretrain_config(cfg)
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = build_method(cfg)
+    train_loader = training_loader(pretrain_dataset(cfg), cfg)
+    val_loader = None
+    if cfg.data.val_path is not None and not cfg.data.no_labels:
+        transform = evaluation_transform(cfg)
+        _, val_dataset = classification_datasets(cfg, transform, transform)
+        val_loader = DataLoader(
+            val_dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
+        )
+    return model, cfg, train_loader, val_loader
+
+
+def _fold(checkpoint: Any) -> None:
+    from metamask_solo.errors import UserError
+    from metamask_solo.folding import fold_checkpoint
+
+    try:
+        fold_checkpoint(checkpoint, checkpoint.parent / "folded", force=True)
+    except UserError as error:  # a mask that cannot be folded is no reason to fail the run
+        print(f"not folded: {error}")
+
+
+if __name__ == "__main__":  # the other processes of DDP
+    main(sys.argv[1:])

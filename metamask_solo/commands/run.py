@@ -1,0 +1,110 @@
+"""``metamask-solo run``: a script of the user's own solo-learn clone, with MetaMask registered."""
+
+import argparse
+import builtins
+import importlib.machinery
+import os
+import runpy
+import sys
+import types
+
+HELP = "run a script of your own solo-learn clone with MetaMask registered"
+MODULE = "metamask_solo.commands.run"
+# tells the processes that the script starts what to run
+SCRIPT = "METAMASK_SOLO_SCRIPT"
+
+
+def main(argv: list[str]) -> int:
+    """Runs SCRIPT as ``python SCRIPT ARGS`` would, once METHODS has MetaMask.
+
+    The script is in this process, unless another ``solo`` lies beside it than the one that is
+    imported by now: that one comes first for a script that is run directly, so Python is then
+    started anew, in the place of this process.
+
+    Returns:
+        0, or 1 after an exception; what the script gives to ``sys.exit`` is passed on.
+
+    Raises:
+        UserError: there is no such script.
+    """
+    parser = argparse.ArgumentParser(
+        prog="metamask-solo run",
+        description=HELP[0].upper() + HELP[1:] + ", as `python SCRIPT ARGS` would.",
+        epilog="Example, in the clone: metamask-solo run main_pretrain.py "
+        "--config-path scripts/pretrain/cifar --config-name metamask.yaml",
+    )
+    parser.add_argument("script", metavar="SCRIPT", help="such as main_pretrain.py")
+    parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its own")
+    given = parser.parse_args(argv)
+
+    from metamask_solo.errors import UserError
+
+    if not os.path.isfile(given.script):
+        raise UserError(f"{given.script}: no such script")
+    if _another_solo(given.script):
+        _start_anew(given.script, given.arguments)
+    return execute(given.script, given.arguments)
+
+
+def execute(script: str, arguments: list[str]) -> int:
+    """Runs ``script`` as ``__main__`` and returns the exit code; see :func:`main`."""
+    path = os.path.join(os.getcwd(), script)  # as Python sets __file__, not normalised
+    module = types.ModuleType("__main__")
+    # processes that the script starts in its own image (Lightning's DDP, multiprocessing) run
+    # what __spec__ names, hence this module, which knows MetaMask
+    module.__spec__ = importlib.machinery.ModuleSpec(MODULE, None, origin=path)
+    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    module.__file__ = path
+    module.__dict__["__builtins__"] = builtins
+    before = sys.argv, sys.path[:], sys.modules["__main__"], os.environ.get(SCRIPT)
+    sys.argv = [script, *arguments]
+    sys.path[:] = _search_path(script)
+    sys.modules["__main__"] = module
+    os.environ[SCRIPT] = path
+    try:
+        with open(path, "rb") as file:
+            code = compile(file.read(), path, "exec")
+        exec(code, module.__dict__)
+    except Exception as error:
+        # without the frame of this function: what a script that is run directly shows
+        trace = error.__traceback__ and error.__traceback__.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        return 1
+    finally:
+        sys.argv, sys.path[:], sys.modules["__main__"] = before[:3]
+        if before[3] is None:
+            del os.environ[SCRIPT]
+        else:
+            os.environ[SCRIPT] = before[3]
+    return 0
+
+
+def _search_path(script: str) -> list[str]:
+    """sys.path with the script's folder first, as Python sets it."""
+    if getattr(sys.flags, "safe_path", False):
+        return sys.path[:]
+    return [os.path.dirname(os.path.realpath(script)), *sys.path[1:]]
+
+
+def _another_solo(script: str) -> bool:
+    found = importlib.machinery.PathFinder.find_spec("solo", _search_path(script))
+    imported = sys.modules["solo"].__file__
+    if found is None or found.origin is None or imported is None:
+        return False
+    return not os.path.samefile(found.origin, imported)
+
+
+def _start_anew(script: str, arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.path[:1] = {_search_path(script)[:1]!r}; "
+        f"from {MODULE} import execute; sys.exit(execute({script!r}, sys.argv[1:]))"
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-c", code, *arguments])
+
+
+if __name__ == "__main__":  # a process that Lightning starts
+    sys.exit(main([os.environ[SCRIPT], *sys.argv[1:]]))
+elif __name__ == "__mp_main__":  # one that multiprocessing starts, which needs the script's names
+    globals().update(runpy.run_path(os.environ[SCRIPT], run_name=__name__))

@@ -1,0 +1,131 @@
+"""From images to features: evaluation transforms, loaders, and one pass over a data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import dataset_transforms
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _image_settings(cfg: DictConfig) -> tuple[int, Any, Any]:
+    """Crop size, mean and standard deviation, from a pretraining or a linear config."""
+
+    def value(key: str, default: Any) -> Any:
+        pretraining = OmegaConf.select(cfg, f"augmentations[0].{key}", default=default)
+        return OmegaConf.select(cfg, f"data.augmentations.{key}", default=pretraining)
+
+    return value("crop_size", 224), value("mean", IMAGENET_MEAN), value("std", IMAGENET_STD)
+
+
+def evaluation_transform(cfg: DictConfig) -> Callable[..., Tensor]:
+    """The transform for evaluation: solo-learn's own for its built-in data sets.
+
+    For custom data, solo-learn always makes 224 × 224 images; here they have the crop size, mean
+    and standard deviation of the run. Above 96 pixels a larger image is resized, and its centre
+    taken, in the usual proportion of 256 to 224.
+    """
+    if cfg.data.dataset != "custom":
+        return dataset_transforms(cfg.data.dataset)[1]
+    size, mean, std = _image_settings(cfg)
+    resized = size if size <= 96 else round(size * 256 / 224)
+    return transforms.Compose(
+        [
+            transforms.Resize(resized, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+
+
+def linear_training_transform(cfg: DictConfig) -> Callable[..., Tensor]:
+    """The transform that trains a linear probe: random crop, and a flip where the data allow it.
+
+    For custom data ``data.augmentations`` may set ``crop_min_scale`` (default 0.08) and
+    ``horizontal_flip`` (probability, default 0.5).
+    """
+    if cfg.data.dataset != "custom":
+        return dataset_transforms(cfg.data.dataset)[0]
+    size, mean, std = _image_settings(cfg)
+    least = OmegaConf.select(cfg, "data.augmentations.crop_min_scale", default=0.08)
+    flip = OmegaConf.select(cfg, "data.augmentations.horizontal_flip", default=0.5)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, scale=(least, 1.0)),
+            transforms.RandomHorizontalFlip(flip),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+
+
+def image_loader(
+    folder: str | Path,
+    cfg: DictConfig | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> DataLoader[Any]:
+    """A loader of a tree of class folders, with the evaluation transform of a run's config.
+
+    Args:
+        folder: holds one folder of images for each class.
+        cfg: config of the run, or None for the images as they are, scaled to 0..1.
+        limit: at most this many images, drawn by ``seed``; None for all.
+
+    Raises:
+        UserError: the folder is missing, or a class folder is empty.
+    """
+    check_class_folders(folder, "data")
+    transform = transforms.ToTensor() if cfg is None else evaluation_transform(cfg)
+    dataset: Any = ImageFolder(str(folder), transform)
+    if limit is not None and limit < len(dataset):
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        dataset = Subset(dataset, sorted(order[:limit].tolist()))
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+
+
+def check_class_folders(folder: str | Path, key: str) -> None:
+    """Refuses a data folder that torchvision could not read, before anything is built."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{key}={folder}: no such folder")
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        raise UserError(f"{key}={folder}: holds no class folder")
+    for entry in classes:
+        if not any(file.is_file() for file in entry.rglob("*")):
+            raise UserError(f"{key}={folder}: class folder {entry.name} is empty")
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module,
+    loader: DataLoader[Any],
+    device: str | torch.device = "cpu",
+    label: str = "features",
+) -> tuple[Tensor, Tensor]:
+    """Features and labels of a data set, with a progress bar.
+
+    Returns:
+        Features, N × D in single precision, and labels, N integers; both on the CPU.
+    """
+    backbone = backbone.to(device).eval()
+    features, labels = [], []
+    for images, targets in tqdm(loader, desc=label, leave=False):
+        features.append(backbone(images.to(device)).float().cpu())
+        labels.append(targets)
+    return torch.cat(features), torch.cat(labels)

@@ -1,0 +1,75 @@
+"""The one place that knows which release of solo-learn is installed.
+
+Everyone else takes from here what it needs of solo-learn and of Lightning. Two modules implement
+the same interface: ``github_main`` for GitHub's main, ``release_1_0_2`` (with its bridges) for the
+package index's 1.0.2. To drop 1.0.2, delete its modules and its branch below.
+"""
+
+import importlib
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+from metamask_solo.hosts.bridges import bridge_knn
+from metamask_solo.hosts.trainer import forward_context, optimizer_step_was_skipped
+
+_solo = importlib.util.find_spec("solo")
+if _solo is None:
+    raise ImportError(
+        "metamask-solo extends solo-learn, which is not installed: run `make setup`, or "
+        "`pip install --no-deps solo-learn==1.0.2`"
+    )
+
+with warnings.catch_warnings():
+    # solo-learn imports timm's and torch's old names, and registers its backbones over timm's
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Overwriting .* in registry")
+    # looked up as a folder: asking for the spec of a submodule would already import solo
+    if Path((_solo.submodule_search_locations or [""])[0], "backbones").is_dir():
+        _release = importlib.import_module("metamask_solo.hosts.github_main")
+    else:
+        _release = importlib.import_module("metamask_solo.hosts.release_1_0_2")
+
+RELEASE: str = _release.RELEASE
+METHODS: Any = _release.METHODS
+BACKBONE_PREFIX: str = _release.BACKBONE_PREFIX
+WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
+PluginMethod: Any = _release.PluginMethod
+pl: Any = _release.pl
+backbone_names = _release.backbone_names
+barlow_loss = _release.barlow_loss
+build_backbone = _release.build_backbone
+build_linear = _release.build_linear
+build_method = _release.build_method
+complete_linear_config = _release.complete_linear_config
+complete_pretrain_config = _release.complete_pretrain_config
+contrastive_loss = _release.contrastive_loss
+classification_datasets = _release.classification_datasets
+dataset_transforms = _release.dataset_transforms
+pretrain_dataset = _release.pretrain_dataset
+
+DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
+
+__all__ = [
+    "BACKBONE_PREFIX",
+    "DATASETS",
+    "METHODS",
+    "RELEASE",
+    "PluginMethod",
+    "WeightedKNNClassifier",
+    "backbone_names",
+    "barlow_loss",
+    "build_backbone",
+    "build_linear",
+    "build_method",
+    "classification_datasets",
+    "complete_linear_config",
+    "complete_pretrain_config",
+    "contrastive_loss",
+    "dataset_transforms",
+    "forward_context",
+    "optimizer_step_was_skipped",
+    "pl",
+    "pretrain_dataset",
+]

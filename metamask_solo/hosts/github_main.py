@@ -1,0 +1,155 @@
+"""solo-learn's GitHub main: methods take a config."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from solo.args.linear import parse_cfg as parse_linear
+from solo.args.pretrain import parse_cfg as parse_pretrain
+from solo.data.classification_dataloader import prepare_datasets as prepare_classification
+from solo.data.classification_dataloader import prepare_transforms
+from solo.data.pretrain_dataloader import (
+    FullTransformPipeline,
+    NCropAugmentation,
+    build_transform_pipeline,
+    prepare_datasets,
+)
+from solo.losses.barlow import barlow_loss_func
+from solo.losses.simclr import simclr_loss_func
+from solo.methods import METHODS
+from solo.methods.base import BaseMethod
+from solo.methods.linear import LinearModel
+from solo.utils.knn import WeightedKNNClassifier
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+__all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
+
+RELEASE = "main"
+BACKBONE_PREFIX = "backbone."
+
+
+class PluginMethod(BaseMethod):
+    """Base of a method that brings settings of its own; see the other release's module."""
+
+    setting_names: tuple[str, ...] = ()
+    resolve_settings: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __init__(self, cfg: DictConfig):
+        super().__init__(cfg)
+        self.method_settings = _plain(self.cfg.method_kwargs)
+        self.optimizer_name: str = self.optimizer
+
+    @classmethod
+    def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
+        """Completes and checks ``method_kwargs``, beside what solo-learn does for every method."""
+        cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
+        cfg.method_kwargs = cls.resolve_settings(_plain(cfg.method_kwargs))
+        return cfg
+
+    def to_memory_format(self, images: Tensor) -> Tensor:
+        """Images in the memory format in which this release trains."""
+        return images if self.no_channel_last else images.to(memory_format=torch.channels_last)
+
+
+def barlow_loss(z1: Tensor, z2: Tensor, lamb: float, scale_loss: float) -> Tensor:
+    """solo-learn's Barlow Twins loss."""
+    return barlow_loss_func(z1, z2, lamb=lamb, scale_loss=scale_loss)
+
+
+def contrastive_loss(z1: Tensor, z2: Tensor, indexes: Tensor, temperature: float) -> Tensor:
+    """solo-learn's NT-Xent of two views; negatives from all processes."""
+    return simclr_loss_func(torch.cat((z1, z2)), indexes.repeat(2), temperature)
+
+
+def backbone_names() -> list[str]:
+    return list(BaseMethod._BACKBONES)
+
+
+def build_backbone(cfg: DictConfig) -> nn.Module:
+    """The backbone as solo-learn's methods build it: images to N × D features."""
+    name = cfg.backbone.name
+    kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs", default={}))
+    backbone = BaseMethod._BACKBONES[name](
+        cfg.get("pretrain_method") or cfg.get("method"), **kwargs
+    )
+    if name.startswith("resnet"):
+        backbone.fc = nn.Identity()
+        if cfg.data.dataset in ("cifar10", "cifar100"):
+            backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
+            backbone.maxpool = nn.Identity()
+    return backbone
+
+
+def build_method(cfg: DictConfig) -> pl.LightningModule:
+    """The method that ``cfg.method`` names, from a completed config."""
+    model = METHODS[cfg.method](cfg)
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def build_linear(
+    backbone: nn.Module,
+    cfg: DictConfig,
+    loss_func: Callable[..., Tensor] | None = None,
+    mixup_func: Callable[..., Any] | None = None,
+) -> pl.LightningModule:
+    """solo-learn's linear (or fine-tuning) model on a backbone, from a completed config."""
+    model = LinearModel(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
+    if not cfg.performance.disable_channel_last:
+        model = model.to(memory_format=torch.channels_last)
+    return model
+
+
+def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
+    """Defaults and derived values, as main_pretrain.py computes them."""
+    return parse_pretrain(cfg)
+
+
+def complete_linear_config(cfg: DictConfig) -> DictConfig:
+    """Defaults and derived values, as main_linear.py computes them."""
+    return parse_linear(cfg)
+
+
+def pretrain_dataset(cfg: DictConfig) -> Dataset[Any]:
+    """The training data of pretraining: items are (index, views, label)."""
+    crops = [
+        NCropAugmentation(build_transform_pipeline(cfg.data.dataset, aug), aug.num_crops)
+        for aug in cfg.augmentations
+    ]
+    return prepare_datasets(
+        cfg.data.dataset,
+        FullTransformPipeline(crops),
+        train_data_path=cfg.data.train_path,
+        data_format=cfg.data.format,
+        no_labels=cfg.data.no_labels,
+        data_fraction=cfg.data.fraction,
+    )
+
+
+def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """solo-learn's training and evaluation transforms of one of its built-in data sets."""
+    return prepare_transforms(dataset)
+
+
+def classification_datasets(
+    cfg: DictConfig, train_transform: Callable[..., Tensor], val_transform: Callable[..., Tensor]
+) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Labelled training and validation data: items are (image, label)."""
+    return prepare_classification(
+        cfg.data.dataset,
+        train_transform,
+        val_transform,
+        train_data_path=cfg.data.train_path,
+        val_data_path=cfg.data.val_path,
+        data_format=cfg.data.format,
+        data_fraction=OmegaConf.select(cfg, "data.fraction", default=-1),
+    )
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return dict(plain)

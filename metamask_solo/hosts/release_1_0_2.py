@@ -1,0 +1,388 @@
+"""solo-learn 1.0.2 of the package index: methods take keyword arguments.
+
+Gives this release the interface of ``github_main``, from YAML files in GitHub main's form. What
+it misses on Lightning 2 is bridged in ``bridges_1_0_2``.
+"""
+
+import os
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import bridges_1_0_2
+
+bridges_1_0_2.stand_in_for_bolts()
+
+from solo.args.utils import N_CLASSES_PER_DATASET  # noqa: E402
+from solo.losses.barlow import barlow_loss_func  # noqa: E402
+from solo.losses.simclr import simclr_loss_func  # noqa: E402
+from solo.methods import METHODS  # noqa: E402
+from solo.methods.base import BaseMethod, BaseMomentumMethod  # noqa: E402
+from solo.methods.linear import LinearModel  # noqa: E402
+from solo.utils import whitening  # noqa: E402
+from solo.utils.classification_dataloader import (  # noqa: E402
+    prepare_datasets as prepare_classification,
+)
+from solo.utils.classification_dataloader import prepare_transforms  # noqa: E402
+from solo.utils.knn import WeightedKNNClassifier  # noqa: E402
+from solo.utils.pretrain_dataloader import (  # noqa: E402
+    prepare_datasets,
+    prepare_n_crop_transform,
+    prepare_transform,
+)
+
+bridges_1_0_2.bridge_validation(BaseMethod)
+bridges_1_0_2.bridge_validation(LinearModel)
+bridges_1_0_2.bridge_momentum_update(BaseMomentumMethod)
+bridges_1_0_2.bridge_gradient_clipping(METHODS["dino"])
+bridges_1_0_2.bridge_whitening(whitening)
+bridges_1_0_2.bridge_cosine(WeightedKNNClassifier)
+
+__all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
+
+RELEASE = "1.0.2"
+BACKBONE_PREFIX = "encoder."
+
+
+class PluginMethod(BaseMethod):
+    """Base of a method that brings settings of its own.
+
+    A subclass names them in ``setting_names`` and completes and checks them in
+    ``resolve_settings``; they are then in ``method_settings``. It reads the backbone, the name of
+    the optimiser and the memory format from here, since the releases differ in these.
+    """
+
+    setting_names: tuple[str, ...] = ()
+    resolve_settings: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __init__(self, **kwargs: Any):
+        own = {name: kwargs.pop(name) for name in self.setting_names if name in kwargs}
+        super().__init__(**kwargs)
+        self.method_settings = type(self).resolve_settings(own)
+        self.optimizer_name = "lars" if self.lars else self.optimizer
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.encoder
+
+    def base_forward(self, X: Tensor) -> dict[str, Any]:
+        """What the shared steps of this release call; GitHub main's call ``forward``."""
+        return self.forward(X)
+
+    def to_memory_format(self, images: Tensor) -> Tensor:
+        return images
+
+
+def barlow_loss(z1: Tensor, z2: Tensor, lamb: float, scale_loss: float) -> Tensor:
+    return barlow_loss_func(z1, z2, lamb=lamb, scale_loss=scale_loss)
+
+
+def contrastive_loss(z1: Tensor, z2: Tensor, indexes: Tensor, temperature: float) -> Tensor:
+    """solo-learn's NT-Xent of two views; this release's takes no other process's negatives."""
+    return simclr_loss_func(z1, z2, temperature=temperature)
+
+
+def backbone_names() -> list[str]:
+    return list(BaseMethod._SUPPORTED_ENCODERS)
+
+
+def build_backbone(cfg: DictConfig) -> nn.Module:
+    # the base class builds and adjusts the backbone; this release has no function for that alone
+    return BaseMethod(**_base_arguments(cfg)).encoder
+
+
+def build_method(cfg: DictConfig) -> pl.LightningModule:
+    method = METHODS[cfg.method]
+    given = _plain(cfg, "method_kwargs")
+    own = set(getattr(method, "setting_names", ()))
+    if own:
+        method.resolve_settings(given)  # the base class would take an unknown key without a word
+    defaults = {} if own else _argparse_defaults(method)
+    if not own and (unknown := given.keys() - defaults.keys()):
+        raise UserError(
+            f"method_kwargs.{min(unknown)}: unknown setting of {cfg.method} in solo-learn 1.0.2"
+        )
+    arguments = {**defaults, **_base_arguments(cfg), **given}
+    if issubclass(method, BaseMomentumMethod):
+        arguments |= {
+            "base_tau_momentum": OmegaConf.select(cfg, "momentum.base_tau", default=0.99),
+            "final_tau_momentum": OmegaConf.select(cfg, "momentum.final_tau", default=1.0),
+            "momentum_classifier": OmegaConf.select(cfg, "momentum.classifier", default=False),
+        }
+    model = method(**arguments)
+    if model.knn_eval:
+        model.knn.distance_fx = OmegaConf.select(
+            cfg, "knn_eval.distance_func", default=model.knn.distance_fx
+        )
+    return model
+
+
+def build_linear(
+    backbone: nn.Module,
+    cfg: DictConfig,
+    loss_func: Callable[..., Tensor] | None = None,
+    mixup_func: Callable[..., Any] | None = None,
+) -> pl.LightningModule:
+    if OmegaConf.select(cfg, "finetune", default=False):
+        model_class: type = _FinetuneModel
+    else:
+        model_class = LinearModel
+    if mixup_func is not None or OmegaConf.select(cfg, "label_smoothing", default=0):
+        raise UserError("mixup, cutmix and label_smoothing: not in solo-learn 1.0.2; leave them 0")
+    scheduler = "cosine" if cfg.scheduler.name == "warmup_cosine" else cfg.scheduler.name
+    # its warm-up lasts a fixed ten epochs, so the cosine alone serves short runs better
+    return model_class(
+        backbone,
+        num_classes=cfg.data.num_classes,
+        max_epochs=cfg.max_epochs,
+        batch_size=cfg.optimizer.batch_size,
+        lr=cfg.optimizer.lr,
+        weight_decay=cfg.optimizer.weight_decay,
+        scheduler=scheduler,
+        lr_decay_steps=OmegaConf.select(cfg, "scheduler.lr_decay_steps", default=None),
+        **_optimizer_arguments(
+            cfg, ("optimizer", "lars", "exclude_bias_n_norm", "extra_optimizer_args")
+        ),
+    )
+
+
+class _FinetuneModel(LinearModel):
+    """This release's linear model with the backbone trained too, which it does not offer."""
+
+    classifier: Any
+
+    def __init__(self, backbone: nn.Module, **kwargs: Any):
+        trained = [p for p in backbone.parameters() if p.requires_grad]  # not the mask
+        super().__init__(backbone, **kwargs)
+        for parameter in trained:
+            parameter.requires_grad = True
+
+    def forward(self, X: Tensor) -> dict[str, Tensor]:
+        feats = self.backbone(X)
+        return {"logits": self.classifier(feats), "feats": feats}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        _, loss, acc1, acc5 = self.shared_step(batch, batch_idx)
+        log = {"train_loss": loss, "train_acc1": acc1, "train_acc5": acc5}
+        self.log_dict(log, on_epoch=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        # the base class gives the classifier's parameters to its optimiser; here, all of them
+        classifier = self.classifier
+        self.classifier = self
+        try:
+            return super().configure_optimizers()
+        finally:
+            self.classifier = classifier
+
+
+def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
+    """Defaults and derived values, as GitHub main's main_pretrain.py computes them."""
+    _complete_shared(cfg)
+    _default(cfg, "data.val_path", None)
+    _default(cfg, "data.no_labels", False)
+    sizes = [pipeline.crop_size for pipeline in cfg.augmentations]
+    crops = [pipeline.num_crops for pipeline in cfg.augmentations]
+    large = sum(n for n, size in zip(crops, sizes, strict=True) if size == sizes[0])
+    cfg.data.num_large_crops, cfg.data.num_small_crops = large, sum(crops) - large
+    if cfg.data.val_path is not None:
+        cfg.optimizer.classifier_lr *= _lr_factor(cfg)
+    _default(cfg, "optimizer.classifier_lr", cfg.optimizer.lr)
+    return cfg
+
+
+def complete_linear_config(cfg: DictConfig) -> DictConfig:
+    """Defaults and derived values, as GitHub main's main_linear.py computes them."""
+    _complete_shared(cfg)
+    for key, value in {
+        "pretrain_method": None,
+        "finetune": False,
+        "auto_augment": False,
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+    }.items():
+        _default(cfg, key, value)
+    return cfg
+
+
+def _complete_shared(cfg: DictConfig) -> None:
+    for key, value in {
+        "checkpoint.enabled": False,
+        "checkpoint.dir": "trained_models",
+        "checkpoint.frequency": 1,
+        "checkpoint.keep_prev": False,
+        "auto_resume.enabled": False,
+        "auto_resume.max_hours": 36,
+        "data.format": "image_folder",
+        "data.fraction": -1,
+        "wandb.enabled": False,
+        "wandb.entity": None,
+        "wandb.project": "solo-learn",
+        "wandb.offline": False,
+        "seed": 5,
+        "resume_from_checkpoint": None,
+        "strategy": None,
+        "num_nodes": 1,
+        "accumulate_grad_batches": 1,
+        "optimizer.kwargs": {},
+        "backbone.kwargs": {},
+        "method_kwargs": {},
+    }.items():
+        _default(cfg, key, value)
+    if cfg.data.format != "image_folder":
+        raise UserError(f"data.format={cfg.data.format}: solo-learn 1.0.2 reads image_folder only")
+    if cfg.data.fraction > 0:
+        raise UserError(f"data.fraction={cfg.data.fraction}: not in solo-learn 1.0.2; leave it -1")
+    if cfg.data.dataset in N_CLASSES_PER_DATASET:
+        cfg.data.num_classes = N_CLASSES_PER_DATASET[cfg.data.dataset]
+    else:
+        folders = sum(entry.is_dir() for entry in os.scandir(cfg.data.train_path))
+        cfg.data.num_classes = max(1, folders)
+    cfg.optimizer.lr *= _lr_factor(cfg)
+    if cfg.optimizer.name in ("sgd", "lars"):
+        _default(cfg, "optimizer.kwargs.momentum", 0.9)
+
+
+def _lr_factor(cfg: DictConfig) -> float:
+    """solo-learn's rates are for 256 images a step."""
+    return cfg.optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
+
+
+def _default(cfg: DictConfig, key: str, value: Any) -> None:
+    missing = object()
+    if OmegaConf.select(cfg, key, default=missing) is missing:
+        OmegaConf.update(cfg, key, value, force_add=True)
+
+
+def pretrain_dataset(cfg: DictConfig) -> Dataset[Any]:
+    """The training data of pretraining: items are (index, views, label)."""
+    transforms = [
+        prepare_transform(cfg.data.dataset, **_transform_arguments(cfg.data.dataset, aug))
+        for aug in cfg.augmentations
+    ]
+    crops = prepare_n_crop_transform(transforms, [aug.num_crops for aug in cfg.augmentations])
+    return prepare_datasets(
+        cfg.data.dataset,
+        crops,
+        data_dir=Path(cfg.data.train_path),
+        train_dir=".",
+        no_labels=cfg.data.no_labels,
+    )
+
+
+def _transform_arguments(dataset: str, aug: DictConfig) -> dict[str, Any]:
+    if not aug.rrc.enabled or aug.equalization.prob:
+        raise UserError(
+            "augmentations: solo-learn 1.0.2 always crops (rrc.enabled) and cannot equalize"
+        )
+    arguments = {
+        "brightness": aug.color_jitter.get("brightness", 0.0),
+        "contrast": aug.color_jitter.get("contrast", 0.0),
+        "saturation": aug.color_jitter.get("saturation", 0.0),
+        "hue": aug.color_jitter.get("hue", 0.0),
+        "color_jitter_prob": aug.color_jitter.prob,
+        "gray_scale_prob": aug.grayscale.prob,
+        "horizontal_flip_prob": aug.horizontal_flip.prob,
+        "gaussian_prob": aug.gaussian_blur.prob,
+        "solarization_prob": aug.solarization.prob,
+        "min_scale": aug.rrc.crop_min_scale,
+        "max_scale": aug.rrc.crop_max_scale,
+        "crop_size": aug.crop_size,
+    }
+    if dataset == "custom":
+        arguments |= {key: tuple(aug[key]) for key in ("mean", "std") if key in aug}
+    return arguments
+
+
+def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    return prepare_transforms(dataset)
+
+
+def classification_datasets(
+    cfg: DictConfig, train_transform: Callable[..., Tensor], val_transform: Callable[..., Tensor]
+) -> tuple[Dataset[Any], Dataset[Any]]:
+    return prepare_classification(
+        cfg.data.dataset,
+        train_transform,
+        val_transform,
+        data_dir=Path(""),
+        train_dir=cfg.data.train_path,
+        val_dir=cfg.data.val_path,
+    )
+
+
+def _base_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Keyword arguments of BaseMethod; what a bare backbone does not need has a default."""
+
+    def value(key: str, default: Any) -> Any:
+        return OmegaConf.select(cfg, key, default=default)
+
+    if value("optimizer.exclude_bias_n_norm_wd", False):
+        raise UserError("optimizer.exclude_bias_n_norm_wd=true: not in solo-learn 1.0.2")
+    backbone_args = {
+        **_plain(cfg, "backbone.kwargs"),
+        "cifar": cfg.data.dataset in ("cifar10", "cifar100"),
+    }
+    if not cfg.backbone.name.startswith("resnet"):
+        crop = value("augmentations[0].crop_size", value("data.augmentations.crop_size", 224))
+        backbone_args.setdefault("img_size", crop)
+    return {
+        "encoder": cfg.backbone.name,
+        "num_classes": value("data.num_classes", 1),
+        "backbone_args": backbone_args,
+        "max_epochs": value("max_epochs", 1),
+        "batch_size": value("optimizer.batch_size", 1),
+        "lr": value("optimizer.lr", 0.0),
+        "weight_decay": value("optimizer.weight_decay", 0.0),
+        "classifier_lr": value("optimizer.classifier_lr", 0.0),
+        "accumulate_grad_batches": value("accumulate_grad_batches", 1) or 1,
+        "scheduler": value("scheduler.name", "none"),
+        "min_lr": value("scheduler.min_lr", 0.0),
+        "warmup_start_lr": value("scheduler.warmup_start_lr", 3e-5),
+        "warmup_epochs": value("scheduler.warmup_epochs", 10),
+        "lr_decay_steps": value("scheduler.lr_decay_steps", None),
+        "num_large_crops": value("data.num_large_crops", 2),
+        "num_small_crops": value("data.num_small_crops", 0),
+        "knn_eval": value("knn_eval.enabled", False),
+        "knn_k": value("knn_eval.k", 20),
+        **_optimizer_arguments(cfg),
+    }
+
+
+def _optimizer_arguments(cfg: DictConfig, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """GitHub main's ``lars`` is SGD inside a wrapper here."""
+    extra = _plain(cfg, "optimizer.kwargs")
+    name = OmegaConf.select(cfg, "optimizer.name", default="sgd")
+    arguments = {
+        "optimizer": "sgd" if name == "lars" else name,
+        "lars": name == "lars",
+        "eta_lars": extra.pop("eta", 1e-3),
+        "grad_clip_lars": extra.pop("clip_lr", False),
+        "exclude_bias_n_norm": extra.pop("exclude_bias_n_norm", False),
+        "extra_optimizer_args": extra,
+    }
+    return {key: arguments[key] for key in only or arguments}
+
+
+def _argparse_defaults(method: Any) -> dict[str, Any]:
+    """This release keeps the defaults of a method's settings in its argument parser."""
+    parser = ArgumentParser()
+    method.add_model_specific_args(parser)
+    base = ArgumentParser()
+    BaseMethod.add_model_specific_args(base)
+    shared = {action.dest for action in base._actions}
+    return {a.dest: a.default for a in parser._actions if a.dest not in shared}
+
+
+def _plain(cfg: DictConfig, key: str) -> dict[str, Any]:
+    node = OmegaConf.select(cfg, key, default=None)
+    return OmegaConf.to_container(node, resolve=True) if node is not None else {}  # type: ignore[return-value]
