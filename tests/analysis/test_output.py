@@ -1,0 +1,179 @@
+"""The figures, the page and the folder."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metamask_solo.analysis import figures
+from metamask_solo.analysis.figures import FIGURES, draw_figures
+from metamask_solo.analysis.output import check_output, write_output
+from metamask_solo.analysis.report import report_html
+from metamask_solo.analysis.study import Study, study
+from metamask_solo.errors import UserError
+
+DIMS = 24
+HEAD = {
+    "data": {
+        "folder": "data/<set>",
+        "classes": 4,
+        "train_images": 200,
+        "val_images": 80,
+        "background": True,
+    },
+    "settings": {
+        "seed": 0,
+        "samples": 1000,
+        "draws": 3,
+        "knn_k": 5,
+        "knn_temperature": 1.0,
+        "ridge": 1e-3,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def studies(confounded) -> list[Study]:
+    subjects = [confounded("1: metamask", True), confounded("2: simclr", False)]
+    return [study(subject, background, seed=0, draws=3) for subject, background in subjects]
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Drawing takes the time of these tests; nothing here depends on the resolution."""
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, and checks that every element is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.sources: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [v for k, v in attrs if k in ("src", "href", "action", "data", "srcset")]
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_every_figure_has_names_and_units_on_its_axes(studies):
+    for name, draw in FIGURES.items():
+        figure = draw(studies)
+        assert figure is not None, name
+        assert figure.get_figwidth() > 6  # inches
+        axes = [axis for axis in figure.axes if axis.get_visible() and axis.axison]
+        assert axes
+        for axis in axes:
+            if axis.get_label() == "<colorbar>":
+                assert axis.get_ylabel()
+                continue
+            assert re.search(r"\(.+\)", axis.get_xlabel()), (name, axis.get_xlabel())
+            named_bars = name == "bracket"  # its vertical axis lists the checkpoints
+            assert named_bars or re.search(r"\(.+\)", axis.get_ylabel()), (name, axis.get_ylabel())
+
+
+def test_figures_are_png_files_and_the_same_every_time(studies):
+    first = draw_figures(studies)
+    assert list(first) == list(FIGURES)
+    for content in first.values():
+        assert Image.open(io.BytesIO(content)).format == "PNG"
+    assert draw_figures(studies) == first
+
+
+def test_figures_without_a_mask(studies):
+    drawn = draw_figures(studies[1:])
+    assert set(FIGURES) - set(drawn) == {"mask", "information"}
+
+
+def test_figures_of_a_constant_mask_without_history(confounded):
+    subject, _ = confounded()
+    subject = replace(subject, mask=np.full(DIMS, 0.5, dtype=np.float32), history=None)
+    found = study(subject, None, seed=0, draws=2)
+    assert set(FIGURES) - set(draw_figures([found])) == {"information"}
+
+
+def test_folder_and_page_are_whole_and_load_nothing(studies, tmp_path):
+    out = tmp_path / "new" / "out"
+    write_output(out, HEAD, studies)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"analysis.json", "report.html", *(f"{name}.png" for name in FIGURES)}
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert len(page.sources) == len(FIGURES)
+    for source in page.sources:
+        head, content = source.split(",")
+        assert head == "data:image/png;base64"
+        assert base64.b64decode(content).startswith(b"\x89PNG")
+    assert page.text.count("How to read:") == 6
+    assert "data/<set>" in page.text
+    assert "2: simclr: no mask of its own (none was learned" in page.text
+    assert "2: simclr: no mask of its own, or one that is the same for all dimensions" in page.text
+    row = re.search(r"<td>class</td>.*", (out / "report.html").read_text(encoding="utf-8"))
+    assert row is not None and "<td>yes</td>" in row[0]
+    numbers = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert numbers["made_by"] == "metamask-solo analyze"
+    assert [found["name"] for found in numbers["checkpoints"]] == ["1: metamask", "2: simclr"]
+    assert numbers["settings"]["draws"] == 3
+
+    check_output(out)  # an earlier analysis is replaced
+    write_output(out, HEAD, studies[1:])
+    assert not (out / "mask.png").exists()
+    assert len(json.loads((out / "analysis.json").read_text())["checkpoints"]) == 1
+
+
+def test_page_tells_when_the_mask_damps_the_wrong_dimensions(confounded, studies, tmp_path):
+    against, background = confounded()
+    against = replace(against, mask=against.mask[::-1].copy(), history=None)
+    found = study(against, background, seed=0, draws=2)
+    page = report_html({**HEAD, "checkpoints": [found.numbers]}, {})
+    assert page.count("<td>the opposite</td>") == 3
+    assert "no metadata.csv" not in page
+
+
+def test_page_without_any_mask(studies):
+    head = {**HEAD, "data": {**HEAD["data"], "background": False}}
+    page = Page(report_html({**head, "checkpoints": [studies[1].numbers]}, {}))
+    assert "2: simclr: no mask of its own (none was learned" in page.text
+    assert page.sources == []
+
+
+def test_page_without_metadata(studies):
+    head = {**HEAD, "data": {**HEAD["data"], "background": False}}
+    page = Page(report_html({**head, "checkpoints": [studies[0].numbers]}, {}))
+    assert "no metadata.csv" in page.text
+
+
+def test_somebody_elses_folder_is_refused(tmp_path):
+    check_output(tmp_path / "new")
+    check_output(tmp_path)  # empty
+    (tmp_path / "analysis.json").write_text('{"made_by": "another"}')
+    with pytest.raises(UserError, match="no analysis of this command"):
+        check_output(tmp_path)
+    (tmp_path / "analysis.json").write_text("[")
+    with pytest.raises(UserError, match="no analysis of this command"):
+        check_output(tmp_path)
+    for below in (tmp_path / "analysis.json", tmp_path / "analysis.json" / "out"):
+        with pytest.raises(UserError, match="analysis.json is a file"):
+            check_output(below)
+
+
+def test_a_folder_without_permission_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(UserError, match="no permission for"):
+        check_output(tmp_path / "a" / "b")

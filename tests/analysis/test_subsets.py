@@ -1,0 +1,159 @@
+"""Probes on nested subsets of dimensions, against scikit-learn and on planted features."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import KNeighborsClassifier
+
+from metamask_solo.analysis import measures
+from metamask_solo.analysis.subsets import (
+    RIDGE,
+    Split,
+    SubsetCurves,
+    cuts_of,
+    held_out_gain,
+    knn_along,
+    linear_along,
+    ridge_system,
+    subset_curves,
+)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def blobs(count: int, dims: int, rng: np.random.Generator, noise: float = 1.5) -> Split:
+    labels = np.arange(count) % 3
+    centres = np.random.default_rng(9).normal(size=(3, dims))
+    features = centres[labels] + rng.normal(scale=noise, size=(count, dims))
+    return Split(features.astype(np.float32), labels)
+
+
+def test_cuts():
+    assert cuts_of(512)[0] == 51 and cuts_of(512)[-1] == 512
+    assert cuts_of(3) == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+
+
+def test_knn_equals_scikit_learn_on_every_subset(rng, monkeypatch):
+    train, val = blobs(120, 10, rng), blobs(60, 10, rng)
+    order, cuts = rng.permutation(10), [2, 2, 5, 10]
+    found = knn_along(train, val, order, cuts, k=7, temperature=0.2)
+    for accuracy, cut in zip(found.mean(axis=1), cuts, strict=True):
+        reference = KNeighborsClassifier(
+            7, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.2)
+        )
+        reference.fit(train.features[:, order[:cut]], train.labels)
+        assert accuracy == pytest.approx(reference.score(val.features[:, order[:cut]], val.labels))
+    monkeypatch.setattr(measures, "BLOCK_VALUES", 5_000)
+    np.testing.assert_array_equal(knn_along(train, val, order, cuts, k=7, temperature=0.2), found)
+
+
+def test_knn_in_the_order_of_the_features(rng):
+    train, val = blobs(50, 6, rng), blobs(30, 6, rng)
+    np.testing.assert_array_equal(
+        knn_along(train, val, slice(None), [6]), knn_along(train, val, np.arange(6), [6])
+    )
+
+
+def test_knn_survives_dead_dimensions_and_few_images():
+    train = Split(np.array([[0, 1], [0, -1]], dtype=np.float32), np.array([0, 1]))
+    val = Split(np.array([[0, 2], [0, -3]], dtype=np.float32), np.array([0, 1]))
+    np.testing.assert_array_equal(
+        knn_along(train, val, np.arange(2), [1, 2]), [[True, False], [True, True]]
+    )
+
+
+def test_linear_probe_equals_scikit_learn_on_every_subset(rng, monkeypatch):
+    train, val = blobs(120, 10, rng), blobs(60, 10, rng)
+    order, cuts = rng.permutation(10), [1, 4, 10]
+    found = linear_along(ridge_system(train), val, order, cuts)
+    wide = train.features.astype(np.float64)
+    alpha = RIDGE * 120 * wide.var(axis=0).mean()
+    for correct, cut in zip(found, cuts, strict=True):
+        kept = order[:cut]
+        reference = Ridge(alpha=alpha).fit(wide[:, kept], np.eye(3)[train.labels])
+        predicted = reference.predict(val.features[:, kept]).argmax(axis=1)
+        np.testing.assert_array_equal(correct, predicted == val.labels)
+    monkeypatch.setattr(measures, "BLOCK_VALUES", 70)
+    np.testing.assert_array_equal(linear_along(ridge_system(train), val, order, cuts), found)
+
+
+def test_linear_probe_survives_constant_features():
+    train = Split(np.zeros((4, 3), dtype=np.float32), np.array([0, 0, 0, 1]))
+    found = linear_along(ridge_system(train), train, np.arange(3), [1, 3])
+    np.testing.assert_array_equal(found, [[True, True, True, False]] * 2)
+
+
+def planted(count: int, rng: np.random.Generator) -> Split:
+    """Dimensions 0 to 3 tell the class; 4 to 19 are strong and tell nothing of it."""
+    labels = np.arange(count) % 4
+    signal = np.eye(4)[labels] + rng.normal(scale=0.2, size=(count, 4))
+    confounder = rng.normal(scale=2, size=(count, 16))
+    return Split(np.hstack([signal, confounder]).astype(np.float32), labels)
+
+
+def test_damping_planted_confounders(rng):
+    train, val = planted(400, rng), planted(200, rng)
+    mask = np.r_[np.full(4, 0.9), np.linspace(0.1, 0.2, 16)]
+    curves = subset_curves(train, val, mask, draws=8, rng=rng)
+    knn = curves["knn"]
+    assert knn.top is not None and knn.bottom is not None
+    assert knn.top[1] > 0.95  # 20 % of the dimensions: the four that tell the class
+    assert knn.bottom[1] < 0.45  # chance is 0.25
+    masked = knn_along(train.masked(mask), val.masked(mask), slice(None), [20]).mean()
+    assert knn.full < 0.6 < masked
+    assert curves["linear"].full > 0.95
+    assert np.array_equal(knn.beating, knn.random > knn.full)
+    assert knn.beating.any()
+    assert knn.gain > 3 * knn.gain_error > 0
+
+
+def test_full_set_is_the_same_in_every_draw(rng):
+    curves = subset_curves(blobs(90, 12, rng), blobs(45, 12, rng), None, draws=5, rng=rng)
+    for curve in curves.values():
+        assert curve.random.shape == (5, 10)
+        assert curve.top is None and curve.bottom is None
+        assert (curve.random[:, -1] == curve.full).all()
+        assert not curve.beating[:, -1].any()
+
+
+def test_curves_are_deterministic_and_count_their_progress(rng):
+    train, val = blobs(90, 12, rng), blobs(45, 12, rng)
+    steps: list[int] = []
+
+    def run(seed: int) -> dict[str, SubsetCurves]:
+        generator = np.random.default_rng(seed)
+        return subset_curves(train, val, np.arange(12.0), 4, generator, lambda: steps.append(1))
+
+    first, again, other = run(0), run(0), run(1)
+    assert len(steps) == 3 * (4 + 2)
+    for probe in ("knn", "linear"):
+        np.testing.assert_array_equal(first[probe].random, again[probe].random)
+    assert any((first[p].random != other[p].random).any() for p in first)
+
+
+def test_held_out_gain_of_a_better_subset():
+    full = np.arange(80) // 2 % 4 != 0  # 75 % of both halves
+    better, worse = np.ones(80, dtype=bool), np.zeros(80, dtype=bool)
+    gain, error = held_out_gain(np.stack([[worse, full], [better, full]]))
+    assert gain == pytest.approx(0.25)
+    assert error == pytest.approx(np.sqrt(0.25 * 0.75 / 80))
+
+
+def test_held_out_gain_of_lucky_subsets_is_none(rng):
+    # every subset is as good as the full set: the best of them looks better and is not
+    gains, lucky = [], []
+    for _ in range(200):
+        correct = rng.random((20, 3, 100)) < 0.8
+        correct[:, -1] = correct[0, -1]
+        gains.append(held_out_gain(correct)[0])
+        lucky.append(correct.mean(axis=2).max() - correct[0, -1].mean())
+    assert np.mean(lucky) > 0.05
+    assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(200)
+
+
+def test_held_out_gain_is_zero_where_the_full_set_is_best():
+    full, worse = np.ones(10, dtype=bool), np.zeros(10, dtype=bool)
+    assert held_out_gain(np.stack([[worse, full]])) == (0, 0)

@@ -1,0 +1,67 @@
+"""The command ``metamask-solo data``."""
+
+from pathlib import Path
+
+import pytest
+
+from metamask_solo import datasets
+from metamask_solo.commands import data
+from metamask_solo.errors import UserError
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """Replaces the writing, and lists the calls."""
+    calls: list[tuple[str, str, bool]] = []
+
+    def record(name: str, out: str, force: bool) -> bool:
+        calls.append((name, out, force))
+        return name != "digits"
+
+    monkeypatch.setattr(datasets, "write_dataset", record)
+    return calls
+
+
+def test_it_writes_the_named_sets(
+    written: list[tuple[str, str, bool]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.main(["digits", "textured-digits"]) == 0
+
+    assert written == [("digits", "datasets", False), ("textured-digits", "datasets", False)]
+    assert capsys.readouterr().out.splitlines() == [
+        "datasets/digits: already there",
+        "datasets/textured-digits: written",
+    ]
+
+
+def test_it_passes_folder_and_force_on(written: list[tuple[str, str, bool]]) -> None:
+    data.main(["digits", "--out", "elsewhere", "--force"])
+
+    assert written == [("digits", "elsewhere", True)]
+
+
+def test_one_unknown_name_stops_all(written: list[tuple[str, str, bool]]) -> None:
+    with pytest.raises(UserError, match="data set 'mnist' is unknown: allowed are digits"):
+        data.main(["digits", "mnist"])
+
+    assert written == []
+
+
+def test_help_names_every_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # argparse breaks lines at hyphens
+    with pytest.raises(SystemExit) as caught:
+        data.main(["--help"])
+
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in datasets.VARIANTS)
+    assert "usage: metamask-solo data" in text
+
+
+def test_a_folder_of_another_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+
+    with pytest.raises(UserError, match="move it away"):
+        data.main(["digits", "--out", str(tmp_path), "--force"])

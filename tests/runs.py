@@ -1,0 +1,95 @@
+"""Small real runs for the tests: a data folder of noise images, a config, and training on it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+SMALL_HEADS = {
+    "proj_hidden_dim": 16,
+    "proj_output_dim": 16,
+    "contrastive_hidden_dim": 16,
+    "contrastive_output_dim": 8,
+}
+
+
+def write_images(root: Path, classes: int = 5, train: int = 4, val: int = 2) -> Path:
+    """Class folders of 32 × 32 noise images under root/train and root/val."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def pretrain_config(
+    data: Path, out: Path, method: str = "metamask", **overrides: Any
+) -> DictConfig:
+    """A config in GitHub main's form for a few steps on the CPU; overrides are dotted keys."""
+    jitter = {"prob": 0.0, "brightness": 0.1, "contrast": 0.1, "saturation": 0.1, "hue": 0.1}
+    pipeline = {
+        "rrc": {"enabled": True, "crop_min_scale": 0.5, "crop_max_scale": 1.0},
+        "color_jitter": jitter,
+        **{
+            key: {"prob": 0.0}
+            for key in ("grayscale", "gaussian_blur", "solarization", "equalization")
+        },
+        "horizontal_flip": {"prob": 0.5},
+        "crop_size": 32,
+        "num_crops": 2,
+    }
+    cfg = OmegaConf.create(
+        {
+            "name": f"{method}-test",
+            "method": method,
+            "seed": 1,
+            "backbone": {"name": "resnet18", "kwargs": {}},
+            "method_kwargs": dict(SMALL_HEADS) if method == "metamask" else {},
+            "data": {
+                "dataset": "custom",
+                "train_path": str(data / "train"),
+                "val_path": str(data / "val"),
+                "format": "image_folder",
+                "num_workers": 0,
+            },
+            "augmentations": [pipeline],
+            "optimizer": {
+                "name": "sgd",
+                "batch_size": 10,
+                "lr": 0.5,
+                "classifier_lr": 0.1,
+                "weight_decay": 1e-4,
+            },
+            "scheduler": {"name": "none"},
+            "checkpoint": {"enabled": True, "dir": str(out), "frequency": 1},
+            "auto_resume": {"enabled": False},
+            "wandb": {"enabled": False},
+            "max_epochs": 1,
+            "devices": "1",
+            "accelerator": "cpu",
+            "strategy": "auto",
+            "precision": 32,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        }
+    )
+    OmegaConf.set_struct(cfg, False)
+    for key, value in overrides.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+def train(cfg: DictConfig, *callbacks: Any) -> tuple[Any, Any]:
+    """Pretrains in this process; returns the trained module and the result of fit."""
+    from metamask_solo.commands.pretrain import _prepare
+    from metamask_solo.training import fit
+
+    model, cfg, train_loader, val_loader = _prepare(cfg)
+    return model, fit(model, cfg, train_loader, val_loader, cfg.method, callbacks)

@@ -1,0 +1,178 @@
+"""Two processes of Lightning's DDP (gloo on the CPU) against one."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import pretrain_config
+from torch import nn
+
+from metamask_solo.hosts import pl
+from metamask_solo.losses import nt_xent
+from metamask_solo.meta_update import own_batch_statistics
+
+pytestmark = pytest.mark.ddp
+
+
+class FixedBatches(torch.utils.data.Dataset[Any]):
+    """The same images in every process."""
+
+    def __init__(self, length: int):
+        rng = torch.Generator().manual_seed(0)
+        self.images = torch.randn(length, 2, 3, 32, 32, generator=rng)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Any:
+        return i, [self.images[i, 0], self.images[i, 1]], i % 5
+
+
+class Record(pl.Callback):  # type: ignore[name-defined]
+    def __init__(self, out: Path):
+        self.out = out
+        self.masks: list[list[float]] = []
+        self.gradients: list[list[float]] = []
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        own = model.mask_gradient
+
+        def recorded(views: Any) -> torch.Tensor:
+            gradient = own(views)
+            self.gradients.append(gradient.tolist())
+            return gradient
+
+        update = model._update_mask
+
+        def recorded_update(views: Any) -> None:
+            update(views)
+            self.masks.append(model.mask.logits.tolist())
+
+        model.mask_gradient = recorded
+        model._update_mask = recorded_update
+
+    def on_train_end(self, trainer: Any, model: Any) -> None:
+        result = {"masks": self.masks, "gradients": self.gradients}
+        (self.out / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
+
+
+def step_on_own_shard(model: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+    """A regular step of which two processes with one shard make the same as one process.
+
+    solo-learn's losses do not: they gather negatives (NT-Xent, GitHub main), and halve the
+    gradient of the correlation that they average (Barlow Twins).
+    """
+    z1, z2 = (model(x)["z"] for x in batch[1])
+    every_parameter = sum(p.sum() for p in model.parameters() if p.requires_grad)
+    return nt_xent(z1, z2, 0.2) + 0.0 * every_parameter
+
+
+def run_rank(data: str, out: str, processes: int, identical: bool) -> None:
+    """The body of each process: three steps, not shuffled."""
+    import metamask_solo  # noqa: F401
+    from metamask_solo.commands.pretrain import _prepare
+
+    torch.set_num_threads(1)
+    cfg = pretrain_config(Path(data), Path(out), max_epochs=1)
+    cfg.optimizer.batch_size = 5
+    cfg.method_kwargs.update(mask={"lr": 1.0})
+    model, cfg, *_ = _prepare(cfg)
+    if identical:
+        model.training_step = functools.partial(step_on_own_shard, model)
+    dataset = FixedBatches(15)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=5)
+    strategy = (
+        pl.strategies.DDPStrategy(find_unused_parameters=False, process_group_backend="gloo")
+        if processes > 1
+        else "auto"
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=processes,
+        strategy=strategy,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Record(Path(out))],
+        # off: every process sees all images in their order; on: each its own half
+        use_distributed_sampler=not identical,
+    )
+    trainer.fit(model, loader)
+
+
+def launch(data: Path, out: Path, processes: int, identical: bool = True) -> list[dict[str, Any]]:
+    out.mkdir()
+    code = (
+        f"import test_ddp; test_ddp.run_rank({str(data)!r}, {str(out)!r}, {processes}, {identical})"
+    )
+    script = out / "rank.py"
+    script.write_text(code)
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((out / f"rank{r}.json").read_text()) for r in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def outcomes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("ddp")
+    return {
+        "one": launch(images, root / "one", 1),
+        "identical": launch(images, root / "identical", 2),
+        "different": launch(images, root / "different", 2, identical=False),
+    }
+
+
+def test_identical_shards_give_the_mask_of_one_process(outcomes: dict[str, Any]) -> None:
+    (one,) = outcomes["one"]
+    for rank in outcomes["identical"]:
+        assert len(rank["masks"]) == len(one["masks"]) == 3
+        torch.testing.assert_close(
+            torch.tensor(rank["masks"]), torch.tensor(one["masks"]), rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", ["identical", "different"])
+def test_the_mask_is_bit_identical_on_all_ranks(outcomes: dict[str, Any], name: str) -> None:
+    first, second = outcomes[name]
+    assert first["masks"] == second["masks"]
+
+
+def test_the_gradient_is_the_mean_over_ranks(outcomes: dict[str, Any]) -> None:
+    """From the first step of SGD, m₁ = m₀ − lr · (mean gradient + decay · m₀)."""
+    first, second = outcomes["different"]
+    own = [torch.tensor(rank["gradients"][0]) for rank in (first, second)]
+    assert not torch.equal(*own)
+    expected = -(own[0] + own[1]) / 2
+    torch.testing.assert_close(torch.tensor(first["masks"][0]), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_sync_batchnorm_uses_this_processs_batch() -> None:
+    """Inside the block SyncBatchNorm is an ordinary BatchNorm, running statistics untouched."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(4).double()
+    nn.init.normal_(norm.weight)
+    synced: Any = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))[0]
+    assert isinstance(synced, nn.SyncBatchNorm)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    expected = (x - x.mean(0)) / (x.var(0, correction=0) + norm.eps).sqrt() * norm.weight
+    before = synced.running_mean.clone()
+    with own_batch_statistics(synced):
+        assert synced.forward.func is nn.modules.batchnorm._BatchNorm.forward
+        torch.testing.assert_close(synced(x), expected + norm.bias)
+        # forward mode, which SyncBatchNorm does not have
+        torch.func.jvp(synced, (x,), (torch.ones_like(x),))
+    assert torch.equal(synced.running_mean, before)
+    assert "forward" not in synced.__dict__ and synced.track_running_stats
