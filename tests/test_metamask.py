@@ -137,6 +137,7 @@ def test_every_method_trains_two_steps(
     assert all(p.isfinite().all() for p in model.parameters())
     if labels:
         assert {"val_acc1", "val_loss"} <= result.metrics.keys()
+    assert load_raw(result.checkpoint)["global_step"] == 2  # read without running code
 
 
 @pytest.mark.parametrize(

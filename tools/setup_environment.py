@@ -46,13 +46,14 @@ print(json.dumps([importlib.metadata.version(name) for name in ("torch", "torchv
 
 _BOLTS = """# Written by the set-up. Loads one file, since the package imports solo-learn.
 import importlib.util
+import sys
 from pathlib import Path
 
 _folder = importlib.util.find_spec("metamask_solo").submodule_search_locations[0]
 _spec = importlib.util.spec_from_file_location(
     "metamask_solo_bridges_1_0_2", Path(_folder) / "hosts" / "bridges_1_0_2.py"
 )
-_bridges = importlib.util.module_from_spec(_spec)
+_bridges = sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_bridges)
 LinearWarmupCosineAnnealingLR = _bridges.LinearWarmupCosineAnnealingLR
 """
