@@ -26,6 +26,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from metamask_solo.forward_mode import Tape
+
 METHODS = ("exact", "finite_difference", "first_order")
 
 Params = dict[str, Tensor]
@@ -106,8 +108,10 @@ def hypergradient(
     _check(params, logits, trial, method, radius, loss_scale)
     loss_fn = _scaled(loss_fn, loss_scale)
     logits = logits.detach()
+    tape = Tape() if method == "exact" and isinstance(loss_fn, SplitLoss) else None
     with _same_noise(logits.device) as replay:
-        gradient, _ = _gradients(replay(loss_fn), params, logits)
+        first = replay(loss_fn) if tape is None else _recorded(replay(loss_fn), tape)
+        gradient, _ = _gradients(first, params, logits)
         moved = _moved(params, gradient, trial, loss_scale)
         del gradient  # the next pass is the one with the highest memory use
         if method == "first_order":
@@ -118,7 +122,7 @@ def hypergradient(
         if factor == 0 or not direction:
             return direct / loss_scale
         if method == "exact":
-            mixed = _mixed_exact(replay(loss_fn), params, logits, direction)
+            mixed = _mixed_exact(replay(loss_fn), params, logits, direction, tape)
         else:
             mixed = _mixed_difference(replay(loss_fn), params, logits, direction, radius)
     # the direction and the loss of the mixed term carry the scale, hence its square
@@ -294,8 +298,20 @@ def _mixed_difference(
     return (sides[0] - sides[1]) / (2 * step)
 
 
+def _recorded(loss: LossFunction, tape: Tape) -> SplitLoss:
+    """The same loss, with what its features cost kept on the tape."""
+    assert isinstance(loss, SplitLoss)
+    features, head = loss.features, loss.head
+
+    def recorded(params: Params) -> tuple[Tensor, ...]:
+        with tape.record():
+            return features(params)
+
+    return SplitLoss(recorded, head)
+
+
 def _mixed_exact(
-    loss_fn: LossFunction, params: Params, logits: Tensor, direction: Params
+    loss_fn: LossFunction, params: Params, logits: Tensor, direction: Params, tape: Tape | None
 ) -> Tensor:
     """∂_a ⟨∇_Θ L(Θ, a), direction⟩ as a derivative of ∂_a L along the direction."""
     fixed = {name: p.detach() for name, p in params.items()}
@@ -303,7 +319,8 @@ def _mixed_exact(
     # fused attention has no forward-mode formula in PyTorch
     with sdpa_kernel(SDPBackend.MATH):
         if isinstance(loss_fn, SplitLoss):
-            return _mixed_split(loss_fn, fixed, along, logits, direction)
+            assert tape is not None
+            return _mixed_split(loss_fn, fixed, along, logits, direction, tape)
 
         def gradient(moving: Params) -> Tensor:
             return torch.func.grad(lambda a: _scalar(loss_fn({**fixed, **moving}, a)))(logits)
@@ -312,10 +329,15 @@ def _mixed_exact(
 
 
 def _mixed_split(
-    loss: SplitLoss, fixed: Params, along: Params, logits: Tensor, direction: Params
+    loss: SplitLoss,
+    fixed: Params,
+    along: Params,
+    logits: Tensor,
+    direction: Params,
+    tape: Tape,
 ) -> Tensor:
     """The exact mixed term, with the network in plain forward mode and no graph of it."""
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), forward_ad.dual_level(), tape.replay():
         dual = {name: forward_ad.make_dual(p, direction[name]) for name, p in along.items()}
         pairs = [forward_ad.unpack_dual(f) for f in loss.features({**fixed, **dual})]
         features = tuple(pair.primal for pair in pairs)

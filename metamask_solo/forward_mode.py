@@ -1,0 +1,126 @@
+"""Forward mode through a network that a backward pass has just been through, for less.
+
+Forward mode computes, beside each value, its derivative along a direction. The gradient at the same
+parameters needed the same values: a :class:`Tape` keeps those that are dear, the outputs of
+convolutions and matrix products, a third of the work of the pass. Batch normalisation gets a rule
+that is one kernel where PyTorch's is a dozen.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# called as (input, weight, bias, …), linear in the input and in (weight, bias)
+LINEAR_MAPS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+
+
+class Tape:
+    """The outputs of the linear maps of one pass, in order, for a second pass over the same data.
+
+    The second pass uses an output only where it meets the same map with the same weight in the
+    same place, and nothing has written to the output; it computes the others again.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, int, int, Tensor]] = []
+        self.reused = 0
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Keeps the outputs of the linear maps that are called inside the block."""
+        with _Intercept({linear_map: self._record for linear_map in LINEAR_MAPS}):
+            yield
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Inside the block, dual numbers pass linear maps by what was kept, the oldest first."""
+        self._kept.reverse()
+        rules: dict[Any, Any] = {linear_map: self._replay for linear_map in LINEAR_MAPS}
+        with _Intercept({**rules, F.batch_norm: _batch_norm}):
+            yield
+        self._kept.clear()
+
+    def _record(self, linear_map: Any, *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = linear_map(*args, **kwargs)
+        if len(args) > 2 and not kwargs:
+            kept = output.detach()
+            self._kept.append((linear_map, args[1].data_ptr(), kept._version, kept))
+        return output
+
+    def _replay(self, linear_map: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) < 3 or kwargs or not self._kept:
+            return linear_map(*args, **kwargs)  # type: ignore[no-any-return]
+        (x, dx), (weight, dweight) = (forward_ad.unpack_dual(t) for t in args[:2])
+        bias = None if args[2] is None else forward_ad.unpack_dual(args[2])
+        same_map, pointer, version, output = self._kept.pop()
+        same = same_map is linear_map and pointer == weight.data_ptr()
+        if not same or output._version != version or dx is None and dweight is None:
+            return linear_map(*args)  # type: ignore[no-any-return]
+        self.reused += 1
+        parts = []
+        if dx is not None:
+            parts.append(linear_map(dx, weight, None, *args[3:]))
+        if dweight is not None:
+            parts.append(linear_map(x, dweight, None, *args[3:]))
+        tangent = parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+        if bias is not None and bias.tangent is not None:
+            beyond = 0 if linear_map is F.linear else weight.dim() - 2
+            tangent += bias.tangent.reshape(-1, *[1] * beyond)
+        return forward_ad.make_dual(output, tangent)
+
+
+def _batch_norm(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch normalisation of dual numbers by batch statistics that are not tracked.
+
+    Its derivative in the input is a symmetric matrix, so the kernel of the backward pass also
+    gives the derivative along a direction.
+    """
+    x0, dx = forward_ad.unpack_dual(x)
+    if running_mean is not None or weight is None or bias is None or dx is None:
+        return function(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    (scale, dscale), (shift, dshift) = (forward_ad.unpack_dual(t) for t in (weight, bias))
+    output, mean, inverse_std = torch.native_batch_norm(
+        x0, scale, shift, None, None, True, 0.0, eps
+    )
+    tangent = torch.ops.aten.native_batch_norm_backward(
+        dx, x0, scale, None, None, mean, inverse_std, True, eps, [True, False, False]
+    )[0]
+    for_channels = [1, -1] + [1] * (x0.dim() - 2)
+    if dscale is not None:
+        slope = dscale * inverse_std
+        tangent += (x0 * slope.view(for_channels)).sub_((slope * mean).view(for_channels))
+    if dshift is not None:
+        tangent += dshift.view(for_channels)
+    return forward_ad.make_dual(output, tangent)
+
+
+class _Intercept(TorchFunctionMode):
+    """Calls rules[function](function, …) in place of the functions that have a rule."""
+
+    def __init__(self, rules: dict[Any, Callable[..., Tensor]]):
+        super().__init__()
+        self.rules = rules
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        rule = self.rules.get(func)
+        if rule is None:
+            return func(*args, **(kwargs or {}))
+        return rule(func, *args, **(kwargs or {}))
