@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-HELP = "measure and draw what the mask did: redundancy, confounders, the mask, bounds"
+HELP = "measure and draw what the mask did: redundancy, confounders, bounds"
 LEAST_SAMPLES, MOST_SAMPLES = 1_000, 50_000
 
 

@@ -7,11 +7,13 @@ import os
 import runpy
 import sys
 import types
+from typing import Any
 
 HELP = "run a script of your own solo-learn clone with MetaMask registered"
 MODULE = "metamask_solo.commands.run"
-# tells the processes that the script starts what to run
+# tell the processes that the script starts what to run, and whether without a GPU
 SCRIPT = "METAMASK_SOLO_SCRIPT"
+CPU = "METAMASK_SOLO_CPU"
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +35,11 @@ def main(argv: list[str]) -> int:
         epilog="Example, in the clone: metamask-solo run main_pretrain.py "
         "--config-path scripts/pretrain/cifar --config-name metamask.yaml",
     )
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="whatever the script sends to a GPU stays: main_knn.py and main_umap.py need one",
+    )
     parser.add_argument("script", metavar="SCRIPT", help="such as main_pretrain.py")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its own")
     given = parser.parse_args(argv)
@@ -41,6 +48,8 @@ def main(argv: list[str]) -> int:
 
     if not os.path.isfile(given.script):
         raise UserError(f"{given.script}: no such script")
+    if given.cpu:
+        os.environ[CPU] = "1"
     if _another_solo(given.script):
         _start_anew(given.script, given.arguments)
     return execute(given.script, given.arguments)
@@ -61,6 +70,8 @@ def execute(script: str, arguments: list[str]) -> int:
     sys.path[:] = _search_path(script)
     sys.modules["__main__"] = module
     os.environ[SCRIPT] = path
+    if CPU in os.environ:
+        _stay_on_cpu()
     try:
         with open(path, "rb") as file:
             code = compile(file.read(), path, "exec")
@@ -77,6 +88,25 @@ def execute(script: str, arguments: list[str]) -> int:
         else:
             os.environ[SCRIPT] = before[3]
     return 0
+
+
+def _stay_on_cpu() -> None:
+    """Lets tensors and modules that are sent to a GPU stay where they are."""
+    import torch
+
+    def cuda(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def on_cpu(value: Any) -> Any:
+        is_device = isinstance(value, str | torch.device)
+        return "cpu" if is_device and str(value).startswith("cuda") else value
+
+    for kind in (torch.Tensor, torch.nn.Module):
+
+        def to(self: Any, *args: Any, _to: Any = kind.to, **kwargs: Any) -> Any:
+            return _to(self, *map(on_cpu, args), **{k: on_cpu(v) for k, v in kwargs.items()})
+
+        kind.cuda, kind.to = cuda, to  # type: ignore[method-assign, assignment]
 
 
 def _search_path(script: str) -> list[str]:

@@ -131,6 +131,35 @@ def test_hydra_finds_its_configs_and_sweeps_as_without_us(
     assert printed.count("size") == (3 if "-m" in command else 1)
 
 
+def test_hydra_finds_the_yaml_files_of_the_package(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = "pkg://metamask_solo.scripts.pretrain.tiny-imagenet"
+    command = f"train.py --config-path {package} --config-name metamask_fast.yaml max_epochs=7"
+
+    assert run.main(command.split()) == 0
+
+    printed = capsys.readouterr().out
+    assert "'max_epochs': 7" in printed and "'crop_size': 64" in printed
+
+
+def test_without_a_gpu_what_is_sent_there_stays(clone: Path) -> None:
+    write(
+        clone / "on_gpu.py",
+        """
+        import torch
+        images, network = torch.ones(2).cuda(non_blocking=True), torch.nn.Linear(1, 1).cuda()
+        print(images.device, network.weight.device)
+        moved = network.to(device="cuda:0", dtype=torch.float64)
+        print(images.to("cuda").device, moved.weight.device, moved.weight.dtype)
+        """,
+    )
+
+    result = directly("-m", "metamask_solo", "run", "--cpu", "on_gpu.py")
+
+    assert result.stdout == "cpu cpu\ncpu cpu torch.float64\n"
+
+
 def test_the_method_is_registered_and_the_metrics_work(
     clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
