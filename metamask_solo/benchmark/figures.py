@@ -1,0 +1,139 @@
+"""The figures of a benchmark, in the style of those of the analysis."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from metamask_solo.analysis.figures import GREY, LOOKS, STYLE
+from metamask_solo.benchmark.plan import Plan
+from metamask_solo.benchmark.tables import Row, best_settings, group, mean_and_deviation
+
+AXIS = {
+    "knn": "kNN accuracy (% of validation images)",
+    "linear": "linear accuracy (% of validation images)",
+}
+
+
+def draw_figures(plan: Plan, rows: Sequence[Row]) -> dict[str, bytes]:
+    """PNG files by name; of a search, one setting of each method in all but the first."""
+    groups = group(rows)
+    if not groups:
+        return {}
+    chosen = best_settings(rows, plan.evaluations[0]) if plan.searched else groups
+    figures = {
+        "accuracy": accuracy_figure(plan, groups),
+        "time": time_figure(plan, chosen),
+        "curves": curves_figure(chosen),
+    }
+    drawn = {}
+    for name, figure in figures.items():
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+        drawn[name] = content.getvalue()
+    return drawn
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    def styled(*arguments: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments)
+
+    return styled
+
+
+@_styled
+def accuracy_figure(plan: Plan, groups: dict[str, list[Row]]) -> Figure:
+    """Mean and standard deviation of each variant, and every seed."""
+    names = list(groups)
+    height = 1.4 + 0.32 * len(names)
+    figure = Figure(figsize=(4.2 * len(plan.evaluations) + 1.5, height), layout="constrained")
+    axes = figure.subplots(1, len(plan.evaluations), squeeze=False, sharey=True)[0]
+    for axis, metric in zip(axes, plan.evaluations, strict=True):
+        for place, name in enumerate(names):
+            values = [row[metric] for row in groups[name]]
+            mean, deviation = mean_and_deviation(values)
+            colour, marker = _look(place)
+            axis.plot(values, [place] * len(values), "|", color=GREY, markersize=9)
+            axis.errorbar(
+                mean, place, xerr=deviation, color=colour, marker=marker, capsize=4, linestyle=""
+            )
+        axis.set_xlabel(AXIS[metric])
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    handles = [
+        Line2D([], [], color="black", marker="o", label="mean ± standard deviation"),
+        Line2D([], [], color=GREY, marker="|", linestyle="", markersize=9, label="one seed"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
+def time_figure(plan: Plan, groups: dict[str, list[Row]]) -> Figure:
+    """What the accuracy costs: training and online validation, all epochs."""
+    metric = plan.evaluations[0]
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, rows) in enumerate(groups.items()):
+        colour, marker = _look(place)
+        minutes = [row["seconds_per_epoch"] * row["epochs"] / 60 for row in rows]
+        x, x_deviation = mean_and_deviation(minutes)
+        y, y_deviation = mean_and_deviation([row[metric] for row in rows])
+        axis.errorbar(
+            x,
+            y,
+            xerr=x_deviation,
+            yerr=y_deviation,
+            color=colour,
+            marker=marker,
+            capsize=3,
+            linestyle="",
+            label=name,
+        )
+    axis.set_xlim(left=0)
+    axis.set_xlabel("training time of a run (minutes)")
+    axis.set_ylabel(AXIS[metric])
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@_styled
+def curves_figure(groups: dict[str, list[Row]]) -> Figure:
+    """The kNN accuracy during training: mean over the seeds, and one standard deviation."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, rows) in enumerate(groups.items()):
+        values: dict[int, list[float]] = {}
+        for row in rows:
+            for epoch, accuracy in row["curve"]:
+                values.setdefault(epoch, []).append(accuracy)
+        if not values:
+            continue
+        epochs = sorted(values)
+        spread = [mean_and_deviation(values[epoch]) for epoch in epochs]
+        colour, marker = _look(place)
+        means = [mean for mean, _ in spread]
+        low = [mean - (deviation or 0.0) for mean, deviation in spread]
+        high = [mean + (deviation or 0.0) for mean, deviation in spread]
+        axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(epochs, means, color=colour, marker=marker, markersize=4, label=name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("epoch (count)")
+    axis.set_ylabel("online kNN accuracy (% of validation images)")
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper")
+    else:
+        axis.text(0.5, 0.5, "knn_eval is off", ha="center", transform=axis.transAxes)
+    return figure
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Colour and marker; after seven of each, other pairs of them."""
+    count = len(LOOKS)
+    return LOOKS[place % count][0], LOOKS[(place + place // count) % count][1]

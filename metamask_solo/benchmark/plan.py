@@ -1,0 +1,414 @@
+"""What a benchmark's YAML file asks for, checked before anything is written."""
+
+import hashlib
+import itertools
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metamask_solo.commands.demo import scripts_folder
+from metamask_solo.commands.hydra_command import open_config, reason
+from metamask_solo.datasets import VARIANTS
+from metamask_solo.errors import UserError
+
+EVALUATIONS = ("knn", "linear")
+DEFAULTS: dict[str, Any] = {
+    "name": None,
+    "out": None,
+    "data": None,
+    "methods": None,
+    "seeds": [0, 1, 2],
+    "epochs": None,
+    "overrides": [],
+    "search": {},
+    "evaluations": list(EVALUATIONS),
+    "launcher": "basic",
+    "reference": None,
+    "keep_checkpoints": True,
+}
+METHOD_KEYS = ("config", "overrides", "search")
+# the benchmark sets these itself
+RESERVED = {
+    "seed": "seeds",
+    "max_epochs": "epochs",
+    "data.train_path": "data",
+    "data.val_path": "data",
+    "checkpoint.dir": "out",
+}
+JOB = "metamask_solo_benchmark_job"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, in one setting, with one seed.
+
+    Attributes:
+        method: the label in the YAML file.
+        setting: the searched keys and their values; empty where nothing is searched.
+        config: the whole pretraining config, resolved.
+        digest: of all that decides the result; another digest is another run.
+        folder: where everything of the run lies.
+    """
+
+    method: str
+    setting: dict[str, Any]
+    seed: int
+    config: dict[str, Any]
+    digest: str
+    folder: Path
+
+    @property
+    def variant(self) -> str:
+        """The method and its setting: what the runs of several seeds have in common."""
+        return " ".join([self.method, *override_list(self.setting)])
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked benchmark."""
+
+    name: str
+    out: Path
+    data: str | dict[str, str] | None
+    methods: list[str]
+    evaluations: list[str]
+    launcher: dict[str, Any]
+    reference: str | None
+    keep_checkpoints: bool
+    searched: bool
+    runs: list[Run]
+
+
+def read_plan(file: str | Path, overrides: list[str]) -> Plan:
+    """Reads and checks a benchmark's YAML file; writes nothing.
+
+    Args:
+        file: the YAML file.
+        overrides: ``KEY=VALUE``, dotted keys of the file.
+
+    Raises:
+        UserError: the first thing that cannot work.
+    """
+    file = Path(file)
+    given = _read(file, overrides)
+    seeds = _seeds(given["seeds"])
+    evaluations = _evaluations(given["evaluations"])
+    epochs = given["epochs"]
+    if epochs is not None and (not _is_integer(epochs) or epochs < 1):
+        raise UserError(f"epochs={epochs}: must be an integer of at least 1")
+    if not isinstance(given["keep_checkpoints"], bool):
+        raise UserError(f"keep_checkpoints={given['keep_checkpoints']}: must be true or false")
+    data = _data(given["data"])
+    methods = _methods(given["methods"])
+    reference = given["reference"]
+    if reference is None and "metamask" in methods:
+        reference = "metamask"
+    if reference is not None and reference not in methods:
+        raise UserError(f"reference={reference}: allowed are {', '.join(methods)}")
+    out = Path(given["out"] or Path("benchmarks") / given["name"])
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out}: is not a folder")
+    out = out.resolve()
+    launcher = _launcher(given["launcher"], out)
+
+    shared, common = _override_list(given["overrides"], "overrides"), _search(given, "search")
+    variants = []
+    with _placeholder_data(data) as paths:
+        for label, method in methods.items():
+            own = _override_list(method["overrides"], f"methods.{label}.overrides")
+            for setting in _grid({**common, **_search(method, f"methods.{label}.search")}):
+                cfg = _compose(file, label, method["config"], [*shared, *own], setting)
+                config = _checked(label, cfg, data, epochs, seeds[0], paths)
+                variants.append((label, setting, config))
+    runs = [
+        _run(label, setting, seed, config, data, evaluations, out)
+        for seed in seeds  # all methods of one seed first: an early table compares all
+        for label, setting, config in variants
+    ]
+    return Plan(
+        name=given["name"],
+        out=out,
+        data=data,
+        methods=list(methods),
+        evaluations=evaluations,
+        launcher=launcher,
+        reference=reference,
+        keep_checkpoints=given["keep_checkpoints"],
+        searched=any(setting for _, setting, _ in variants),
+        runs=runs,
+    )
+
+
+def override_list(setting: Mapping[str, Any]) -> list[str]:
+    """``KEY=VALUE`` for each key, as one would write it on a command line."""
+    return [f"{key}={json.dumps(value)}" for key, value in setting.items()]
+
+
+def job_config(plan: Plan) -> dict[str, Any]:
+    """The Hydra config of the jobs: nothing but the name of a run, and the launcher."""
+    return _job_config(plan.launcher, plan.out)
+
+
+def _job_config(launcher: dict[str, Any], out: Path) -> dict[str, Any]:
+    settings = {key: value for key, value in launcher.items() if key != "name"}
+    return {
+        "defaults": [
+            "_self_",
+            {"override hydra/launcher": launcher["name"]},
+            {"override hydra/hydra_logging": "disabled"},
+            {"override hydra/job_logging": "disabled"},
+        ],
+        "run": "???",
+        "out": str(out),
+        "launcher": launcher["name"],
+        "launched_by": 0,
+        "hydra": {
+            "output_subdir": None,
+            "sweep": {"dir": str(out / "hydra"), "subdir": "."},
+            **({"launcher": settings} if settings else {}),
+        },
+    }
+
+
+def _read(file: Path, overrides: list[str]) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise UserError(f"{override}: must be KEY=VALUE")
+    try:
+        loaded = OmegaConf.load(file)
+        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(overrides))
+        content: Any = OmegaConf.to_container(merged, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{file}: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must be a mapping")
+    for key in content:
+        if key not in DEFAULTS:
+            raise UserError(f"{key}: unknown; allowed are {', '.join(DEFAULTS)}")
+    given = {**DEFAULTS, **content}
+    name = given["name"]
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"name={name}: must be a word of letters, digits, '_', '-' and '.'")
+    if given["out"] is not None and not isinstance(given["out"], str):
+        raise UserError(f"out={given['out']}: must be the path of a folder")
+    return given
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _seeds(seeds: Any) -> list[int]:
+    good = isinstance(seeds, list) and seeds
+    if not good or not all(_is_integer(s) and 0 <= s < 2**32 for s in seeds):
+        raise UserError(f"seeds={seeds}: must be a list of integers from 0 to below 2^32")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds={seeds}: a seed occurs twice")
+    return list(seeds)
+
+
+def _evaluations(names: Any) -> list[str]:
+    if not isinstance(names, list) or not names or not set(names) <= set(EVALUATIONS):
+        raise UserError(f"evaluations={names}: must be a list of {', '.join(EVALUATIONS)}")
+    return [name for name in EVALUATIONS if name in names]
+
+
+def _data(data: Any) -> str | dict[str, str] | None:
+    if data is None or (isinstance(data, str) and data in VARIANTS):
+        return data
+    if not isinstance(data, dict):
+        allowed = f"{', '.join(VARIANTS)}, or a mapping with train_path and val_path"
+        raise UserError(f"data={data}: allowed are {allowed}")
+    for key in ("train_path", "val_path"):
+        if not isinstance(data.get(key), str):
+            raise UserError(f"data.{key}: missing; give it the path of a folder")
+    for key in data.keys() - {"train_path", "val_path"}:
+        raise UserError(f"data.{key}: unknown; allowed are train_path, val_path")
+    return {key: str(Path(path).resolve()) for key, path in data.items()}
+
+
+def _methods(methods: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(methods, dict) or not methods:
+        raise UserError("methods: missing; give a mapping of names to {config: FILE}")
+    for label, method in methods.items():
+        if not isinstance(label, str) or not re.fullmatch(r"[A-Za-z0-9][\w-]*", label):
+            raise UserError(f"methods.{label}: a name is made of letters, digits, '_' and '-'")
+        if not isinstance(method, dict):
+            raise UserError(f"methods.{label}={method}: must be a mapping with config")
+        for key in method:
+            if key not in METHOD_KEYS:
+                allowed = ", ".join(METHOD_KEYS)
+                raise UserError(f"methods.{label}.{key}: unknown; allowed are {allowed}")
+        if not isinstance(method.get("config"), str):
+            raise UserError(f"methods.{label}.config: missing; give it the path of a YAML file")
+    return {label: {"overrides": [], "search": {}, **method} for label, method in methods.items()}
+
+
+def _override_list(overrides: Any, key: str) -> list[str]:
+    if not isinstance(overrides, list) or not all(isinstance(o, str) for o in overrides):
+        raise UserError(f"{key}={overrides}: must be a list of texts such as optimizer.lr=0.1")
+    for override in overrides:
+        _refuse_reserved(override.lstrip("+~").split("=")[0], key)
+    return list(overrides)
+
+
+def _search(given: dict[str, Any], key: str) -> dict[str, list[Any]]:
+    search = given["search"]
+    if not isinstance(search, dict):
+        raise UserError(f"{key}={search}: must be a mapping of keys to lists of values")
+    for name, values in search.items():
+        _refuse_reserved(name, key)
+        plain = isinstance(values, list) and values
+        if not plain or not all(isinstance(v, int | float | str | None) for v in values):
+            raise UserError(f"{key}.{name}={values}: must be a list of values")
+    return search
+
+
+def _refuse_reserved(name: str, key: str) -> None:
+    if name in RESERVED:
+        raise UserError(f"{key}: {name} is set by the benchmark's own key {RESERVED[name]}")
+
+
+def _grid(search: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [
+        dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())
+    ]
+
+
+def _launcher(launcher: Any, out: Path) -> dict[str, Any]:
+    if isinstance(launcher, str):
+        launcher = {"name": launcher}
+    if not isinstance(launcher, dict) or not isinstance(launcher.get("name"), str):
+        raise UserError(f"launcher={launcher}: must be a name, or a mapping with name and settings")
+    ConfigStore.instance().store(name=f"{JOB}.yaml", node=_job_config(launcher, out))
+    try:
+        with initialize_config_dir(str(scripts_folder()), version_base="1.2"):
+            compose(JOB, ["run=none"], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"launcher={launcher['name']}: {reason(error)}") from error
+    return launcher
+
+
+def _compose(
+    file: Path, label: str, config: str, overrides: list[str], setting: dict[str, Any]
+) -> DictConfig:
+    places = [file.parent / config, scripts_folder() / "pretrain" / config]
+    found = [place for place in places if place.is_file()]
+    if not found:
+        raise UserError(
+            f"methods.{label}.config={config}: no such file beside {file} or in scripts/pretrain"
+        )
+    path = found[0].resolve()
+    try:
+        with initialize_config_dir(str(path.parent), version_base="1.2"):
+            cfg = open_config(compose(path.stem, overrides))
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"methods.{label}: {reason(error)}") from error
+    for key, value in setting.items():
+        if OmegaConf.select(cfg, key, default=RESERVED) is RESERVED:  # a default that none has
+            raise UserError(f"methods.{label}: search: {key} is not in {config}")
+        OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def _checked(
+    label: str,
+    cfg: DictConfig,
+    data: Any,
+    epochs: int | None,
+    seed: int,
+    paths: dict[str, str],
+) -> dict[str, Any]:
+    """The complete config of a run without its seed and folder; its model was built for a test."""
+    import metamask_solo  # noqa: F401  registers the method
+    from metamask_solo.config import check_pretrain_config
+    from metamask_solo.hosts import build_method, complete_pretrain_config
+
+    ours = {
+        "checkpoint.enabled": True,
+        "auto_resume.enabled": True,
+        "auto_resume.max_hours": 24 * 365 * 10,
+        "wandb.enabled": False,
+        "fold_at_end": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    if epochs is not None:
+        ours["max_epochs"] = epochs
+    for key, value in ours.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    cfg.seed = seed
+    trial = open_config(cfg)
+    try:
+        if isinstance(data, str) and trial.data.dataset != "custom":
+            raise UserError(f"data.dataset={trial.data.dataset}: must be custom with data={data}")
+        trial.data.update(paths)
+        check_pretrain_config(trial)
+        if trial.data.get("val_path") is None or trial.data.get("no_labels", False):
+            raise UserError("data.val_path: missing; the evaluations need labelled images")
+        if trial.data.get("format", "image_folder") != "image_folder":
+            raise UserError(f"data.format={trial.data.format}: must be image_folder")
+        build_method(complete_pretrain_config(trial))
+    except (UserError, OmegaConfBaseException) as error:
+        raise UserError(f"methods.{label}: {error}") from error
+    if isinstance(data, dict):
+        cfg.data.update(data)
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    return content
+
+
+@contextmanager
+def _placeholder_data(data: Any) -> Iterator[dict[str, str]]:
+    """Paths to check configs with: of data not made yet, folders with ten classes."""
+    if not isinstance(data, str):
+        yield data or {}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "val"):
+            for label in range(10):
+                place = Path(folder, split, str(label))
+                place.mkdir(parents=True)
+                (place / "0.png").touch()
+        yield {"train_path": f"{folder}/train", "val_path": f"{folder}/val"}
+
+
+def _run(
+    label: str,
+    setting: dict[str, Any],
+    seed: int,
+    config: dict[str, Any],
+    data: Any,
+    evaluations: list[str],
+    out: Path,
+) -> Run:
+    config = json.loads(json.dumps(config))
+    config["seed"] = seed
+    if isinstance(data, str):  # the name says it all, wherever the folder lies
+        config["data"].update(train_path=data, val_path=data)
+    # the place of the results must not decide what they are
+    config["checkpoint"].pop("dir", None)
+    decisive = json.dumps({"config": config, "evaluations": evaluations}, sort_keys=True)
+    digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
+    folder = out / "runs" / label / f"seed-{seed}-{digest}"
+    if isinstance(data, str):
+        config["data"]["train_path"] = str(out / "datasets" / data / "train")
+        config["data"]["val_path"] = str(out / "datasets" / data / "val")
+    config["checkpoint"]["dir"] = str(folder / "training")
+    return Run(label, setting, seed, config, digest, folder)
