@@ -7,15 +7,16 @@ import traceback
 
 COMMANDS = {
     "demo": "from nothing to a table: data, three methods, two evaluations, one figure",
-    "data": "write a data set that packages ship as image folders",
+    "data": "write image folders made from data that Python packages carry",
     "pretrain": "pretrain any method of solo-learn from a YAML file",
     "linear": "train a linear probe on a checkpoint's frozen features",
     "finetune": "train backbone and classifier, starting from a checkpoint",
     "knn": "nearest-neighbour accuracy of a checkpoint's features",
     "umap": "draw a checkpoint's features in two dimensions",
-    "fold": "fold the mask of a checkpoint into the weights of its backbone",
+    "fold": "fold the mask into the backbone's weights, for tools that know nothing of masks",
     "run": "run a script of your own solo-learn clone with MetaMask registered",
-    "analyze": "what a trained mask did: redundancy, confounders, bounds",
+    "analyze": "measure and draw what the mask did: redundancy, confounders, bounds",
+    "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
     "step-cost": "time one training step of each method",
 }
 TRACEBACK = "--traceback"
@@ -37,7 +38,12 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
+    """Runs one command.
+
+    Returns:
+        The exit code: 0; 2 for bad input; 1 for numerical trouble, or where the system refuses
+        something else; 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     # what stands behind `run SCRIPT` is the script's
     ours = arguments[:1] if arguments[:1] == ["run"] else arguments
@@ -51,23 +57,28 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"metamask-solo: error: unknown command {name}; {usage()}", file=sys.stderr)
         return 2
-    from metamask_solo.errors import UserError
+    from metamask_solo.errors import RunStopped, UserError
 
     try:
         module = importlib.import_module(f"metamask_solo.commands.{name.replace('-', '_')}")
         return module.main(rest) or 0
-    except (UserError, ImportError) as error:
+    except (UserError, ImportError, RunStopped, OSError) as error:
         if show:
             traceback.print_exc()
         print(f"metamask-solo {name}: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        if isinstance(error, RunStopped):
+            return error.exit_code
+        return 1 if isinstance(error, OSError) else 2
     except KeyboardInterrupt:
         print(f"metamask-solo {name}: interrupted", file=sys.stderr)
         return 130
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    text = str(error).strip()
+    if "Original Traceback" in text:  # from a worker of a loader: its last line is the reason
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ def load_raw(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        if zipfile.is_zipfile(path):  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"checksum of {damaged}")
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
@@ -85,7 +89,7 @@ def load_raw(path: Path) -> dict[str, Any]:
                 "them could run code"
             ) from error
         raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle makes its reader fail in any way
         raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path}: not a checkpoint of solo-learn (holds {type(raw).__name__})")

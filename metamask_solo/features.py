@@ -1,13 +1,15 @@
 """From images to features: evaluation transforms, loaders, and one pass over a data set."""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
@@ -91,11 +93,48 @@ def image_loader(
     """
     check_class_folders(folder, "data")
     transform = transforms.ToTensor() if cfg is None else evaluation_transform(cfg)
-    dataset: Any = ImageFolder(str(folder), transform)
+    dataset: Any = ReadableImages(ImageFolder(str(folder), transform))
     if limit is not None and limit < len(dataset):
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
         dataset = Subset(dataset, sorted(order[:limit].tolist()))
     return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+
+
+class ReadableImages(Dataset[Any]):
+    """A data set that names the image that cannot be read, with the ImageFolder's attributes.
+
+    Args:
+        dataset: torchvision's ImageFolder, solo-learn's folder without labels, or any other.
+    """
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+        for name in ("classes", "samples"):
+            if hasattr(dataset, name):
+                setattr(self, name, getattr(dataset, name))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        # all that Pillow raises for missing and for damaged files
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            zlib.error,
+            Image.DecompressionBombError,
+        ) as error:
+            raise UserError(f"{self._name(index)}: cannot be read ({error})") from error
+
+    def _name(self, index: int) -> str:
+        if hasattr(self.dataset, "samples"):
+            return str(self.dataset.samples[index][0])
+        if hasattr(self.dataset, "images"):
+            return str(Path(self.dataset.root) / self.dataset.images[index])
+        return f"image {index}"
 
 
 def check_class_folders(folder: str | Path, key: str) -> None:

@@ -35,8 +35,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except RuntimeError as error:
+        # torch.save hides the system's reason behind a line of its own source code
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise UserError(f"{path}: cannot be written (is the disk full?)") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Removes the temporary files that a killed process left of files named as ``pattern``."""
+    for leftover in folder.glob(f".{pattern}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 @contextmanager

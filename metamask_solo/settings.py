@@ -133,6 +133,13 @@ def resolve_settings(given: Mapping[str, Any], prefix: str = "method_kwargs.") -
             raise UserError(f"{prefix}{key}={value!r}: must be {setting.allowed}")
         group, _, name = key.rpartition(".")
         (resolved[group] if group else resolved)[name] = value
+    kind, logit = resolved["mask"]["kind"], resolved["mask"]["initial_logit"]
+    if logit is not None and (logit == 0 if kind == "linear" else abs(logit) > 50):
+        allowed = "not be 0" if kind == "linear" else "lie within -50 and 50"
+        raise UserError(
+            f"{prefix}mask.initial_logit={logit}: must {allowed} with mask.kind={kind}, where the "
+            "gradient would vanish"
+        )
     return resolved
 
 

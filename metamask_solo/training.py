@@ -1,5 +1,6 @@
 """Running Lightning's trainer from a config: loggers, checkpoints, resuming."""
 
+import contextlib
 import csv
 import importlib.util
 import inspect
@@ -7,8 +8,11 @@ import json
 import os
 import random
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from metamask_solo.checkpoints import load_raw
-from metamask_solo.errors import UserError
-from metamask_solo.files import atomic_write
-from metamask_solo.hosts import pl
+from metamask_solo.errors import RunStopped, UserError
+from metamask_solo.features import ReadableImages
+from metamask_solo.files import atomic_write, remove_leftovers
+from metamask_solo.hosts import loss_scale, pl
 
 # what a run must share with a checkpoint for auto_resume to continue it; solo-learn's list, and
 # what else would make it another run
@@ -34,12 +40,21 @@ SHOULD_MATCH = (
     "data.train_path",
     "max_epochs",
     "optimizer",
+    "scheduler",
+    "momentum",
+    "augmentations",
     "seed",
     "pretrained_feature_extractor",
     "finetune",
 )
 # written into a run's folder when it ended as planned
 FINISHED = "finished.json"
+ADVICE = (
+    "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
+    "data"
+)
+# what a checkpoint holds from which training can go on; one with weights only lacks some
+TRAINING_STATE = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks")
 
 
 @dataclass
@@ -59,30 +74,50 @@ class FitResult:
     seconds_per_epoch: float
 
 
-class EpochShuffle(Sampler[int]):
+class EpochShuffle(DistributedSampler[int]):
     """Shuffles by (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
 
-    The loader must draw its workers' seeds from ``generator`` as well.
+    The loader must draw its workers' seeds from ``generator`` as well. With several processes,
+    each gets its own share of the same order. It is a DistributedSampler so that Lightning does
+    not put one around it, which would hide ``skip``.
+
+    Attributes:
+        skip: how many images of this epoch this process has seen already.
     """
 
     def __init__(self, dataset: Any, seed: int):
+        # the processes are not there yet: their number is asked for when an epoch starts
+        super().__init__(dataset, num_replicas=1, rank=0, seed=seed)
         self.size = len(dataset)
-        self.seed = seed
         self.generator = torch.Generator()
-        self.set_epoch(0)
+        self.start_at(0, 0)
+
+    def start_at(self, epoch: int, skip: int) -> None:
+        """Makes the next iteration that of ``epoch``, without its first ``skip`` images."""
+        self.epoch, self.skip = epoch, skip
+        self.epoch_seed = self.seed * 1_000_003 + epoch
+        self.generator.manual_seed(self.epoch_seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self.epoch_seed = self.seed * 1_000_003 + epoch
-        self.generator.manual_seed(self.epoch_seed)
+        self.start_at(epoch, self.skip if epoch == self.epoch else 0)
 
     def __iter__(self) -> Iterator[int]:
         # a generator of its own: how much of the other was drawn must not decide the order
         generator = torch.Generator().manual_seed(self.epoch_seed)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        order = torch.randperm(self.size, generator=generator).tolist()
+        processes, rank = _processes()
+        return iter(order[: self.size - self.size % processes][rank::processes][self.skip :])
 
     def __len__(self) -> int:
-        return self.size
+        return self.size // _processes()[0]
+
+
+def _processes() -> tuple[int, int]:
+    """Number of processes of this run, and which one this is."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
 
 
 def training_loader(dataset: Dataset[Any], cfg: DictConfig) -> DataLoader[Any]:
@@ -94,7 +129,7 @@ def training_loader(dataset: Dataset[Any], cfg: DictConfig) -> DataLoader[Any]:
             f"{len(sampler)} images"
         )
     return DataLoader(
-        dataset,
+        ReadableImages(dataset),
         batch_size=cfg.optimizer.batch_size,
         sampler=sampler,
         generator=sampler.generator,
@@ -104,17 +139,30 @@ def training_loader(dataset: Dataset[Any], cfg: DictConfig) -> DataLoader[Any]:
     )
 
 
+class SafeCheckpointIO(pl.plugins.TorchCheckpointIO):  # type: ignore[name-defined]
+    """Lightning's reading and writing of checkpoints: whole files only, and no code from them."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        with atomic_write(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return load_raw(Path(path))
+
+
 class Checkpointer(pl.Callback):  # type: ignore[name-defined]
     """Saves where solo-learn does, but never half a file, and always the last epoch.
 
     A file is written under a temporary name and then renamed; the one before it is removed only
-    after that (``keep_prev`` keeps it). Random states go into it too.
+    after that (``keep_prev`` keeps it). Random states go into it too. Weights that are not finite
+    are never saved.
     """
 
     def __init__(self, cfg: DictConfig, folder: Path):
         self.cfg = cfg
         self.folder = folder
         self.last: Path | None = None
+        self.metrics: dict[str, float] = {}
         self._random: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
@@ -122,6 +170,7 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
             _set_random_state(self._random)
             self._random = None
         if trainer.is_global_zero:
+            self.tidy()
             config = OmegaConf.to_container(self.cfg, resolve=True)
             with atomic_write(self.folder / "args.json") as path:
                 path.write_text(json.dumps(config, indent=1))
@@ -133,17 +182,43 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
             self.save(trainer)
 
     def save(self, trainer: Any) -> None:
+        """Writes a checkpoint of the current epoch; every process takes part, one writes.
+
+        Raises:
+            RunStopped: a weight is not finite.
+            UserError: the file cannot be written.
+        """
         name = f"{self.cfg.name}-{self.folder.name}-ep={trainer.current_epoch}.ckpt"
         path = self.folder / name.replace("/", "-")
-        # every process takes part in saving, one of them writes
-        if trainer.is_global_zero:
-            with atomic_write(path) as temporary:
-                trainer.save_checkpoint(temporary)
-            if self.last is not None and self.last != path and not self.cfg.checkpoint.keep_prev:
-                self.last.unlink(missing_ok=True)
-        else:
-            trainer.save_checkpoint(path)
+        self._check_weights(trainer)
+        self.metrics = _metrics(trainer)
+        trainer.save_checkpoint(path)
         self.last = path
+        if trainer.is_global_zero:
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what the last checkpoint replaces, and what a killed process left behind."""
+        remove_leftovers(self.folder, "*.ckpt")
+        if self.last is not None and not self.cfg.checkpoint.keep_prev:
+            for path in self.folder.glob("*-ep=*.ckpt"):
+                if path.name != self.last.name:
+                    path.unlink(missing_ok=True)
+
+    def _check_weights(self, trainer: Any) -> None:
+        state = trainer.lightning_module.state_dict()
+        # one number for all: a wait for the device per tensor would take longer than the saving
+        sums = {n: t.detach().sum(dtype=torch.float64) for n, t in state.items() if _is_real(t)}
+        wrong = not torch.stack([s.cpu() for s in sums.values()]).isfinite().all()
+        if _any_process(trainer, wrong):
+            names = [name for name, total in sums.items() if not total.isfinite()]
+            raise RunStopped(
+                f"step {trainer.global_step}: {names[0] if names else 'a weight'} is not finite, "
+                f"so nothing was saved; {ADVICE}; {self.what_is_left()}"
+            )
+
+    def what_is_left(self) -> str:
+        return f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint"
 
     def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
         # solo-learn gives a schedule with a fixed rate in it (SimSiam's) another get_lr; pickled,
@@ -152,10 +227,15 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
             state.pop("get_lr", None)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": _random_state()}
+        return {"random": _random_state(), "metrics": self.metrics}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random = state["random"]
+        self.metrics = state.get("metrics", {})
+
+
+def _metrics(trainer: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def _random_state() -> dict[str, Any]:
@@ -179,6 +259,145 @@ def _set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
 
 
+class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
+    """Stops a run whose loss is no longer finite, and counts the steps that fp16 overflow skips.
+
+    Looks at the steps that are logged, so that the device need not wait at each one; weights are
+    looked at before they are saved. In fp16 an overflow is usual: the step is skipped and the loss
+    scale halved. It means trouble when the scale falls below 1, 16 halvings below its start.
+    """
+
+    def __init__(self, checkpointer: Checkpointer | None):
+        self.checkpointer = checkpointer
+        self.skipped = 0
+        self._scale = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scale = loss_scale(trainer)
+        if scale is not None:
+            self.skipped += int(scale < self._scale)
+            self._scale = scale
+            model.log("skipped_steps", float(self.skipped))
+        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        if not logged or outputs is None or (scale is not None and scale >= 1):
+            return
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if _any_process(trainer, not bool(loss.isfinite())):
+            terms = [
+                name.removesuffix("_step")
+                for name, value in trainer.callback_metrics.items()
+                if "loss" in name and name.startswith("train") and not value.isfinite()
+            ]
+            left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
+            raise RunStopped(
+                f"step {trainer.global_step}: {', '.join(dict.fromkeys(terms)) or 'the loss'} not "
+                f"finite; {ADVICE}; {left}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = state["skipped"]
+
+
+class Interruption(pl.Callback):  # type: ignore[name-defined]
+    """SIGTERM and SIGUSR1 end a run after the step that is under way, with a checkpoint.
+
+    In a validation they wait for its end. Inside Slurm, SIGUSR1 is Lightning's own, which saves
+    and puts the job into the queue again. A resumed run goes on in the middle of the epoch.
+    """
+
+    def __init__(self, checkpointer: Checkpointer | None, loader: DataLoader[Any]):
+        self.checkpointer = checkpointer
+        self.loader = loader
+        self.received: signal.Signals | None = None
+        self.where = "before the first step"
+        self._pass_on: Any = None
+        self._save = False
+
+    def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        epoch, batches = _position(checkpoint)
+        sampler: Any = self.loader.sampler
+        sampler.start_at(epoch, batches * (self.loader.batch_size or 1))
+        after = f", after batch {batches}" if batches else ""
+        print(f"resuming from {trainer.ckpt_path} (epoch {epoch}{after})")
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python hands signals to the main thread only
+        # Lightning's handler would end the run wherever it is: it is told between two steps
+        self._pass_on = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._note)
+        if getattr(signal, "SIGUSR1", None) and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # left on to the end of the epoch, Lightning 2.1 would step the schedule twice there
+        trainer.fit_loop.restarting = False
+        done = batch_idx + 1
+        # the gradients accumulated so far are in no checkpoint; after the last batch comes
+        # validation, and then the end of the epoch
+        between_steps = done % trainer.accumulate_grad_batches == 0
+        if between_steps and done < trainer.num_training_batches and self._asked(trainer):
+            self._save = True
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+        if self._asked(trainer):
+            if self.checkpointer is not None:
+                self.checkpointer.save(trainer)
+            self._stop(trainer)
+
+    def on_exception(self, trainer: Any, model: Any, exception: BaseException) -> None:
+        stopped = isinstance(exception, pl.utilities.exceptions.SIGTERMException)
+        if stopped and self._save and self.checkpointer is not None and not trainer.validating:
+            self.checkpointer.save(trainer)
+
+    def _asked(self, trainer: Any) -> bool:
+        return self._pass_on is not None and _any_process(trainer, self.received is not None)
+
+    def _stop(self, trainer: Any) -> None:
+        self.where = f"in epoch {trainer.current_epoch}, after step {trainer.global_step}"
+        self._pass_on(signal.SIGTERM, None)
+
+    def report(self) -> RunStopped:
+        """The one line for the user; the exit code is that of a process that the signal ended."""
+        name = self.received or signal.SIGTERM
+        left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
+        return RunStopped(
+            f"stopped by {name.name} {self.where}; {left}; auto_resume.enabled=True continues",
+            128 + name,
+        )
+
+
+def _position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Epochs that a checkpoint's run has behind it, and batches of the epoch it was in."""
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs = loops["epoch_progress"]["current"]
+    if epochs["started"] == epochs["processed"]:
+        return epochs["processed"], 0
+    return epochs["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
+
+
+def _any_process(trainer: Any, decision: bool) -> bool:
+    """Whether a decision holds in any process of the run; each of them must ask."""
+    if trainer.world_size == 1:
+        return decision
+    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
 def fit(
     model: Any,
     cfg: DictConfig,
@@ -194,32 +413,57 @@ def fit(
         cfg: a completed config.
         kind: folder below ``checkpoint.dir``: the method's name, or ``linear``.
         callbacks: more Lightning callbacks.
+
+    Raises:
+        UserError: a folder, an image or the checkpoint to resume from cannot be used.
+        RunStopped: a signal ended the run, or its loss or weights are no longer finite.
     """
     root = Path(cfg.checkpoint.dir) / kind
     resume = _checkpoint_to_resume(cfg, root)
     folder = resume.parent if resume and resume.parent.parent == root else _new_folder(root)
-    checkpointer = Checkpointer(cfg, folder)
-    if resume is not None:
-        epoch = load_raw(resume).get("epoch", -1) + 1
-        train_loader.sampler.set_epoch(epoch)  # type: ignore[union-attr, attr-defined]
-        checkpointer.last = resume if resume.parent == folder else None
-        print(f"resuming from {resume} (epoch {epoch})")
-    loggers = _loggers(model, cfg, folder)
+    checkpointer = Checkpointer(cfg, folder) if cfg.checkpoint.enabled else None
+    if resume is not None and checkpointer is not None and resume.parent == folder:
+        checkpointer.last = resume
     timer = pl.callbacks.Timer()
+    interruption = Interruption(checkpointer, train_loader)
     all_callbacks = [*callbacks, timer, pl.callbacks.LearningRateMonitor("step")]
-    if cfg.checkpoint.enabled:
-        all_callbacks.append(checkpointer)
-    trainer = _trainer(cfg, loggers, all_callbacks)
+    all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
+    loggers = _loggers(model, cfg, folder)
     try:
-        trainer.fit(model, train_loader, val_loader, ckpt_path=resume, weights_only=True)
+        trainer = build_trainer(cfg, loggers, [*all_callbacks, interruption])
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if it is new, hence empty
+        raise
+    # SafeCheckpointIO needs no telling, but Lightning else says that it reads anything
+    tellable = "weights_only" in inspect.signature(trainer.fit).parameters
+    safely = {"weights_only": True} if tellable else {}
+    try:
+        with warnings.catch_warnings():
+            # its loader goes on where it stopped, in a way that Lightning cannot know
+            warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that")
+            trainer.fit(model, train_loader, val_loader, ckpt_path=resume, **safely)
+    except pl.utilities.exceptions.SIGTERMException as error:
+        raise interruption.report() from error
+    except SystemExit as error:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from error
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise UserError(str(error).splitlines()[0]) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{resume}: does not fit this config ({reason})") from error
     if trainer.interrupted:
         raise KeyboardInterrupt
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = _metrics(trainer)
+    if not metrics and checkpointer is not None:  # killed after its last checkpoint
+        metrics = checkpointer.metrics
     seconds = timer.time_elapsed("train") / max(1, trainer.current_epoch)
-    result = FitResult(folder, checkpointer.last, metrics, seconds)
+    result = FitResult(folder, checkpointer.last if checkpointer else None, metrics, seconds)
     if trainer.is_global_zero:
+        if checkpointer is not None:
+            checkpointer.tidy()
         _merge_metrics(folder)
         with atomic_write(folder / FINISHED) as path:
             path.write_text(json.dumps({"metrics": metrics, "seconds_per_epoch": seconds}))
@@ -236,7 +480,12 @@ def finished_run(cfg: DictConfig, kind: str) -> FitResult | None:
     return None
 
 
-def _trainer(cfg: DictConfig, loggers: list[Any], callbacks: list[Any]) -> Any:
+def build_trainer(cfg: DictConfig, loggers: list[Any], callbacks: list[Any]) -> Any:
+    """Lightning's trainer with whatever of the config it takes.
+
+    Raises:
+        UserError: Lightning refuses a value, or this machine lacks what it asks for.
+    """
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
     accepted = inspect.signature(pl.Trainer.__init__).parameters
@@ -252,13 +501,15 @@ def _trainer(cfg: DictConfig, loggers: list[Any], callbacks: list[Any]) -> Any:
     arguments.update(
         logger=loggers,
         callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
         enable_checkpointing=False,
         log_every_n_steps=arguments.get("log_every_n_steps", 10),
     )
     try:
         return pl.Trainer(**arguments)
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever it does with a value of the wrong type
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"trainer: {reason[0]}") from error
 
 
 def _loggers(model: Any, cfg: DictConfig, folder: Path) -> list[Any]:
@@ -282,19 +533,26 @@ def _loggers(model: Any, cfg: DictConfig, folder: Path) -> list[Any]:
 def _new_folder(root: Path) -> Path:
     """A run's folder, named as solo-learn does without W&B; the same in every process."""
     name = os.environ.setdefault("METAMASK_SOLO_RUN", secrets.token_hex(4))
-    # one process may run several fits (a sweep): take the next free name after the first
     folder = root / f"offline-{name}"
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0 and folder.exists():
+    try:
+        folder.mkdir(parents=True, exist_ok=int(os.environ.get("LOCAL_RANK", 0)) > 0)
+    except FileExistsError:
+        # a sweep may run several fits in one process, and at once in several: try the next name
         os.environ["METAMASK_SOLO_RUN"] = secrets.token_hex(4)
-        folder = root / f"offline-{os.environ['METAMASK_SOLO_RUN']}"
-    folder.mkdir(parents=True, exist_ok=True)
+        return _new_folder(root)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.dir={root.parent}: cannot be written ({error.strerror})"
+        ) from error
     return folder
 
 
 def _checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
     if cfg.resume_from_checkpoint is not None:
         path = Path(cfg.resume_from_checkpoint)
-        load_raw(path)
+        lacking = [key for key in TRAINING_STATE if key not in load_raw(path)]
+        if lacking:
+            raise UserError(f"{path}: training cannot go on from it, it has no {lacking[0]}")
         return path
     if not cfg.auto_resume.enabled or not root.is_dir():
         return None
@@ -308,9 +566,10 @@ def _checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
         except UserError as error:
             print(f"auto_resume: skipped: {error}")
             continue
-        if "loops" not in state:  # a folded checkpoint: weights only
+        if any(key not in state for key in TRAINING_STATE):  # a folded checkpoint: weights only
             continue
-        if state["epoch"] + 1 < cfg.max_epochs:
+        finished = (path.parent / FINISHED).exists()
+        if not finished or _position(state)[0] < cfg.max_epochs:
             return path
     return None
 

@@ -29,9 +29,7 @@ def derivatives(
     """Output and its derivative along a direction in the parameters that ``moving`` names."""
     params = {n: p.detach() for n, p in module.named_parameters()}
     generator = torch.Generator().manual_seed(7)
-    along = {
-        n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in params.items()
-    }
+    along = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in params.items()}
     if tape is not None:
         with tape.record():
             functional_call(module, params, (x,))

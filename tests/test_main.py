@@ -11,7 +11,7 @@ from metamask_solo.__main__ import COMMANDS, main
 def test_the_overview_says_what_the_command_says(name: str) -> None:
     module = importlib.import_module(f"metamask_solo.commands.{name.replace('-', '_')}")
 
-    assert module.HELP == COMMANDS[name]
+    assert COMMANDS[name] == module.HELP
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(
     path = tmp_path / "cost.json"
 
     command.main(
-        "--stem standard --batch-size 4 --rounds 2 --only heads --json".split() + [str(path)]
+        ["--stem", "standard", "--batch-size", "4", "--rounds", "2", "--only", "heads", "--json"] + [str(path)]
     )
 
     report = json.loads(path.read_text())

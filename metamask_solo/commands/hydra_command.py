@@ -38,7 +38,7 @@ def run(name: str, argv: list[str], task: Callable[[DictConfig], Any]) -> None:
     try:
         hydra.main(version_base="1.2", config_path=None)(task)()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(_reason(error)) from error
+        raise UserError(f"config: {reason(error)}") from error
     except SystemExit as error:  # --help and --cfg leave this way
         if error.code not in (0, None):
             raise UserError(f"hydra could not read the command line: {' '.join(argv)}") from error
@@ -83,10 +83,10 @@ def _absolute(path: str) -> str:
     return str(Path(path).resolve())
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The innermost cause in one line: Hydra wraps what OmegaConf and YAML say."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"config: {'; '.join(lines[:3])}" if lines else f"config: {type(cause).__name__}"
+    return "; ".join(lines[:3]) if lines else type(cause).__name__

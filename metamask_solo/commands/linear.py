@@ -35,9 +35,13 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
 
     import metamask_solo  # noqa: F401  registers the method
     from metamask_solo.checkpoints import load_backbone
-    from metamask_solo.config import check_linear_config
+    from metamask_solo.config import buildable, check_linear_config
     from metamask_solo.errors import UserError
-    from metamask_solo.features import evaluation_transform, linear_training_transform
+    from metamask_solo.features import (
+        ReadableImages,
+        evaluation_transform,
+        linear_training_transform,
+    )
     from metamask_solo.hosts import (
         build_linear,
         classification_datasets,
@@ -50,17 +54,20 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     masked = OmegaConf.select(cfg, "masked", default=None)
     if masked not in (None, True, False):
         raise UserError(f"masked={masked}: must be true, false or null")
-    cfg = complete_linear_config(cfg)
-    pl.seed_everything(cfg.seed, verbose=False)
-    backbone, _ = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
-    backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
-    model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
-    train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
-    train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
-    val_loader = DataLoader(
-        val, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-    )
-    return model, cfg, training_loader(train, cfg), val_loader
+    with buildable():
+        cfg = complete_linear_config(cfg)
+        pl.seed_everything(cfg.seed)
+        backbone, _ = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
+        backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
+        model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
+        train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
+        train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
+        val_loader = DataLoader(
+            ReadableImages(val),
+            batch_size=cfg.optimizer.batch_size,
+            num_workers=cfg.data.num_workers,
+        )
+        return model, cfg, training_loader(train, cfg), val_loader
 
 
 def _loss_and_mixup(cfg: DictConfig) -> tuple[Any, Any]:

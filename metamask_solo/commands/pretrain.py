@@ -22,7 +22,10 @@ def main(argv: list[str]) -> None:
 
 def check(cfg: DictConfig) -> None:
     """Validates the config and builds model and data, without training or writing anything."""
+    from metamask_solo.training import build_trainer
+
     _, prepared, *_ = _prepare(cfg)
+    build_trainer(prepared, [], [])
     print(f"ok: {prepared.name}")
 
 
@@ -31,12 +34,15 @@ def pretrain(cfg: DictConfig) -> float:
     return pretrain_run(cfg).metrics.get("val_knn_acc1", 0.0)
 
 
-def pretrain_run(cfg: DictConfig, reuse_finished: bool = False) -> "FitResult":
+def pretrain_run(
+    cfg: DictConfig, reuse_finished: bool = False, callbacks: tuple[Any, ...] = ()
+) -> "FitResult":
     """Pretrains, folds a MetaMask checkpoint (``fold_at_end``), and prints the last line.
 
     Args:
         cfg: a composed config.
         reuse_finished: a finished run of the same config is returned instead of a new one.
+        callbacks: more Lightning callbacks.
     """
     from metamask_solo.training import finished_run, fit
 
@@ -45,7 +51,7 @@ def pretrain_run(cfg: DictConfig, reuse_finished: bool = False) -> "FitResult":
     if done is not None:
         print(f"finished already: {done.checkpoint}")
         return done
-    result = fit(model, cfg, train_loader, val_loader, cfg.method)
+    result = fit(model, cfg, train_loader, val_loader, cfg.method, callbacks)
     if model.global_rank != 0:
         return result
     if result.checkpoint is not None:
@@ -63,8 +69,8 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
 
     import metamask_solo  # noqa: F401  registers the method
     from metamask_solo.commands.hydra_command import open_config
-    from metamask_solo.config import check_pretrain_config
-    from metamask_solo.features import evaluation_transform
+    from metamask_solo.config import buildable, check_pretrain_config
+    from metamask_solo.features import ReadableImages, evaluation_transform
     from metamask_solo.hosts import (
         build_method,
         classification_datasets,
@@ -76,18 +82,21 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
 
     cfg = open_config(cfg)
     check_pretrain_config(cfg)
-    cfg = complete_pretrain_config(cfg)
-    pl.seed_everything(cfg.seed, verbose=False)
-    model = build_method(cfg)
-    train_loader = training_loader(pretrain_dataset(cfg), cfg)
-    val_loader = None
-    if cfg.data.val_path is not None and not cfg.data.no_labels:
-        transform = evaluation_transform(cfg)
-        _, val_dataset = classification_datasets(cfg, transform, transform)
-        val_loader = DataLoader(
-            val_dataset, batch_size=cfg.optimizer.batch_size, num_workers=cfg.data.num_workers
-        )
-    return model, cfg, train_loader, val_loader
+    with buildable():
+        cfg = complete_pretrain_config(cfg)
+        pl.seed_everything(cfg.seed)
+        model = build_method(cfg)
+        train_loader = training_loader(pretrain_dataset(cfg), cfg)
+        val_loader = None
+        if cfg.data.val_path is not None and not cfg.data.no_labels:
+            transform = evaluation_transform(cfg)
+            _, val_dataset = classification_datasets(cfg, transform, transform)
+            val_loader = DataLoader(
+                ReadableImages(val_dataset),
+                batch_size=cfg.optimizer.batch_size,
+                num_workers=cfg.data.num_workers,
+            )
+        return model, cfg, train_loader, val_loader
 
 
 def _fold(checkpoint: Any) -> None:

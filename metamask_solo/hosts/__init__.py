@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metamask_solo.hosts.bridges import bridge_knn
-from metamask_solo.hosts.trainer import forward_context, optimizer_step_was_skipped
+from metamask_solo.hosts.trainer import forward_context, loss_scale, optimizer_step_was_skipped
 
 _solo = importlib.util.find_spec("solo")
 if _solo is None:
@@ -69,6 +69,7 @@ __all__ = [
     "contrastive_loss",
     "dataset_transforms",
     "forward_context",
+    "loss_scale",
     "optimizer_step_was_skipped",
     "pl",
     "pretrain_dataset",

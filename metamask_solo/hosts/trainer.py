@@ -21,3 +21,9 @@ def optimizer_step_was_skipped(trainer: Any) -> bool:
     scale = scaler.get_scale()
     trainer._metamask_loss_scale = scale
     return before is not None and scale < before
+
+
+def loss_scale(trainer: Any) -> float | None:
+    """The factor of fp16 loss scaling, None where there is no such scaling."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None

@@ -1,0 +1,238 @@
+"""Checkpoints, configs and names from strangers: no code runs, nothing is written elsewhere."""
+
+import ast
+import json
+import pickle
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints_of_runs import write_run
+from omegaconf import OmegaConf
+from runs import pretrain_config, train
+
+from metamask_solo.__main__ import main
+from metamask_solo.checkpoints import load_raw
+from metamask_solo.datasets import write_dataset
+from metamask_solo.errors import UserError
+from metamask_solo.training import TRAINING_STATE
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted([*(ROOT / "metamask_solo").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        import os
+
+        return os.mkdir, (str(self.folder),)
+
+
+def set_trap(checkpoint: Path, form: str) -> Path:
+    """Puts code into a checkpoint; returns the folder that it makes when it runs."""
+    marker = checkpoint.parent / "executed"
+    content = torch.load(checkpoint, weights_only=True)
+    content |= {key: {} for key in TRAINING_STATE if key not in content}
+    content["trap"] = Trap(marker)
+    if form == "zip":
+        torch.save(content, checkpoint)
+    elif form == "legacy":
+        torch.save(content, checkpoint, _use_new_zipfile_serialization=False)
+    else:
+        checkpoint.write_bytes(pickle.dumps(content["trap"]))
+    return marker
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_the_trap_works(form: str, images: Path, tmp_path: Path) -> None:
+    """Else the tests below would show nothing."""
+    checkpoint = write_run(tmp_path / "run", images)
+    marker = set_trap(checkpoint, form)
+    if form == "pickle":
+        pickle.loads(checkpoint.read_bytes())
+    else:
+        torch.load(checkpoint, weights_only=False)
+    assert marker.is_dir()
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize(
+    "command", ["fold", "knn", "umap", "analyze", "linear", "finetune", "pretrain"]
+)
+def test_a_checkpoint_with_code_is_refused_by_every_command(
+    command: str, form: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_run(tmp_path / "run", images)
+    marker = set_trap(checkpoint, form)
+    out = str(tmp_path / "out.png")
+    argv = {
+        "fold": [str(checkpoint), str(tmp_path / "folded")],
+        "knn": [str(checkpoint), "--data", str(images)],
+        "umap": [str(checkpoint), "--data", str(images), "--out", out],
+        "analyze": [str(checkpoint), "--data", str(images), "--out", out],
+    }.get(command)
+    if argv is None:
+        cfg = pretrain_config(images, tmp_path / "runs")
+        if command == "pretrain":
+            cfg.resume_from_checkpoint = str(checkpoint)
+        else:
+            cfg.pretrained_feature_extractor = str(checkpoint)
+        (tmp_path / "run.yaml").write_text(OmegaConf.to_yaml(cfg))
+        argv = ["--config-path", str(tmp_path), "--config-name", "run.yaml"]
+        argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    assert main([command, *argv]) == 2
+    assert not marker.exists()
+    errors = capsys.readouterr().err
+    (line,) = [line for line in errors.splitlines() if line.startswith("metamask-solo ")]
+    assert f"{checkpoint}: " in line and "Traceback" not in errors
+    if form == "zip":
+        assert "refused, it holds objects other than tensors and plain data" in line
+
+
+def test_auto_resume_passes_over_a_checkpoint_with_code(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first = train(pretrain_config(images, tmp_path))
+    (first.folder / "finished.json").unlink()
+    assert first.checkpoint is not None
+    marker = set_trap(first.checkpoint, "zip")
+    _, second = train(pretrain_config(images, tmp_path, auto_resume__enabled=True))
+    assert f"auto_resume: skipped: {first.checkpoint}: refused" in capsys.readouterr().out
+    assert second.folder != first.folder and not marker.exists()
+
+
+def test_weights_alone_are_no_state_to_go_on_from(images: Path, tmp_path: Path) -> None:
+    cfg = pretrain_config(images, tmp_path / "runs")
+    cfg.resume_from_checkpoint = str(write_run(tmp_path / "run", images))
+    with pytest.raises(UserError, match="run.ckpt: training cannot go on from it, it has no loops"):
+        train(cfg)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_checkpoint_is_refused_however_it_is_damaged(seed: int, tmp_path: Path) -> None:
+    """Bytes changed, cut out and added anywhere, in both of torch's formats."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(below: int) -> int:
+        return int(torch.randint(below, (1,), generator=generator))
+
+    path = tmp_path / "run.ckpt"
+    content = {"state_dict": {"backbone.w": torch.arange(50.0)}, "epoch": 3, "name": "x" * 20}
+    torch.save(content, path, _use_new_zipfile_serialization=bool(seed % 2))
+    data = bytearray(path.read_bytes())
+    for _ in range(1 + draw(5)):
+        place = draw(len(data))
+        how = draw(3)
+        if how == 0:
+            data[place] ^= 1 << draw(8)
+        elif how == 1:
+            del data[place : place + 1 + draw(40)]
+        else:
+            data[place:place] = bytes(draw(256) for _ in range(draw(40)))
+    path.write_bytes(data)
+    try:
+        raw = load_raw(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:  # a byte that nobody reads, such as padding or a date
+        assert isinstance(raw, dict)
+
+
+def calls(name: str) -> list[tuple[Path, ast.Call]]:
+    """All calls in our sources whose function ends in ``name``."""
+    return [(path, call) for path, call, own in _all_calls() if f".{own}".endswith(f".{name}")]
+
+
+@cache
+def _all_calls() -> list[tuple[Path, ast.Call, str]]:
+    return [
+        (path, node, ast.unparse(node.func))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
+
+
+def test_every_checkpoint_is_read_without_running_code() -> None:
+    loads = calls("torch.load")
+    assert loads
+    for path, call in loads:
+        (given,) = [k.value for k in call.keywords if k.arg == "weights_only"] or [None]
+        assert isinstance(given, ast.Constant) and given.value is True, f"{path}:{call.lineno}"
+    assert not calls("load_from_checkpoint") and not calls("load_state_dict_from_url")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pickle.load", "pickle.loads", "joblib.load", "os.system", "os.popen", "eval", "getoutput"]
+    + ["yaml.load", "yaml.full_load", "yaml.unsafe_load", "np.load", "numpy.load"],
+)
+def test_nothing_that_runs_code_is_called(name: str) -> None:
+    own = [(path, call) for path, call in calls(name) if ast.unparse(call.func) == name]
+    assert not own, [f"{path}:{call.lineno}" for path, call in own]
+
+
+def test_code_is_run_only_where_the_user_names_a_script() -> None:
+    assert [path.name for path, call in calls("exec") if ast.unparse(call.func) == "exec"] == [
+        "run.py"
+    ]
+
+
+def test_no_command_is_a_shell_string() -> None:
+    for name in ("subprocess.run", "subprocess.Popen", "check_call", "check_output"):
+        for path, call in calls(name):
+            assert all(k.arg != "shell" for k in call.keywords), f"{path}:{call.lineno}"
+            assert not isinstance(call.args[0], ast.Constant | ast.JoinedStr), path
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "/escaped"])
+def test_the_name_of_a_run_is_no_way_out_of_its_folder(
+    name: str, images: Path, tmp_path: Path
+) -> None:
+    before = files_below(tmp_path)
+    _, result = train(pretrain_config(images, tmp_path / "a" / "runs", name=name))
+    written = files_below(tmp_path) - before
+    assert result.checkpoint in written
+    assert all(path.is_relative_to(result.folder) for path in written)
+    assert not Path("/escaped").exists()
+
+
+@pytest.mark.parametrize("name", ["../digits", "digits/../../x", "/tmp/x", "", "."])
+def test_a_data_set_is_one_of_ours(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is unknown: allowed are"):
+        write_dataset(name, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_fold_writes_into_its_folder_alone_whatever_a_checkpoint_says(
+    images: Path, tmp_path: Path
+) -> None:
+    checkpoint = write_run(tmp_path / "run", images)
+    args = json.loads((checkpoint.parent / "args.json").read_text())
+    args |= {"name": "../../escaped", "checkpoint": {"dir": "../../escaped"}}
+    (checkpoint.parent / "args.json").write_text(json.dumps(args))
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["../../escaped"] = torch.ones(1)
+    torch.save(content, checkpoint)
+    before = {path: path.read_bytes() for path in files_below(tmp_path)}
+    assert main(["fold", str(checkpoint), str(tmp_path / "x" / "out")]) == 0
+    after = files_below(tmp_path)
+    new = sorted(path.name for path in after - before.keys())
+    assert new == ["args.json", "folded.ckpt"]
+    assert all(path.parent == tmp_path / "x" / "out" for path in after - before.keys())
+    assert all(path.read_bytes() == content for path, content in before.items())
+    shutil.rmtree(tmp_path / "x")

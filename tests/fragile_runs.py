@@ -1,0 +1,136 @@
+"""Runs that are killed, or sent a signal, at a chosen moment; for the tests in tests/faults."""
+
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from runs import pretrain_config
+
+from metamask_solo.hosts import pl
+
+EPOCHS, STEPS = 3, 2  # of the run below, steps in each epoch
+# the moments at which a run can be killed, and how often each comes in a whole run
+MOMENTS = {
+    "step": EPOCHS * STEPS,
+    "hook": EPOCHS * STEPS,
+    "validation": EPOCHS,
+    "writing": EPOCHS,
+    "renaming": EPOCHS,
+    "renamed": EPOCHS,
+}
+
+# a process takes seconds to import everything; this server does it once, and forks
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["metamask_solo.commands.pretrain", "metamask_solo.training"])
+
+
+def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:
+    """Three epochs of two steps, with everything in it that has a state."""
+    cfg = pretrain_config(data, out, max_epochs=EPOCHS, auto_resume__enabled=True, **overrides)
+    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
+    cfg.method_kwargs.mask = {"optimizer": "adam", "lr": 0.1, "schedule": "cosine"}
+    return cfg
+
+
+class SignalAt(pl.Callback):  # type: ignore[name-defined]
+    """Sends this process a signal when a moment comes for the n-th time, counted from 1."""
+
+    def __init__(self, moment: str, n: int, number: int = signal.SIGKILL):
+        self.moment = moment
+        self.left = n
+        self.number = number
+
+    def came(self, moment: str) -> None:
+        self.left -= moment == self.moment
+        if self.left == 0:
+            self.left = -1
+            os.kill(os.getpid(), self.number)
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        own_gradient, own_save, own_replace = model.mask_gradient, torch.save, os.replace
+
+        def mask_gradient(views: Any) -> torch.Tensor:
+            gradient = own_gradient(views)
+            self.came("hook")
+            return gradient
+
+        def save(content: Any, path: Any) -> None:
+            whole = io.BytesIO()
+            own_save(content, whole)
+            half = len(whole.getvalue()) // 2
+            with open(path, "wb") as file:
+                file.write(whole.getvalue()[:half])
+                file.flush()
+                self.came("writing")
+                file.write(whole.getvalue()[half:])
+
+        def replace(source: Any, target: Any) -> None:
+            checkpoint = str(target).endswith(".ckpt")
+            if checkpoint:
+                self.came("renaming")
+            own_replace(source, target)
+            if checkpoint:
+                self.came("renamed")
+
+        model.mask_gradient, torch.save, os.replace = mask_gradient, save, replace
+
+    def on_after_backward(self, trainer: Any, model: Any) -> None:
+        self.came("step")
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.came("validation")
+
+
+class FullDisk(pl.Callback):  # type: ignore[name-defined]
+    """From an epoch on, no file can grow beyond a megabyte."""
+
+    def __init__(self, epoch: int):
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+
+def _body(log: Path, cfg: DictConfig, callbacks: tuple[Any, ...]) -> None:
+    from metamask_solo.commands.pretrain import pretrain_run
+    from metamask_solo.errors import RunStopped, UserError
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    try:
+        pretrain_run(cfg, callbacks=callbacks)
+    except (RunStopped, UserError) as error:
+        print(error)
+        sys.stdout.flush()
+        os._exit(error.exit_code if isinstance(error, RunStopped) else 2)
+
+
+def run(
+    log: Path,
+    cfg: DictConfig,
+    *callbacks: Any,
+    meanwhile: Callable[[Any], None] = lambda process: None,
+) -> int:
+    """Pretrains in a process of its own; returns its exit code, -9 after SIGKILL.
+
+    Args:
+        log: file for all that it prints.
+        meanwhile: called with the process once it runs.
+    """
+    process = SERVER.Process(target=_body, args=(log, cfg, callbacks))
+    process.start()
+    meanwhile(process)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
