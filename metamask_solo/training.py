@@ -163,6 +163,7 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         self.folder = folder
         self.last: Path | None = None
         self.metrics: dict[str, float] = {}
+        self.save_this_epoch = False  # whatever the frequency
         self._random: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
@@ -178,7 +179,7 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         epoch = trainer.current_epoch
         last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
-        if last or epoch % self.cfg.checkpoint.frequency == 0:
+        if last or self.save_this_epoch or epoch % self.cfg.checkpoint.frequency == 0:
             self.save(trainer)
 
     def save(self, trainer: Any) -> None:
@@ -353,7 +354,7 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         if self._asked(trainer):
             if self.checkpointer is not None:
-                self.checkpointer.save(trainer)
+                self.checkpointer.save_this_epoch = True
             self._stop(trainer)
 
     def on_exception(self, trainer: Any, model: Any, exception: BaseException) -> None:
@@ -426,11 +427,12 @@ def fit(
         checkpointer.last = resume
     timer = pl.callbacks.Timer()
     interruption = Interruption(checkpointer, train_loader)
-    all_callbacks = [*callbacks, timer, pl.callbacks.LearningRateMonitor("step")]
+    # first: from the moment that args.json tells of a run, a signal must find its handler
+    all_callbacks = [interruption, *callbacks, timer, pl.callbacks.LearningRateMonitor("step")]
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
     loggers = _loggers(model, cfg, folder)
     try:
-        trainer = build_trainer(cfg, loggers, [*all_callbacks, interruption])
+        trainer = build_trainer(cfg, loggers, all_callbacks)
     except UserError:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if it is new, hence empty

@@ -12,6 +12,7 @@ from runs import pretrain_config, train
 from torch import nn
 
 from metamask_solo import MetaMask
+from metamask_solo.checkpoints import load_raw
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import METHODS, barlow_loss, contrastive_loss, pl
 from metamask_solo.hypergradient import hypergradient

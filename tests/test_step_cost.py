@@ -51,9 +51,8 @@ def test_the_command_prints_a_table_and_writes_the_figures(
 ) -> None:
     path = tmp_path / "cost.json"
 
-    command.main(
-        ["--stem", "standard", "--batch-size", "4", "--rounds", "2", "--only", "heads", "--json"] + [str(path)]
-    )
+    arguments = "--stem standard --batch-size 4 --rounds 2 --only heads --json".split()
+    command.main([*arguments, str(path)])
 
     report = json.loads(path.read_text())
     assert set(report["seconds"]) == {"joint", "heads"} == set(report["memory_mib"])

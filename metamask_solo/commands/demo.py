@@ -6,6 +6,8 @@ from typing import Any
 
 HELP = "from nothing to a table: data, three methods, two evaluations, one figure"
 METHODS = ("metamask", "simclr", "barlow")
+# the files that the presets take for MetaMask
+PRESETS = {"fast": "metamask_fast", "paper": "metamask"}
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +19,13 @@ def main(argv: list[str]) -> None:
         "ends with a table and a figure.",
     )
     parser.add_argument("--dataset", choices=("digits", "textured-digits"), default="digits")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default="fast",
+        help="MetaMask with the cheap mask update, or with the paper's at each step",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("demo"), help="folder for all that it writes"
     )
@@ -100,7 +108,8 @@ def _run(dataset: str, method: str, data: Path, args: Any) -> tuple[Path, dict[s
         f"max_epochs={args.epochs}",
         *args.overrides,
     ]
-    result = pretrain_run(compose_config(dataset, method, overrides), reuse_finished=True)
+    name = PRESETS[args.preset] if method == "metamask" else method
+    result = pretrain_run(compose_config(dataset, name, overrides), reuse_finished=True)
     assert result.checkpoint is not None  # the demo's files have checkpoints on
     backbone, checkpoint = load_backbone(result.checkpoint)
     features = [

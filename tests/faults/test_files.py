@@ -23,8 +23,6 @@ from metamask_solo.features import ReadableImages
 from metamask_solo.files import atomic_folder, atomic_write
 from metamask_solo.hosts import pl
 
-pytestmark = pytest.mark.faults
-
 
 def pretrain(cfg: DictConfig, folder: Path) -> int:
     """The command on a config, in this process; returns its exit code."""

@@ -15,8 +15,6 @@ from runs import pretrain_config
 
 from metamask_solo.__main__ import main
 
-pytestmark = pytest.mark.faults
-
 METHODS = ("metamask", "simclr", "barlow_twins")
 # what takes the place of a value: of the wrong type, out of range, or strange in some other way
 VALUES: list[Any] = [None, True, False, 0, 1, -1, 2, 7, 10**12, -(10**12), 0.0, 0.5, -0.5, 1e-3]

@@ -20,8 +20,6 @@ from metamask_solo.checkpoints import load_raw
 from metamask_solo.errors import UserError
 from metamask_solo.training import _checkpoint_to_resume
 
-pytestmark = pytest.mark.faults
-
 KILLS = 20
 
 

@@ -20,8 +20,6 @@ from metamask_solo.hosts import pl
 from metamask_solo.settings import resolve_settings
 from metamask_solo.training import FiniteLoss
 
-pytestmark = pytest.mark.faults
-
 
 def assert_finite(root: Path, count: int) -> None:
     checkpoints = list(root.rglob("*.ckpt"))

@@ -20,8 +20,6 @@ from metamask_solo.datasets import write_dataset
 from metamask_solo.errors import UserError
 from metamask_solo.training import TRAINING_STATE
 
-pytestmark = pytest.mark.faults
-
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "metamask_solo").rglob("*.py"), *(ROOT / "tools").glob("*.py")])
 
