@@ -51,7 +51,8 @@ def test_the_command_prints_a_table_and_writes_the_figures(
 ) -> None:
     path = tmp_path / "cost.json"
 
-    arguments = "--stem standard --batch-size 4 --rounds 2 --only heads --json".split()
+    setting = ["--stem", "standard", "--batch-size", "4", "--rounds", "2"]
+    arguments = [*setting, "--only", "heads", "--json"]
     command.main([*arguments, str(path)])
 
     report = json.loads(path.read_text())

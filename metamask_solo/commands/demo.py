@@ -79,7 +79,7 @@ def _baselines(dataset: str, data: Path) -> list[dict[str, Any]]:
     from metamask_solo.hosts import build_backbone, pl
 
     cfg = compose_config(dataset, "simclr", [])
-    pl.seed_everything(cfg.seed, verbose=False)
+    pl.seed_everything(cfg.seed)
     import torch
 
     rows = []
