@@ -45,7 +45,7 @@ KNOWN = {
     "precision": None,
     "pretrain_method": None,
     "pretrained_feature_extractor": None,
-    "scheduler": {"name", "warmup_epochs", "interval", "lr_decay_steps"},
+    "scheduler": {"name", "warmup_epochs", "warmup_start_lr", "interval", "lr_decay_steps"},
     "seed": None,
     "strategy": None,
     "sync_batchnorm": None,
