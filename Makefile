@@ -26,7 +26,7 @@ demo: setup ## Make a data set, train MetaMask and its baselines on it, and prin
 	"$(VENV)/bin/metamask-solo" demo
 
 test: lint types ## Check format, lint and types, and run all tests but the soak tests
-	$(RUN) pytest
+	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: setup ## Check the format and lint, change nothing
 	$(RUN) ruff format --check $(SOURCES)

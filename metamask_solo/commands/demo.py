@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         "ends with a table and a figure.",
     )
     parser.add_argument("--dataset", choices=("digits", "textured-digits"), default="digits")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
