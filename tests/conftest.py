@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,13 @@ from runs import write_images
 import metamask_solo  # noqa: F401  registers the method
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Back to one thread after each test: numba, once UMAP ran, leaves the process with more."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -261,7 +261,7 @@ def _trajectory_panel(axis: Axes, steps: IntArray, masks: Array) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_xlabel("optimiser step (count)")
     axis.set_ylabel("mask weight m (dimensionless)")
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # inside, it would hide a line
 
 
 def information_figure(studies: Sequence[Study]) -> Figure | None:

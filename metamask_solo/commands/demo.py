@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         "ends with a table and a figure.",
     )
     parser.add_argument("--dataset", choices=("digits", "textured-digits"), default="digits")
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
@@ -141,35 +141,38 @@ def _draw(runs: dict[str, Path], out: Path) -> None:
 
     colours = dict(zip(runs, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     styles = dict(zip(runs, ("-", "--", ":"), strict=True))
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, column, title in (
-        (axes[0], "train_nce_loss_epoch", "contrastive loss (NT-Xent)"),
-        (axes[1], "train_barlow_loss_epoch", "redundancy loss (Barlow Twins)"),
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    checkpoints = {method: read_checkpoint(folder) for method, folder in runs.items()}
+    for axis, column, title, unit in (
+        (axes[0], "train_nce_loss_epoch", "contrastive loss (NT-Xent)", None),
+        # the methods weigh it differently: without the weight, the curves can be compared
+        (axes[1], "train_barlow_loss_epoch", "redundancy loss (Barlow Twins)", "scale_loss"),
     ):
         for method, folder in runs.items():
             rows = [r for r in read_metrics(folder) if r.get(column)]
             if rows:
-                values = [float(r[column]) for r in rows]
+                config = checkpoints[method].config
+                assert config is not None  # a run's folder holds its config
+                scale = config.method_kwargs[unit] if unit else 1
                 axis.plot(
                     [int(r["epoch"]) + 1 for r in rows],
-                    values,
+                    [float(r[column]) / scale for r in rows],
                     styles[method],
                     color=colours[method],
                     marker="o",
                     markersize=3,
                     label=method,
                 )
-        axis.set(xlabel="epoch", ylabel=title, title=title)
+        axis.set(xlabel="epoch", ylabel=f"{title} / {unit}" if unit else title, title=title)
         axis.legend()
-    raw = read_checkpoint(runs["metamask"]).raw
-    history = raw["metamask"]["history"]["mask"].numpy()
+    history = checkpoints["metamask"].raw["metamask"]["history"]["mask"].numpy()
     epochs = np.arange(len(history))
     low, quarter, middle, upper, high = np.quantile(history, (0, 0.25, 0.5, 0.75, 1), axis=1)
     axes[2].fill_between(epochs, low, high, color="#0072B2", alpha=0.2, label="all dimensions")
     axes[2].fill_between(epochs, quarter, upper, color="#0072B2", alpha=0.4, label="middle half")
     axes[2].plot(epochs, middle, color="#0072B2", label="median")
     axes[2].set(xlabel="epoch", ylabel="mask weight m", title="the mask of MetaMask over time")
-    axes[2].legend()
+    axes[2].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     with atomic_write(out) as path:
         figure.savefig(path, format="png", dpi=150)
     plt.close(figure)
