@@ -283,7 +283,7 @@ def test_neither_loss_drowns_the_other_at_the_start(file: str) -> None:
 def test_on_the_digits_neither_gradient_drowns_the_other(
     folder: str, name: str, images: Path
 ) -> None:
-    """There the weights were chosen by a search, so their effect is measured, not their size."""
+    """There the redundancy loss starts below half of the other: gradients are compared."""
     cfg = complete(f"{folder}{name}.yaml", images)
     hosts.pl.seed_everything(0)
     model = hosts.build_method(cfg).train()
