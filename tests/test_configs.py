@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from metamask_solo import hosts
 from metamask_solo.config import check_linear_config, check_pretrain_config
-from metamask_solo.losses import nt_xent
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PRETRAIN = sorted(
@@ -26,7 +25,6 @@ PRETRAIN = sorted(
 LINEAR = sorted(file.relative_to(SCRIPTS).as_posix() for file in SCRIPTS.glob("linear/*/*.yaml"))
 METAMASK = [file for file in PRETRAIN if "metamask" in file or "joint" in file]
 DIGITS = ("digits", "textured-digits")
-ON_DIGITS = tuple(f"pretrain/{folder}/" for folder in DIGITS)
 
 KNOWN = {
     "accelerator": None,
@@ -229,9 +227,6 @@ def test_a_baseline_differs_by_its_method_only(folder: str, baseline: str) -> No
     metamask = plain(f"pretrain/{folder}/metamask.yaml")
     other = plain(f"pretrain/{folder}/{baseline}.yaml")
     own = ("name", "method", "method_kwargs", "momentum")
-    optimizers = metamask["optimizer"].copy(), other["optimizer"].copy()
-    for optimizer in optimizers:
-        optimizer.pop("lr")
 
     shared = [{k: v for k, v in cfg.items() if k not in own} for cfg in (metamask, other)]
     assert differences(*shared).keys() <= {"optimizer.lr"}
@@ -266,9 +261,7 @@ def test_the_fast_config_differs_by_the_mask_update_only(file: str) -> None:
     assert all(key.startswith("method_kwargs.meta.") for key in found)
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in METAMASK if "official" not in f and not f.startswith(ON_DIGITS)]
-)
+@pytest.mark.parametrize("file", [f for f in METAMASK if "official" not in f])
 def test_neither_loss_drowns_the_other_at_the_start(file: str) -> None:
     cfg = load(file)
     method = cfg.method_kwargs
@@ -276,31 +269,6 @@ def test_neither_loss_drowns_the_other_at_the_start(file: str) -> None:
     contrastive = method.alpha * math.log(2 * cfg.optimizer.batch_size - 1)
 
     assert 0.5 < barlow / contrastive < 2
-
-
-@pytest.mark.parametrize("folder", ON_DIGITS)
-@pytest.mark.parametrize("name", ["metamask", "joint"])
-def test_on_the_digits_neither_gradient_drowns_the_other(
-    folder: str, name: str, images: Path
-) -> None:
-    """There the redundancy loss starts below half of the other: gradients are compared."""
-    cfg = complete(f"{folder}{name}.yaml", images)
-    hosts.pl.seed_everything(0)
-    model = hosts.build_method(cfg).train()
-    x = torch.randn(cfg.optimizer.batch_size, 3, 32, 32)
-    outputs = [model(view) for view in (x, x + 0.3 * torch.randn_like(x))]
-    features = [out["plain_feats"] for out in outputs]
-    z1, z2 = (out["z"] for out in outputs)
-    r1, r2 = (model.redundancy_projector(out["feats"]) for out in outputs)
-    losses = (
-        hosts.barlow_loss(r1, r2, model.lamb, model.scale_loss),
-        model.alpha * nt_xent(z1, z2, model.temperature),
-    )
-    barlow, contrastive = (
-        torch.cat(torch.autograd.grad(loss, features, retain_graph=True)).norm() for loss in losses
-    )
-
-    assert 0.2 < barlow / contrastive < 5
 
 
 @pytest.mark.parametrize("variant", ["metamask_official", "metamask_official_fixed_rate"])
