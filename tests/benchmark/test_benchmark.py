@@ -157,12 +157,12 @@ def test_a_killed_benchmark_ends_with_the_results_of_a_whole_one(
     with (tmp_path / "output").open("w") as output:
         killed = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        wait_for(lambda: [*parts.rglob("*ep=1.ckpt"), *parts.rglob("*ep=2.ckpt")], 120)
+        wait_for(lambda: [*parts.rglob("*ep=1.ckpt"), *parts.rglob("*ep=2.ckpt")], 300)
     finally:
         killed.kill()
         killed.wait()
     (lock,) = parts.rglob("lock")
-    wait_for(lambda: not is_running(lock), 10)  # the run's own process did not live on
+    wait_for(lambda: not is_running(lock), 60)  # the run's own process did not live on
     assert not list(parts.rglob("result.json"))
 
     assert main(["benchmark", str(file), f"out={parts}"]) == 0
