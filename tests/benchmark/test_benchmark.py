@@ -162,7 +162,7 @@ def test_a_killed_benchmark_ends_with_the_results_of_a_whole_one(
         killed.kill()
         killed.wait()
     (lock,) = parts.rglob("lock")
-    wait_for(lambda: not is_running(lock), 60)  # the run's own process did not live on
+    wait_for(lambda: not is_running(lock), 10)  # the run's own process did not live on
     assert not list(parts.rglob("result.json"))
 
     assert main(["benchmark", str(file), f"out={parts}"]) == 0
