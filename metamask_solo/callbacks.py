@@ -51,6 +51,9 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         self.save_this_epoch = False  # whatever the frequency
         self._random: dict[str, Any] | None = None
 
+    def setup(self, trainer: Any, model: Any, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)  # torchrun's processes do not know it
+
     def on_train_start(self, trainer: Any, model: Any) -> None:
         if self._random is not None:
             _set_random_state(self._random)

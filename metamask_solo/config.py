@@ -1,11 +1,13 @@
 """Checks of a run's config that come before any work: one line each, naming key and value."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.checkpoints import check_backbone_name
@@ -94,6 +96,7 @@ AUGMENTATION_NUMBERS = {
     "equalization": ("prob",),
     "horizontal_flip": ("prob",),
 }
+MOST_DEVICES = 1024
 AT_MOST_ONE = ("prob", "crop_min_scale", "crop_max_scale")
 
 
@@ -245,9 +248,28 @@ def _check_shared(cfg: DictConfig, schedulers: tuple[str, ...]) -> None:
     seed = OmegaConf.select(cfg, "seed", default=5)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be an integer of at least 0 and below 2^32")
-    devices = cfg.setdefault("devices", "1")
-    if not isinstance(devices, str) and not OmegaConf.is_list(devices):
-        raise UserError(f"devices={devices}: must be a list such as [0, 1], or text such as '2'")
+    cfg.devices = _devices(cfg)
+
+
+def _devices(cfg: DictConfig) -> list[int]:
+    """``devices`` as a list: solo-learn scales the rates by its length, and would count the
+    characters of a text. Where there is no GPU, only the length counts."""
+    given = cfg.get("devices", 1)
+    found: Any = OmegaConf.to_container(given) if OmegaConf.is_list(given) else given
+    if found in ("auto", "-1", -1):
+        found = max(1, torch.cuda.device_count()) if cfg.get("accelerator") != "cpu" else 1
+    elif isinstance(found, str) and re.fullmatch(r"\d{1,4}", found):
+        found = int(found)
+    elif isinstance(found, str) and re.fullmatch(r"(\d{1,4},)+(\d{1,4})?", found):
+        found = [int(number) for number in found.split(",") if number]  # "2," is the third GPU
+    if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MOST_DEVICES:
+        return list(range(found))
+    indices = isinstance(found, list) and all(type(i) is int and i >= 0 for i in found)
+    if not indices or not found or len(set(found)) < len(found):
+        raise UserError(
+            f"devices={given}: must be a number such as 2, a list of GPUs such as [0, 1], or auto"
+        )
+    return list(found)
 
 
 def _required(cfg: DictConfig, key: str, kind: type) -> Any:

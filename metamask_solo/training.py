@@ -1,6 +1,5 @@
 """Running Lightning's trainer from a config: loggers, checkpoints, resuming."""
 
-import contextlib
 import csv
 import importlib.util
 import inspect
@@ -123,10 +122,12 @@ def _processes() -> tuple[int, int]:
 def training_loader(dataset: Dataset[Any], cfg: DictConfig) -> DataLoader[Any]:
     """The shuffled training loader of a config."""
     sampler = EpochShuffle(dataset, cfg.seed)
-    if len(sampler) < cfg.optimizer.batch_size:
+    processes = len(cfg.devices) * cfg.num_nodes
+    if len(sampler) // processes < cfg.optimizer.batch_size:
+        share = f", to be shared by {processes} processes" if processes > 1 else ""
         raise UserError(
             f"optimizer.batch_size={cfg.optimizer.batch_size}: the training data have only "
-            f"{len(sampler)} images"
+            f"{len(sampler)} images{share}"
         )
     return DataLoader(
         ReadableImages(dataset),
@@ -161,7 +162,8 @@ def fit(
     """
     root = Path(cfg.checkpoint.dir) / kind
     resume = _checkpoint_to_resume(cfg, root)
-    folder = resume.parent if resume and resume.parent.parent == root else _new_folder(root)
+    continued = resume is not None and resume.parent.parent == root
+    folder = resume.parent if resume is not None and continued else _new_folder(root)
     checkpointer = Checkpointer(cfg, folder) if cfg.checkpoint.enabled else None
     if resume is not None and checkpointer is not None and resume.parent == folder:
         checkpointer.last = resume
@@ -170,13 +172,9 @@ def fit(
     # first: from the moment that args.json tells of a run, a signal must find its handler
     all_callbacks = [interruption, *callbacks, timer, pl.callbacks.LearningRateMonitor("step")]
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
-    loggers = _loggers(model, cfg, folder)
-    try:
-        trainer = build_trainer(cfg, loggers, all_callbacks)
-    except UserError:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if it is new, hence empty
-        raise
+    trainer = build_trainer(cfg, _loggers(model, cfg, folder), all_callbacks)
+    if trainer.is_global_zero and not continued:
+        _make_folder(folder)
     # SafeCheckpointIO needs no telling, but Lightning else says that it reads anything
     tellable = "weights_only" in inspect.signature(trainer.fit).parameters
     safely = {"weights_only": True} if tellable else {}
@@ -273,20 +271,24 @@ def _loggers(model: Any, cfg: DictConfig, folder: Path) -> list[Any]:
 
 
 def _new_folder(root: Path) -> Path:
-    """A run's folder, named as solo-learn does without W&B; the same in every process."""
-    name = os.environ.setdefault("METAMASK_SOLO_RUN", secrets.token_hex(4))
-    folder = root / f"offline-{name}"
+    """A new run's folder, not made yet, named as solo-learn does without W&B.
+
+    Processes that Lightning starts inherit the name. Those of torchrun or Slurm have other names,
+    until the first process tells them its own.
+    """
+    name = "METAMASK_SOLO_RUN"
+    if name not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        os.environ[name] = secrets.token_hex(4)
+    return root / f"offline-{os.environ[name]}"
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=int(os.environ.get("LOCAL_RANK", 0)) > 0)
-    except FileExistsError:
-        # a sweep may run several fits in one process, and at once in several: try the next name
-        os.environ["METAMASK_SOLO_RUN"] = secrets.token_hex(4)
-        return _new_folder(root)
+        folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(
-            f"checkpoint.dir={root.parent}: cannot be written ({error.strerror})"
+            f"checkpoint.dir={folder.parents[1]}: cannot be written ({error.strerror})"
         ) from error
-    return folder
 
 
 def _checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import pretrain_config
 from torch import nn
 
+from metamask_solo.checkpoints import load_raw
 from metamask_solo.hosts import pl
 from metamask_solo.losses import nt_xent
 from metamask_solo.meta_update import own_batch_statistics
@@ -157,6 +160,76 @@ def test_the_gradient_is_the_mean_over_ranks(outcomes: dict[str, Any]) -> None:
     assert not torch.equal(*own)
     expected = -(own[0] + own[1]) / 2
     torch.testing.assert_close(torch.tensor(first["masks"][0]), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def machines(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The command started by torchrun on two "machines" of one process each, as README has it."""
+    out = tmp_path_factory.mktemp("machines")
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    nodes = [[*torchrun, "--node-rank", str(rank)] for rank in range(2)]
+    return out, pretrain_by(nodes, images, out, "num_nodes=2", "devices=1")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pretrain_by(launchers: list[list[str]], data: Path, out: Path, *overrides: str) -> list[str]:
+    """Runs ``pretrain`` by each of the launchers at once; what each printed."""
+    cfg = pretrain_config(data, out, num_nodes=1, strategy="ddp", method_kwargs__mask={"lr": 1.0})
+    OmegaConf.save(cfg, out / "run.yaml")
+    command = ["-m", "metamask_solo", "pretrain", "--config-path", str(out)]
+    command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *launcher, *command, *overrides],
+            cwd=out,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for launcher in launchers
+    ]
+    try:
+        printed = [process.communicate(timeout=400)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, printed, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return printed
+
+
+def the_checkpoint(out: Path) -> Path:
+    (run,) = (out / "metamask").iterdir()
+    (checkpoint,) = run.glob("*.ckpt")
+    return checkpoint
+
+
+def test_two_machines_make_one_run(machines: tuple[Path, list[str]]) -> None:
+    out, printed = machines
+    checkpoint = the_checkpoint(out)
+    assert [f"checkpoint: {checkpoint}" in text for text in printed].count(True) == 1
+    config = json.loads((checkpoint.parent / "args.json").read_text())
+    assert config["num_nodes"] == 2
+    # two processes with ten images each, as solo-learn scales it
+    assert config["optimizer"]["lr"] == pytest.approx(0.5 * 20 / 256)
+
+
+def test_two_machines_train_as_two_processes_of_one(
+    machines: tuple[Path, list[str]], images: Path, tmp_path: Path
+) -> None:
+    pretrain_by([[]], images, tmp_path, "devices=2")
+    one, two = (load_raw(the_checkpoint(out)) for out in (tmp_path, machines[0]))
+    assert one["global_step"] == two["global_step"] > 0
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
 
 
 def test_sync_batchnorm_uses_this_processs_batch() -> None:
