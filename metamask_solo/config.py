@@ -78,6 +78,7 @@ COUNTS = (
     "knn_eval.k",
     "num_nodes",
 )
+MOST_DEVICES = 1024
 # least, most
 NUMBERS = {
     "scheduler.warmup_epochs": (0.0, math.inf),
@@ -96,7 +97,6 @@ AUGMENTATION_NUMBERS = {
     "equalization": ("prob",),
     "horizontal_flip": ("prob",),
 }
-MOST_DEVICES = 1024
 AT_MOST_ONE = ("prob", "crop_min_scale", "crop_max_scale")
 
 

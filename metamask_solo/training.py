@@ -72,6 +72,12 @@ class FitResult:
     metrics: dict[str, float]
     seconds_per_epoch: float
 
+    def __str__(self) -> str:
+        """The last line that a command prints: the checkpoint, and the validation metrics."""
+        parts = [f"checkpoint: {self.checkpoint}"] if self.checkpoint else []
+        metrics = sorted(self.metrics.items())
+        return "  ".join([*parts, *(f"{k}={v:.4f}" for k, v in metrics if k.startswith("val_"))])
+
 
 class EpochShuffle(DistributedSampler[int]):
     """Shuffles by (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
@@ -162,18 +168,19 @@ def fit(
     """
     root = Path(cfg.checkpoint.dir) / kind
     resume = _checkpoint_to_resume(cfg, root)
-    continued = resume is not None and resume.parent.parent == root
-    folder = resume.parent if resume is not None and continued else _new_folder(root)
+    # a checkpoint from elsewhere starts a run of its own
+    continued = resume if resume and resume.parent.parent == root else None
+    folder = continued.parent if continued else _new_folder(root)
     checkpointer = Checkpointer(cfg, folder) if cfg.checkpoint.enabled else None
-    if resume is not None and checkpointer is not None and resume.parent == folder:
-        checkpointer.last = resume
+    if checkpointer is not None:
+        checkpointer.last = continued
     timer = pl.callbacks.Timer()
     interruption = Interruption(checkpointer, train_loader)
     # first: from the moment that args.json tells of a run, a signal must find its handler
     all_callbacks = [interruption, *callbacks, timer, pl.callbacks.LearningRateMonitor("step")]
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
     trainer = build_trainer(cfg, _loggers(model, cfg, folder), all_callbacks)
-    if trainer.is_global_zero and not continued:
+    if trainer.is_global_zero and continued is None:
         _make_folder(folder)
     # SafeCheckpointIO needs no telling, but Lightning else says that it reads anything
     tellable = "weights_only" in inspect.signature(trainer.fit).parameters

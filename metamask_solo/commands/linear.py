@@ -23,12 +23,9 @@ def linear(cfg: DictConfig) -> float:
     cfg = open_config(cfg)
     model, cfg, train_loader, val_loader = _prepare(cfg)
     result = fit(model, cfg, train_loader, val_loader, "linear")
-    metrics = {k: v for k, v in result.metrics.items() if k.startswith("val_")}
     if model.global_rank == 0:
-        if result.checkpoint is not None:
-            print(f"checkpoint: {result.checkpoint}", end="  ")
-        print("  ".join(f"{name}={value:.4f}" for name, value in sorted(metrics.items())))
-    return metrics.get("val_acc1", 0.0)
+        print(result)
+    return result.metrics.get("val_acc1", 0.0)
 
 
 def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:

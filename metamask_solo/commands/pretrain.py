@@ -52,14 +52,11 @@ def pretrain_run(
         print(f"finished already: {done.checkpoint}")
         return done
     result = fit(model, cfg, train_loader, val_loader, cfg.method, callbacks)
-    if model.global_rank != 0:
-        return result
-    if result.checkpoint is not None:
-        if cfg.method == "metamask" and cfg.get("fold_at_end", True):
+    if model.global_rank == 0:
+        folded = cfg.method == "metamask" and cfg.get("fold_at_end", True)
+        if folded and result.checkpoint is not None:
             _fold(result.checkpoint)
-        print(f"checkpoint: {result.checkpoint}", end="  ")
-    final = {k: v for k, v in result.metrics.items() if k.startswith("val_")}
-    print("  ".join(f"{name}={value:.4f}" for name, value in sorted(final.items())))
+        print(result)
     return result
 
 
