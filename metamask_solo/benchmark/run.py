@@ -29,7 +29,7 @@ from metamask_solo.checkpoint_features import pick_device
 from metamask_solo.checkpoints import load_backbone
 from metamask_solo.commands.pretrain import pretrain_run
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.evaluation import linear_accuracy
+from metamask_solo.evaluation import linear_probe
 from metamask_solo.features import evaluation_transform, extract_features
 from metamask_solo.files import atomic_write
 from metamask_solo.hosts import classification_datasets, pl
@@ -163,7 +163,10 @@ def _accuracies(names: list[str], *features: Tensor) -> dict[str, float]:
     def knn(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
         return knn_accuracy(train, train_labels, val, val_labels)[0]
 
-    measures = {"knn": knn, "linear": linear_accuracy}
+    def linear(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
+        return linear_probe(train, train_labels, val, val_labels).accuracy
+
+    measures = {"knn": knn, "linear": linear}
     return {name: measures[name](*features) for name in names}
 
 
