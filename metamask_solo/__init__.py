@@ -1,9 +1,9 @@
 """MetaMask for solo-learn: importing this package registers the method ``metamask``."""
 
 from metamask_solo.hosts import METHODS
-from metamask_solo.hypergradient import SplitLoss, TrialStep, hypergradient
-from metamask_solo.mask import DimensionalMask
-from metamask_solo.metamask import MetaMask
+from metamask_solo.method.hypergradient import SplitLoss, TrialStep, hypergradient
+from metamask_solo.method.mask import DimensionalMask
+from metamask_solo.method.metamask import MetaMask
 
 METHODS["metamask"] = MetaMask
 

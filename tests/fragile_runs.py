@@ -29,7 +29,7 @@ MOMENTS = {
 
 # a process takes seconds to import everything; this server does it once, and forks
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["metamask_solo.commands.pretrain", "metamask_solo.training"])
+SERVER.set_forkserver_preload(["metamask_solo.commands.pretrain", "metamask_solo.training.trainer"])
 
 
 def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:

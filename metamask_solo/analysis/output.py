@@ -9,8 +9,8 @@ from typing import Any
 from metamask_solo.analysis.figures import FIGURES, draw_figures
 from metamask_solo.analysis.report import report_html
 from metamask_solo.analysis.study import Study
+from metamask_solo.atomic_files import atomic_write
 from metamask_solo.errors import UserError
-from metamask_solo.files import atomic_write
 
 MADE_BY = "metamask-solo analyze"
 NUMBERS = "analysis.json"

@@ -32,7 +32,7 @@ from metamask_solo.analysis.subsets import (
     ridge_system,
     subset_curves,
 )
-from metamask_solo.mask import mask_statistics
+from metamask_solo.method.mask import mask_statistics
 
 SUBSET_TRAIN, SUBSET_VAL = 5_000, 2_000  # images of the subset experiment, at most
 BRACKET_IMAGES = 2_000

@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metamask_solo.commands.demo import scripts_folder
-from metamask_solo.commands.hydra_command import open_config, reason
-from metamask_solo.datasets import VARIANTS
+from metamask_solo.data.digits import VARIANTS
 from metamask_solo.errors import UserError
+from metamask_solo.training.hydra_app import open_config, reason
 
 EVALUATIONS = ("knn", "linear")
 DEFAULTS: dict[str, Any] = {
@@ -338,8 +338,8 @@ def _checked(
 ) -> dict[str, Any]:
     """The complete config of a run without its seed and folder; its model was built for a test."""
     import metamask_solo  # noqa: F401  registers the method
-    from metamask_solo.config import check_pretrain_config
     from metamask_solo.hosts import build_method, complete_pretrain_config
+    from metamask_solo.training.config_checks import check_pretrain_config
 
     ours = {
         "checkpoint.enabled": True,

@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy import stats
 
-from metamask_solo.benchmark.execution import FAILED, RESULT
+from metamask_solo.benchmark.launch import FAILED, RESULT
 from metamask_solo.benchmark.plan import Plan, Run, override_list
 
 CONFIDENCE = 0.95

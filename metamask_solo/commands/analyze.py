@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     from metamask_solo.analysis import loading, subsets
     from metamask_solo.analysis.output import check_output, write_output
     from metamask_solo.analysis.study import steps_of, study
-    from metamask_solo.checkpoints import load_backbone
+    from metamask_solo.checkpoints.reading import load_backbone
 
     _check(arguments)
     out, data = Path(arguments.out), Path(arguments.data)

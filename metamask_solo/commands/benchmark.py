@@ -28,9 +28,9 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.benchmark.execution import execute
+    from metamask_solo.benchmark.launch import execute
     from metamask_solo.benchmark.plan import read_plan
-    from metamask_solo.datasets import write_dataset
+    from metamask_solo.data.digits import write_dataset
 
     plan = read_plan(arguments.config, arguments.overrides)
     if not arguments.tables_only:
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
 
 def _write_results(plan: Any) -> int:
     """Writes all that the finished runs allow; returns the number of runs without a result."""
+    from metamask_solo.atomic_files import atomic_write
     from metamask_solo.benchmark.figures import draw_figures
     from metamask_solo.benchmark.tables import csv_table, markdown, read_rows
-    from metamask_solo.files import atomic_write
 
     rows = read_rows(plan)
     figures = draw_figures(plan, rows)

@@ -6,7 +6,7 @@ HELP = "write image folders made from data that Python packages carry"
 
 
 def main(argv: list[str]) -> int:
-    """Writes one or more data sets of :mod:`metamask_solo.datasets`.
+    """Writes one or more data sets of :mod:`metamask_solo.data.digits`.
 
     Raises:
         UserError: a name is unknown (checked before anything is written), or a folder is damaged
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="write anew what is there already")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.datasets import check_name, write_dataset
+    from metamask_solo.data.digits import check_name, write_dataset
 
     for name in arguments.names:
         check_name(name)

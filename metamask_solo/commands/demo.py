@@ -34,11 +34,11 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
 
-    from metamask_solo import datasets
-    from metamask_solo.files import atomic_write
+    from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.data import digits
 
     root = args.out / "datasets"
-    datasets.write_dataset(args.dataset, root)
+    digits.write_dataset(args.dataset, root)
     data = root / args.dataset
     rows, runs = [*_baselines(args.dataset, data)], {}
     for method in METHODS:
@@ -74,8 +74,8 @@ def scripts_folder() -> Path:
 
 
 def _baselines(dataset: str, data: Path) -> list[dict[str, Any]]:
-    from metamask_solo.evaluation import evaluate_features
-    from metamask_solo.features import extract_features, image_loader
+    from metamask_solo.data.images import extract_features, image_loader
+    from metamask_solo.evaluation.linear import evaluate_features
     from metamask_solo.hosts import build_backbone, pl
 
     cfg = compose_config(dataset, "simclr", [])
@@ -96,10 +96,10 @@ def _baselines(dataset: str, data: Path) -> list[dict[str, Any]]:
 
 
 def _run(dataset: str, method: str, data: Path, args: Any) -> tuple[Path, dict[str, Any]]:
-    from metamask_solo.checkpoints import load_backbone
+    from metamask_solo.checkpoints.reading import load_backbone
     from metamask_solo.commands.pretrain import pretrain_run
-    from metamask_solo.evaluation import evaluate_features
-    from metamask_solo.features import extract_features, image_loader
+    from metamask_solo.data.images import extract_features, image_loader
+    from metamask_solo.evaluation.linear import evaluate_features
 
     overrides = [
         f"data.train_path={data / 'train'}",
@@ -135,9 +135,9 @@ def _draw(runs: dict[str, Path], out: Path) -> None:
     import numpy as np
     from matplotlib import pyplot as plt
 
-    from metamask_solo.checkpoints import read_checkpoint
-    from metamask_solo.files import atomic_write
-    from metamask_solo.training import read_metrics
+    from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.checkpoints.reading import read_checkpoint
+    from metamask_solo.training.trainer import read_metrics
 
     colours = dict(zip(runs, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     styles = dict(zip(runs, ("-", "--", ":"), strict=True))

@@ -9,15 +9,15 @@ HELP = "train backbone and classifier, starting from a checkpoint"
 
 def main(argv: list[str]) -> None:
     """Hydra's command line, and the configs of ``metamask-solo linear``."""
-    from metamask_solo.commands import hydra_command
+    from metamask_solo.training import hydra_app
 
-    hydra_command.run("finetune", argv, finetune)
+    hydra_app.run("finetune", argv, finetune)
 
 
 def finetune(cfg: DictConfig) -> float:
     """Trains the backbone too, whatever the config says; returns the final accuracy."""
-    from metamask_solo.commands.hydra_command import open_config
     from metamask_solo.commands.linear import linear
+    from metamask_solo.training.hydra_app import open_config
 
     cfg = open_config(cfg)
     cfg.finetune = True

@@ -6,7 +6,7 @@ HELP = "fold the mask into the backbone's weights, for tools that know nothing o
 
 
 def main(argv: list[str]) -> int:
-    """Writes a folded checkpoint; see :func:`metamask_solo.folding.fold_checkpoint`.
+    """Writes a folded checkpoint; see :func:`metamask_solo.checkpoints.folding.fold_checkpoint`.
 
     Raises:
         UserError: the checkpoint cannot be folded, or OUT cannot be written.
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.folding import fold_checkpoint
+    from metamask_solo.checkpoints.folding import fold_checkpoint
 
     folded = fold_checkpoint(arguments.checkpoint, arguments.out, arguments.form, arguments.force)
     print(f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0")

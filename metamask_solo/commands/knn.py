@@ -16,9 +16,9 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.checkpoint_features import check_counts, feature_extractor, pick_device
-    from metamask_solo.features import extract_features
-    from metamask_solo.neighbours import check_settings, knn_accuracy
+    from metamask_solo.data.images import extract_features
+    from metamask_solo.evaluation.features import check_counts, feature_extractor, pick_device
+    from metamask_solo.evaluation.knn import check_settings, knn_accuracy
 
     check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     grid = [
@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
 
 def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Training and validation images, of the same classes and enough of them."""
-    from metamask_solo.checkpoint_features import class_names, split_loader
     from metamask_solo.errors import UserError
+    from metamask_solo.evaluation.features import class_names, split_loader
 
     loaders: dict[str, Any] = {
         split: split_loader(
@@ -93,7 +93,7 @@ def _report(result: dict[str, Any], file: Path | None) -> None:
         print(f"{row['features']:<10}{row['distance']:<11}{temperature:>11}{row['k']:>6}", end="")
         print(f"{row['top1']:>8.2f}{row['top5']:>8.2f}")
     if file is not None:
-        from metamask_solo.files import atomic_write
+        from metamask_solo.atomic_files import atomic_write
 
         with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")

@@ -10,15 +10,15 @@ HELP = "train a linear probe on a checkpoint's frozen features"
 
 def main(argv: list[str]) -> None:
     """Hydra's command line; masked=true|false chooses the features of a MetaMask checkpoint."""
-    from metamask_solo.commands import hydra_command
+    from metamask_solo.training import hydra_app
 
-    hydra_command.run("linear", argv, linear)
+    hydra_app.run("linear", argv, linear)
 
 
 def linear(cfg: DictConfig) -> float:
     """Trains the probe, or backbone and probe with ``finetune``; returns the final accuracy."""
-    from metamask_solo.commands.hydra_command import open_config
-    from metamask_solo.training import fit
+    from metamask_solo.training.hydra_app import open_config
+    from metamask_solo.training.trainer import fit
 
     cfg = open_config(cfg)
     model, cfg, train_loader, val_loader = _prepare(cfg)
@@ -32,21 +32,21 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     from torch.utils.data import DataLoader
 
     import metamask_solo  # noqa: F401  registers the method
-    from metamask_solo.checkpoints import load_backbone
-    from metamask_solo.config import buildable, check_linear_config
-    from metamask_solo.errors import UserError
-    from metamask_solo.features import (
+    from metamask_solo.checkpoints.reading import load_backbone
+    from metamask_solo.data.images import (
         ReadableImages,
         evaluation_transform,
         linear_training_transform,
     )
+    from metamask_solo.errors import UserError
     from metamask_solo.hosts import (
         build_linear,
         classification_datasets,
         complete_linear_config,
         pl,
     )
-    from metamask_solo.training import training_loader
+    from metamask_solo.training.config_checks import buildable, check_linear_config
+    from metamask_solo.training.trainer import training_loader
 
     check_linear_config(cfg)
     masked = OmegaConf.select(cfg, "masked", default=None)

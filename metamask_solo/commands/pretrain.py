@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    from metamask_solo.training import FitResult
+    from metamask_solo.training.trainer import FitResult
 
 HELP = "pretrain any method of solo-learn from a YAML file"
 
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""
-    from metamask_solo.commands import hydra_command
+    from metamask_solo.training import hydra_app
 
-    check_only = hydra_command.CHECK in argv
-    argv = [a for a in argv if a != hydra_command.CHECK]
-    hydra_command.run("pretrain", argv, check if check_only else pretrain)
+    check_only = hydra_app.CHECK in argv
+    argv = [a for a in argv if a != hydra_app.CHECK]
+    hydra_app.run("pretrain", argv, check if check_only else pretrain)
 
 
 def check(cfg: DictConfig) -> None:
     """Validates the config and builds model and data, without training or writing anything."""
-    from metamask_solo.training import build_trainer
+    from metamask_solo.training.trainer import build_trainer
 
     _, prepared, *_ = _prepare(cfg)
     build_trainer(prepared, [], [])
@@ -44,7 +44,7 @@ def pretrain_run(
         reuse_finished: a finished run of the same config is returned instead of a new one.
         callbacks: more Lightning callbacks.
     """
-    from metamask_solo.training import finished_run, fit
+    from metamask_solo.training.trainer import finished_run, fit
 
     model, cfg, train_loader, val_loader = _prepare(cfg)
     done = finished_run(cfg, cfg.method) if reuse_finished else None
@@ -65,9 +65,7 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     from torch.utils.data import DataLoader
 
     import metamask_solo  # noqa: F401  registers the method
-    from metamask_solo.commands.hydra_command import open_config
-    from metamask_solo.config import buildable, check_pretrain_config
-    from metamask_solo.features import ReadableImages, evaluation_transform
+    from metamask_solo.data.images import ReadableImages, evaluation_transform
     from metamask_solo.hosts import (
         build_method,
         classification_datasets,
@@ -75,7 +73,9 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         pl,
         pretrain_dataset,
     )
-    from metamask_solo.training import training_loader
+    from metamask_solo.training.config_checks import buildable, check_pretrain_config
+    from metamask_solo.training.hydra_app import open_config
+    from metamask_solo.training.trainer import training_loader
 
     cfg = open_config(cfg)
     check_pretrain_config(cfg)
@@ -97,8 +97,8 @@ def _prepare(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
 
 
 def _fold(checkpoint: Any) -> None:
+    from metamask_solo.checkpoints.folding import fold_checkpoint
     from metamask_solo.errors import UserError
-    from metamask_solo.folding import fold_checkpoint
 
     try:
         fold_checkpoint(checkpoint, checkpoint.parent / "folded", force=True)

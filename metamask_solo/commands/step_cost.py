@@ -26,8 +26,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     args = parser.parse_args(argv)
 
-    from metamask_solo import step_cost
-    from metamask_solo.files import atomic_write
+    from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.benchmark import step_cost
 
     setting = step_cost.Setting(
         args.backbone, args.stem, args.image_size, args.batch_size, args.device, args.precision

@@ -19,15 +19,15 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.checkpoint_features import (
+    from metamask_solo.data.images import extract_features
+    from metamask_solo.errors import UserError
+    from metamask_solo.evaluation.features import (
         check_counts,
         class_names,
         feature_extractor,
         pick_device,
         split_loader,
     )
-    from metamask_solo.errors import UserError
-    from metamask_solo.features import extract_features
 
     if importlib.util.find_spec("umap") is None:
         raise UserError("umap-learn: not installed; install it with `pip install umap-learn`")
@@ -73,7 +73,7 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
     import matplotlib
     from matplotlib.figure import Figure
 
-    from metamask_solo.files import atomic_write
+    from metamask_solo.atomic_files import atomic_write
 
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.add_subplot()

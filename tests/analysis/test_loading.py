@@ -18,7 +18,7 @@ from metamask_solo.analysis.loading import (
     read_background,
     title,
 )
-from metamask_solo.checkpoints import Checkpoint
+from metamask_solo.checkpoints.reading import Checkpoint
 from metamask_solo.errors import UserError
 
 

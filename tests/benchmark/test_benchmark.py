@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark import execution
+from metamask_solo.benchmark import launch
 from metamask_solo.benchmark.plan import read_plan
-from metamask_solo.checkpoints import load_backbone
-from metamask_solo.evaluation import evaluate_features
-from metamask_solo.features import extract_features, image_loader
+from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.data.images import extract_features, image_loader
+from metamask_solo.evaluation.linear import evaluate_features
 
 pytestmark = pytest.mark.slow
 TIMES = ("seconds_per_epoch", "seconds_per_step", "peak_memory_mib")
@@ -73,7 +73,7 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
 
     # mended: the failed run would be run again, the finished one not
     started: list[str] = []
-    monkeypatch.setattr(execution.hydra_command, "run", lambda *a: started.append(a[1][-1]))
+    monkeypatch.setattr(launch.hydra_app, "run", lambda *a: started.append(a[1][-1]))
     assert main(["benchmark", str(file), "methods.simclr.overrides=[]"]) == 1
     (mended,) = started
     assert mended.startswith("run=runs/simclr/seed-3-") and "," not in mended
@@ -100,16 +100,16 @@ def test_another_config_is_another_run_and_said(
 ) -> None:
     file = benchmark_file(methods={"simclr": SIMCLR}, seeds=[0])
     started: list[list[str]] = []
-    monkeypatch.setattr(execution.hydra_command, "run", lambda *a: started.append(a[1]))
+    monkeypatch.setattr(launch.hydra_app, "run", lambda *a: started.append(a[1]))
     plan = read_plan(file, [])
-    execution.execute(plan)
+    launch.execute(plan)
     (run,) = plan.runs
     (run.folder / "result.json").write_text(json.dumps({"metrics": {}}))
-    execution.execute(plan)
+    launch.execute(plan)
     assert len(started) == 1
     capsys.readouterr()
 
-    execution.execute(read_plan(file, ["overrides=[optimizer.lr=0.25]"]))
+    launch.execute(read_plan(file, ["overrides=[optimizer.lr=0.25]"]))
 
     assert "finished with another config (optimizer.lr: 0.5 then, 0.25 now)" in (
         capsys.readouterr().out

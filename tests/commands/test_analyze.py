@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from metamask_solo.analysis import figures, loading, output
-from metamask_solo.checkpoints import read_checkpoint
+from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.commands import analyze
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX, build_backbone

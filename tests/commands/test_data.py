@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from metamask_solo import datasets
 from metamask_solo.commands import data
+from metamask_solo.data import digits
 from metamask_solo.errors import UserError
 
 
@@ -18,7 +18,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
         calls.append((name, out, force))
         return name != "digits"
 
-    monkeypatch.setattr(datasets, "write_dataset", record)
+    monkeypatch.setattr(digits, "write_dataset", record)
     return calls
 
 
@@ -56,7 +56,7 @@ def test_help_names_every_set(
 
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert all(name in text for name in datasets.VARIANTS)
+    assert all(name in text for name in digits.VARIANTS)
     assert "usage: metamask-solo data" in text
 
 

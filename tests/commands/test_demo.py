@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from metamask_solo import datasets
 from metamask_solo.commands import demo
-from metamask_solo.training import read_metrics
+from metamask_solo.data import digits
+from metamask_solo.training.trainer import read_metrics
 
 ROWS = ("random backbone", "raw pixels", "metamask", "simclr", "barlow")
 
@@ -19,7 +19,7 @@ def small_digits(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copytree(images, out / name, dirs_exist_ok=True)
         return True
 
-    monkeypatch.setattr(datasets, "write_dataset", write)
+    monkeypatch.setattr(digits, "write_dataset", write)
 
 
 def table_of(out: Path) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ import torch
 from checkpoints_of_runs import write_run
 from omegaconf import OmegaConf
 
-from metamask_solo.checkpoints import load_raw, read_checkpoint
+from metamask_solo.checkpoints.reading import load_raw, read_checkpoint
 from metamask_solo.commands import finetune
 from metamask_solo.errors import UserError
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metamask_solo import folding
+from metamask_solo.checkpoints import folding
 from metamask_solo.commands import fold
 from metamask_solo.errors import UserError
 

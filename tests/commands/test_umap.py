@@ -13,10 +13,10 @@ from checkpoints_of_runs import write_run
 from matplotlib.figure import Figure
 from PIL import Image
 
-from metamask_solo.checkpoints import load_backbone
+from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.commands import umap
+from metamask_solo.data.images import extract_features, image_loader
 from metamask_solo.errors import UserError
-from metamask_solo.features import extract_features, image_loader
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from runs import pretrain_config, train
 from torchvision.datasets import ImageFolder
 
-from metamask_solo import files
+from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints import load_raw
+from metamask_solo.atomic_files import atomic_folder, atomic_write
+from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.data.images import ReadableImages
 from metamask_solo.errors import UserError
-from metamask_solo.features import ReadableImages
-from metamask_solo.files import atomic_folder, atomic_write
 from metamask_solo.hosts import pl
 
 
@@ -75,7 +75,7 @@ def test_a_full_disk_at_any_moment_of_writing(
 
     target = tmp_path / "run.ckpt"
     target.write_text("before")
-    monkeypatch.setattr(files.os, failing, full)
+    monkeypatch.setattr(atomic_files.os, failing, full)
     message = rf"{target}: cannot be written \(No space left on device\)"
     with pytest.raises(UserError, match=message), atomic_write(target) as path:
         torch.save({"a": torch.ones(3)}, path)

@@ -16,9 +16,9 @@ from fragile_runs import EPOCHS, MOMENTS, STEPS, SignalAt, fragile_config, run
 from omegaconf import OmegaConf
 from runs import train
 
-from metamask_solo.checkpoints import load_raw
+from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import UserError
-from metamask_solo.training import _checkpoint_to_resume
+from metamask_solo.training.trainer import _checkpoint_to_resume
 
 KILLS = 20
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from metamask_solo.__main__ import main
-from metamask_solo.callbacks import FiniteLoss
-from metamask_solo.checkpoints import load_raw
-from metamask_solo.config import check_pretrain_config
+from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
-from metamask_solo.settings import resolve_settings
+from metamask_solo.method.settings import resolve_settings
+from metamask_solo.training.callbacks import FiniteLoss
+from metamask_solo.training.config_checks import check_pretrain_config
 
 
 def assert_finite(root: Path, count: int) -> None:

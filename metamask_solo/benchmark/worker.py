@@ -1,0 +1,237 @@
+"""One run of a benchmark, in a process of its own: ``python -m metamask_solo.benchmark.worker``.
+
+Its argument is the run's folder, which holds run.json; the process adds result.json at the end.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import metamask_solo
+from metamask_solo.atomic_files import atomic_write
+from metamask_solo.benchmark.launch import MEASURED, RESULT, RUN
+from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.commands.pretrain import pretrain_run
+from metamask_solo.data.images import evaluation_transform, extract_features
+from metamask_solo.errors import RunStopped, UserError
+from metamask_solo.evaluation.features import pick_device
+from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.linear import linear_probe
+from metamask_solo.hosts import classification_datasets, pl
+from metamask_solo.training.trainer import FitResult, read_metrics
+
+ONLINE_KNN = "val_knn_acc1"
+PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")
+
+
+def main(argv: list[str]) -> int:
+    """Pretrains and evaluates; the exit codes are those of the commands."""
+    _end_with_parent()
+    folder = Path(argv[0])
+    try:
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a further process of DDP
+            _pretrain(json.loads((folder / RUN).read_text()), folder)
+            return 0
+        with _only_one(folder):
+            if not (folder / RESULT).is_file():
+                _run(folder)
+    except (UserError, RunStopped) as error:
+        print(f"error: {error}", flush=True)
+        return error.exit_code if isinstance(error, RunStopped) else 2
+    return 0
+
+
+class Measure(pl.Callback):  # type: ignore[name-defined]
+    """Writes the seconds per step, the peak memory and the number of parameters to a file.
+
+    A step lasts from the start of one batch to the start of the next: reading the data and
+    MetaMask's mask update included, validation not. The mean of the last epoch is taken. Written
+    before each checkpoint: a run killed after its last one has nothing left to train.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.starts: list[float] = []
+        self.seconds_per_step: float | None = None
+
+    def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        self.starts = []
+
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
+        self.starts.append(time.perf_counter())
+
+    def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+        steps = len(self.starts) - 1
+        if steps > 0:  # of an epoch that was resumed, there may be one left
+            self.seconds_per_step = (self.starts[-1] - self.starts[0]) / steps
+        if not trainer.is_global_zero:
+            return
+        measured = {
+            "seconds_per_step": self.seconds_per_step,
+            "peak_memory_mib": _peak_memory(model.device),
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "device": model.device.type,
+        }
+        with atomic_write(self.file) as path:
+            path.write_text(json.dumps(measured))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds_per_step": self.seconds_per_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds_per_step = state["seconds_per_step"]
+
+
+def _peak_memory(device: torch.device) -> float:
+    """MiB: of the GPU what was allocated, else what this process had in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:  # getrusage would count the parent's memory too
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _run(folder: Path) -> None:
+    run = json.loads((folder / RUN).read_text())
+    fit = _pretrain(run, folder)
+    assert fit.checkpoint is not None  # the benchmark turns checkpoints on
+    if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
+        torch.distributed.destroy_process_group()
+    result = {
+        "metrics": _evaluate(fit.checkpoint, run["evaluations"], run["config"]),
+        "logged": fit.metrics,
+        "curve": _curve(fit.folder),
+        "seconds_per_epoch": fit.seconds_per_epoch,
+        "epochs": run["config"]["max_epochs"],
+        **json.loads((folder / MEASURED).read_text()),
+        "commit": _commit(),
+        "versions": {**{name: _version(name) for name in PACKAGES}, "python": _python()},
+    }
+    with atomic_write(folder / RESULT) as path:
+        path.write_text(json.dumps(result, indent=1))
+    if not run["keep_checkpoints"]:
+        for checkpoint in fit.folder.glob("*.ckpt"):
+            checkpoint.unlink()
+
+
+def _pretrain(run: dict[str, Any], folder: Path) -> FitResult:
+    cfg = OmegaConf.create(run["config"])
+    return pretrain_run(cfg, reuse_finished=True, callbacks=(Measure(folder / MEASURED),))
+
+
+def _evaluate(checkpoint: Path, names: list[str], config: dict[str, Any]) -> dict[str, float]:
+    """Accuracies in percent; of a method with a mask, also those of the features without it."""
+    device = "cpu" if config.get("accelerator") == "cpu" else pick_device("auto")
+    backbone, read = load_backbone(checkpoint, masked=False)
+    assert read.config is not None
+    transform = evaluation_transform(read.config)
+    features: list[Tensor] = []
+    for dataset in classification_datasets(read.config, transform, transform):
+        workers = read.config.data.num_workers
+        loader = DataLoader(dataset, batch_size=256, num_workers=workers)
+        features += extract_features(backbone, loader, device)
+    if read.mask is None:
+        return _accuracies(names, *features)
+    train, train_labels, val, val_labels = features
+    masked = train * read.mask, train_labels, val * read.mask, val_labels
+    plain = _accuracies(names, *features)
+    return {**_accuracies(names, *masked), **{f"{name}_plain": plain[name] for name in names}}
+
+
+def _accuracies(names: list[str], *features: Tensor) -> dict[str, float]:
+    def knn(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
+        return knn_accuracy(train, train_labels, val, val_labels)[0]
+
+    def linear(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
+        return linear_probe(train, train_labels, val, val_labels).accuracy
+
+    measures = {"knn": knn, "linear": linear}
+    return {name: measures[name](*features) for name in names}
+
+
+def _curve(folder: Path) -> list[tuple[int, float]]:
+    """Epoch (from 1) and accuracy in percent of the kNN that solo-learn evaluates on the way."""
+    rows = [row for row in read_metrics(folder) if row.get(ONLINE_KNN)]
+    return [(int(row["epoch"]) + 1, float(row[ONLINE_KNN])) for row in rows]
+
+
+def _commit() -> str | None:
+    """The commit of the project, where it is used from a clone."""
+    root = Path(metamask_solo.__file__).parents[1]
+    if not (root / ".git").exists():  # installed: a repository around it would be another one
+        return None
+    try:
+        command = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _python() -> str:
+    return platform.python_version()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however that ended.
+
+    Standard input is a pipe that nobody writes to: it is at its end when the parent is. The last
+    checkpoint of a whole epoch is what a run goes on from: after one in the middle of an epoch,
+    the averages that are logged for that epoch would be those of its rest.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Waits until no other process works on this run; a killed process holds nothing."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

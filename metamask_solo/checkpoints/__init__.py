@@ -1,0 +1,1 @@
+"""Reading checkpoints safely, and folding a mask into an ordinary backbone."""

@@ -1,0 +1,178 @@
+"""Reading checkpoints: without running code, and with one clear line when one is unusable."""
+
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import backbone_names, build_backbone
+from metamask_solo.method.mask import DimensionalMask, mask_from_logits
+
+PREFIXES = ("backbone.", "encoder.")
+MASK_KEY = "mask.logits"
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint of solo-learn's form, of any method.
+
+    Attributes:
+        path: the file.
+        config: the run's config from args.json beside it, or None.
+        state_dict: parameter and buffer names to tensors.
+        method: name of the method, or None where there is no config.
+        mask: the mask m, shape (D,), or None.
+        raw: all that the file holds.
+    """
+
+    path: Path
+    config: DictConfig | None
+    state_dict: dict[str, Tensor]
+    method: str | None
+    mask: Tensor | None
+    raw: dict[str, Any]
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The state of the plain backbone, without the host's prefix."""
+        return {
+            name.removeprefix(prefix): tensor
+            for prefix in PREFIXES
+            for name, tensor in self.state_dict.items()
+            if name.startswith(prefix)
+        }
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint file, or the newest whole one of a run's folder.
+
+    Raises:
+        UserError: there is none, it is damaged, or it holds more than tensors and plain data.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = newest_whole(path)
+    raw = load_raw(path)
+    state = raw.get("state_dict")
+    if not isinstance(state, dict) or not any(str(k).startswith(PREFIXES) for k in state):
+        raise UserError(f"{path}: not a checkpoint of solo-learn (no backbone in its state_dict)")
+    config = _read_config(path.parent / "args.json")
+    mask = None
+    if MASK_KEY in state:
+        kind = raw.get("metamask", {}).get("kind")
+        if kind is None and config is not None:
+            kind = OmegaConf.select(config, "method_kwargs.mask.kind", default="sigmoid")
+        mask = mask_from_logits(state[MASK_KEY], kind or "sigmoid")
+    return Checkpoint(path, config, state, config.get("method") if config else None, mask, raw)
+
+
+def load_raw(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU; nothing in it is executed."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        if zipfile.is_zipfile(path):  # torch does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"checksum of {damaged}")
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path}: refused, it holds objects other than tensors and plain data, and loading "
+                "them could run code"
+            ) from error
+        raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
+    except Exception as error:  # a damaged pickle makes its reader fail in any way
+        raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: not a checkpoint of solo-learn (holds {type(raw).__name__})")
+    return raw
+
+
+def newest_whole(folder: Path) -> Path:
+    """The newest checkpoint of a folder that can be read; damaged ones are named and skipped."""
+    candidates = sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for candidate in candidates:
+        try:
+            load_raw(candidate)
+        except UserError as error:
+            print(f"skipped: {error}")
+            continue
+        return candidate
+    raise UserError(f"{folder}: holds no whole checkpoint (*.ckpt)")
+
+
+def load_backbone(
+    path: str | Path, masked: bool | None = None, config: DictConfig | None = None
+) -> tuple[nn.Module, Checkpoint]:
+    """The backbone of a checkpoint in evaluation mode: images to N × D features.
+
+    Args:
+        path: checkpoint file or run folder.
+        masked: True for masked features, False for plain ones, None for masked ones where the
+            checkpoint has a mask.
+        config: overrides the config beside the checkpoint (backbone, data set).
+
+    Raises:
+        UserError: ``masked`` is True and there is no mask, or the backbone does not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    config = config if config is not None else checkpoint.config
+    if config is None:
+        raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the backbone")
+    if masked and checkpoint.mask is None:
+        raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
+    check_backbone_name(config)
+    backbone = build_backbone(config)
+    state = checkpoint.backbone_state()
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        own = backbone.state_dict()
+        wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
+        wrong += [n for n in state if n not in own]
+        raise UserError(
+            f"{checkpoint.path}: backbone.name={config.backbone.name} with its settings does not "
+            f"fit; first difference at {wrong[0] if wrong else str(error).splitlines()[0]}"
+        ) from error
+    if checkpoint.mask is not None and masked is not False:
+        backbone = MaskedBackbone(backbone, checkpoint.mask)
+    return backbone.eval(), checkpoint
+
+
+def check_backbone_name(config: DictConfig) -> None:
+    name = OmegaConf.select(config, "backbone.name", default=None)
+    if name not in backbone_names():
+        raise UserError(f"backbone.name={name}: allowed are {', '.join(backbone_names())}")
+
+
+class MaskedBackbone(nn.Module):
+    """A backbone followed by a fixed mask; looks like a backbone to solo-learn's linear model."""
+
+    def __init__(self, backbone: nn.Module, mask: Tensor):
+        super().__init__()
+        self.backbone = backbone
+        self.num_features = mask.numel()
+        self.mask = DimensionalMask(mask.numel(), "linear")
+        self.mask.logits.data.copy_(mask)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mask(self.backbone(images))
+
+
+def _read_config(path: Path) -> DictConfig | None:
+    if not path.is_file():
+        return None
+    try:
+        config = OmegaConf.create(json.loads(path.read_text()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    # the flat args.json of 1.0.2's own scripts says nothing in the form that is used here
+    return config if isinstance(config, DictConfig) and "backbone" in config else None

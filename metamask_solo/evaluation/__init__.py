@@ -1,0 +1,1 @@
+"""From a checkpoint to features, and from features to accuracies."""

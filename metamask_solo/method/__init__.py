@@ -1,0 +1,1 @@
+"""What MetaMask is: mask, losses, hypergradient, trial step and the method itself."""

@@ -1,0 +1,288 @@
+"""Lightning callbacks of every run: checkpoints that are whole, losses that are finite, signals."""
+
+import json
+import random
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
+
+from metamask_solo.atomic_files import atomic_write, remove_leftovers
+from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.errors import RunStopped
+from metamask_solo.hosts import loss_scale, pl
+
+ADVICE = (
+    "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
+    "data"
+)
+
+
+class SafeCheckpointIO(pl.plugins.TorchCheckpointIO):  # type: ignore[name-defined]
+    """Lightning's reading and writing of checkpoints: whole files only, and no code from them."""
+
+    def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
+        with atomic_write(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return load_raw(Path(path))
+
+
+class Checkpointer(pl.Callback):  # type: ignore[name-defined]
+    """Saves where solo-learn does, but never half a file, and always the last epoch.
+
+    A file is written under a temporary name and then renamed; the one before it is removed only
+    after that (``keep_prev`` keeps it). Random states go into it too. Weights that are not finite
+    are never saved.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: Path):
+        self.cfg = cfg
+        self.folder = folder
+        self.last: Path | None = None
+        self.metrics: dict[str, float] = {}
+        self.save_this_epoch = False  # whatever the frequency
+        self._random: dict[str, Any] | None = None
+
+    def setup(self, trainer: Any, model: Any, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)  # torchrun's processes do not know it
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        if self._random is not None:
+            _set_random_state(self._random)
+            self._random = None
+        if trainer.is_global_zero:
+            self.tidy()
+            config = OmegaConf.to_container(self.cfg, resolve=True)
+            with atomic_write(self.folder / "args.json") as path:
+                path.write_text(json.dumps(config, indent=1))
+
+    def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+        epoch = trainer.current_epoch
+        last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
+        if last or self.save_this_epoch or epoch % self.cfg.checkpoint.frequency == 0:
+            self.save(trainer)
+
+    def save(self, trainer: Any) -> None:
+        """Writes a checkpoint of the current epoch; every process takes part, one writes.
+
+        Raises:
+            RunStopped: a weight is not finite.
+            UserError: the file cannot be written.
+        """
+        name = f"{self.cfg.name}-{self.folder.name}-ep={trainer.current_epoch}.ckpt"
+        path = self.folder / name.replace("/", "-")
+        self._check_weights(trainer)
+        self.metrics = logged_metrics(trainer)
+        trainer.save_checkpoint(path)
+        self.last = path
+        if trainer.is_global_zero:
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Removes what the last checkpoint replaces, and what a killed process left behind."""
+        remove_leftovers(self.folder, "*.ckpt")
+        if self.last is not None and not self.cfg.checkpoint.keep_prev:
+            for path in self.folder.glob("*-ep=*.ckpt"):
+                if path.name != self.last.name:
+                    path.unlink(missing_ok=True)
+
+    def _check_weights(self, trainer: Any) -> None:
+        state = trainer.lightning_module.state_dict()
+        # one number for all: a wait for the device per tensor would take longer than the saving
+        sums = {n: t.detach().sum(dtype=torch.float64) for n, t in state.items() if _is_real(t)}
+        wrong = not torch.stack([s.cpu() for s in sums.values()]).isfinite().all()
+        if _any_process(trainer, wrong):
+            names = [name for name, total in sums.items() if not total.isfinite()]
+            raise RunStopped(
+                f"step {trainer.global_step}: {names[0] if names else 'a weight'} is not finite, "
+                f"so nothing was saved; {ADVICE}; {self.what_is_left()}"
+            )
+
+    def what_is_left(self) -> str:
+        return f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint"
+
+    def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        # solo-learn gives a schedule with a fixed rate in it (SimSiam's) another get_lr; pickled,
+        # it would drag the whole optimiser into the file, and no safe reader could open it
+        for state in checkpoint.get("lr_schedulers", []):
+            state.pop("get_lr", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": _random_state(), "metrics": self.metrics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._random = state["random"]
+        self.metrics = state.get("metrics", {})
+
+
+def logged_metrics(trainer: Any) -> dict[str, float]:
+    """The last value of everything logged."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _random_state() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()  # type: ignore[misc]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+
+
+class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
+    """Stops a run whose loss is no longer finite, and counts the steps that fp16 overflow skips.
+
+    Looks at the steps that are logged, so that the device need not wait at each one; weights are
+    looked at before they are saved. In fp16 an overflow is usual: the step is skipped and the loss
+    scale halved. It means trouble when the scale falls below 1, 16 halvings below its start.
+    """
+
+    def __init__(self, checkpointer: Checkpointer | None):
+        self.checkpointer = checkpointer
+        self.skipped = 0
+        self._scale = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        scale = loss_scale(trainer)
+        if scale is not None:
+            self.skipped += int(scale < self._scale)
+            self._scale = scale
+            model.log("skipped_steps", float(self.skipped))
+        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        if not logged or outputs is None or (scale is not None and scale >= 1):
+            return
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if _any_process(trainer, not bool(loss.isfinite())):
+            terms = [
+                name.removesuffix("_step")
+                for name, value in trainer.callback_metrics.items()
+                if "loss" in name and name.startswith("train") and not value.isfinite()
+            ]
+            left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
+            raise RunStopped(
+                f"step {trainer.global_step}: {', '.join(dict.fromkeys(terms)) or 'the loss'} not "
+                f"finite; {ADVICE}; {left}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = state["skipped"]
+
+
+class Interruption(pl.Callback):  # type: ignore[name-defined]
+    """SIGTERM and SIGUSR1 end a run after the step that is under way, with a checkpoint.
+
+    In a validation they wait for its end. Inside Slurm, SIGUSR1 is Lightning's own, which saves
+    and puts the job into the queue again. A resumed run goes on in the middle of the epoch.
+    """
+
+    def __init__(self, checkpointer: Checkpointer | None, loader: DataLoader[Any]):
+        self.checkpointer = checkpointer
+        self.loader = loader
+        self.received: signal.Signals | None = None
+        self.where = "before the first step"
+        self._pass_on: Any = None
+        self._save = False
+
+    def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        epoch, batches = position(checkpoint)
+        sampler: Any = self.loader.sampler
+        sampler.start_at(epoch, batches * (self.loader.batch_size or 1))
+        after = f", after batch {batches}" if batches else ""
+        print(f"resuming from {trainer.ckpt_path} (epoch {epoch}{after})")
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python hands signals to the main thread only
+        # Lightning's handler would end the run wherever it is: it is told between two steps
+        self._pass_on = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._note)
+        if getattr(signal, "SIGUSR1", None) and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # left on to the end of the epoch, Lightning 2.1 would step the schedule twice there
+        trainer.fit_loop.restarting = False
+        done = batch_idx + 1
+        # the gradients accumulated so far are in no checkpoint; after the last batch comes
+        # validation, and then the end of the epoch
+        between_steps = done % trainer.accumulate_grad_batches == 0
+        if between_steps and done < trainer.num_training_batches and self._asked(trainer):
+            self._save = True
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+        if self._asked(trainer):
+            if self.checkpointer is not None:
+                self.checkpointer.save_this_epoch = True
+            self._stop(trainer)
+
+    def on_exception(self, trainer: Any, model: Any, exception: BaseException) -> None:
+        stopped = isinstance(exception, pl.utilities.exceptions.SIGTERMException)
+        if stopped and self._save and self.checkpointer is not None and not trainer.validating:
+            self.checkpointer.save(trainer)
+
+    def _asked(self, trainer: Any) -> bool:
+        return self._pass_on is not None and _any_process(trainer, self.received is not None)
+
+    def _stop(self, trainer: Any) -> None:
+        self.where = f"in epoch {trainer.current_epoch}, after step {trainer.global_step}"
+        self._pass_on(signal.SIGTERM, None)
+
+    def report(self) -> RunStopped:
+        """The one line for the user; the exit code is that of a process that the signal ended."""
+        name = self.received or signal.SIGTERM
+        left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
+        return RunStopped(
+            f"stopped by {name.name} {self.where}; {left}; auto_resume.enabled=True continues",
+            128 + name,
+        )
+
+
+def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Epochs that a checkpoint's run has behind it, and batches of the epoch it was in."""
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs = loops["epoch_progress"]["current"]
+    if epochs["started"] == epochs["processed"]:
+        return epochs["processed"], 0
+    return epochs["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
+
+
+def _any_process(trainer: Any, decision: bool) -> bool:
+    """Whether a decision holds in any process of the run; each of them must ask."""
+    if trainer.world_size == 1:
+        return decision
+    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

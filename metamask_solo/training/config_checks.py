@@ -1,0 +1,302 @@
+"""Checks of a run's config that come before any work: one line each, naming key and value."""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from metamask_solo.checkpoints.reading import check_backbone_name
+from metamask_solo.data.images import check_class_folders
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import DATASETS, METHODS
+
+OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
+PRETRAIN_SCHEDULERS = ("none", "warmup_cosine", "cosine", "step")
+LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce", "exponential")
+NOT_TRAINABLE = ("base", "linear", "mae")
+AUGMENTATION_KEYS = (
+    "rrc",
+    "color_jitter",
+    "grayscale",
+    "gaussian_blur",
+    "solarization",
+    "equalization",
+    "horizontal_flip",
+    "crop_size",
+    "num_crops",
+)
+
+
+# what may be left out, and what it must be where it is given
+MAPPINGS = (
+    "backbone",
+    "backbone.kwargs",
+    "method_kwargs",
+    "momentum",
+    "data",
+    "optimizer",
+    "optimizer.kwargs",
+    "scheduler",
+    "checkpoint",
+    "auto_resume",
+    "knn_eval",
+    "wandb",
+    "performance",
+)
+SWITCHES = (
+    "data.no_labels",
+    "checkpoint.enabled",
+    "checkpoint.keep_prev",
+    "auto_resume.enabled",
+    "knn_eval.enabled",
+    "wandb.enabled",
+    "wandb.offline",
+    "momentum.classifier",
+    "performance.disable_channel_last",
+    "sync_batchnorm",
+    "fold_at_end",
+    "finetune",
+    "auto_augment",
+)
+TEXTS = (
+    "data.format",
+    "data.val_path",
+    "checkpoint.dir",
+    "resume_from_checkpoint",
+    "wandb.entity",
+    "wandb.project",
+)
+COUNTS = (
+    "checkpoint.frequency",
+    "accumulate_grad_batches",
+    "auto_resume.max_hours",
+    "knn_eval.k",
+    "num_nodes",
+)
+MOST_DEVICES = 1024
+# least, most
+NUMBERS = {
+    "scheduler.warmup_epochs": (0.0, math.inf),
+    "scheduler.warmup_start_lr": (0.0, math.inf),
+    "scheduler.min_lr": (0.0, math.inf),
+    "momentum.base_tau": (0.0, 1.0),
+    "momentum.final_tau": (0.0, 1.0),
+    "data.fraction": (-1.0, 1.0),
+}
+AUGMENTATION_NUMBERS = {
+    "rrc": ("crop_min_scale", "crop_max_scale"),
+    "color_jitter": ("prob", "brightness", "contrast", "saturation", "hue"),
+    "grayscale": ("prob",),
+    "gaussian_blur": ("prob",),
+    "solarization": ("prob",),
+    "equalization": ("prob",),
+    "horizontal_flip": ("prob",),
+}
+AT_MOST_ONE = ("prob", "crop_min_scale", "crop_max_scale")
+
+
+@contextmanager
+def buildable() -> Iterator[None]:
+    """Makes one line of whatever solo-learn, timm or torch say of a setting of theirs.
+
+    Their own settings are not known here, and they refuse one with any exception.
+
+    Raises:
+        UserError: something in the block failed.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"config: nothing can be built from it ({type(error).__name__}: {lines[0]})"
+        ) from error
+
+
+def check_pretrain_config(cfg: DictConfig) -> None:
+    """Raises UserError for the first thing in a pretraining config that cannot work."""
+    _check_shared(cfg, PRETRAIN_SCHEDULERS)
+    method = _required(cfg, "method", str)
+    trainable = sorted(set(METHODS) - set(NOT_TRAINABLE))
+    if method not in trainable:
+        raise UserError(f"method={method}: allowed are {', '.join(trainable)}")
+    pipelines = OmegaConf.select(cfg, "augmentations", default=None)
+    if not OmegaConf.is_list(pipelines) or not pipelines:
+        raise UserError(f"augmentations={pipelines}: must be a list of augmentation pipelines")
+    for i, pipeline in enumerate(pipelines):
+        for key in AUGMENTATION_KEYS:
+            if not OmegaConf.is_dict(pipeline) or key not in pipeline:
+                raise UserError(f"augmentations[{i}].{key}: missing")
+        for key in ("crop_size", "num_crops"):
+            value = pipeline[key]
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:
+                raise UserError(
+                    f"augmentations[{i}].{key}={value}: must be an integer from 1 to 10000"
+                )
+        _check_augmentation(cfg, f"augmentations[{i}]")
+    if cfg.data.dataset == "custom" and cfg.data.get("format", "image_folder") == "image_folder":
+        if not cfg.data.get("no_labels", False):
+            check_class_folders(cfg.data.train_path, "data.train_path")
+        if cfg.data.get("val_path") is not None:
+            check_class_folders(cfg.data.val_path, "data.val_path")
+            if not cfg.data.get("no_labels", False):
+                _same_classes(cfg)
+    if cfg.data.get("val_path") is not None:
+        _number(cfg, "optimizer.classifier_lr", 0.0)
+
+
+def check_linear_config(cfg: DictConfig) -> None:
+    """Raises UserError for the first thing in a linear or fine-tuning config that cannot work."""
+    _check_shared(cfg, LINEAR_SCHEDULERS)
+    _required(cfg, "pretrained_feature_extractor", str)
+    _required(cfg, "data.val_path", str)
+    if cfg.data.dataset == "custom" and cfg.data.get("format", "image_folder") == "image_folder":
+        for key in ("train_path", "val_path"):
+            check_class_folders(cfg.data[key], f"data.{key}")
+        _same_classes(cfg)
+
+
+def _same_classes(cfg: DictConfig) -> None:
+    """A class that one of both lacks would shift the labels of all that follow, without a word."""
+    train, val = (
+        {entry.name for entry in Path(cfg.data[key]).iterdir() if entry.is_dir()}
+        for key in ("train_path", "val_path")
+    )
+    if train != val:
+        lacking, key = (min(train - val), "val") if train - val else (min(val - train), "train")
+        raise UserError(f"data.{key}_path={cfg.data[f'{key}_path']}: has no class folder {lacking}")
+
+
+def _check_augmentation(cfg: DictConfig, prefix: str) -> None:
+    for part, names in AUGMENTATION_NUMBERS.items():
+        if not OmegaConf.is_dict(OmegaConf.select(cfg, f"{prefix}.{part}")):
+            raise UserError(f"{prefix}.{part}: must be a mapping with {', '.join(names)}")
+        for name in names:
+            key = f"{prefix}.{part}.{name}"
+            if OmegaConf.select(cfg, key) is not None or name == "prob":
+                most = 0.5 if name == "hue" else 1.0 if name in AT_MOST_ONE else math.inf
+                _number(cfg, key, 0.0, most)
+    _switch(cfg, f"{prefix}.rrc.enabled", required=True)
+    for name in ("mean", "std"):
+        values = OmegaConf.select(cfg, f"{prefix}.{name}")
+        if values is None:
+            continue
+        good = OmegaConf.is_list(values) and len(values) == 3
+        if not good or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            raise UserError(f"{prefix}.{name}={values}: must be a list of three numbers")
+        if name == "std" and min(values) <= 0:
+            raise UserError(f"{prefix}.std={values}: must be above 0, images are divided by it")
+
+
+def _switch(cfg: DictConfig, key: str, required: bool = False) -> None:
+    value = OmegaConf.select(cfg, key)
+    if not isinstance(value, bool) and (required or value is not None):
+        raise UserError(f"{key}={value}: must be true or false")
+
+
+def _check_shared(cfg: DictConfig, schedulers: tuple[str, ...]) -> None:
+    for key in MAPPINGS:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not OmegaConf.is_dict(value):
+            raise UserError(f"{key}={value}: must be a mapping of settings")
+    for key in SWITCHES:
+        _switch(cfg, key)
+    for key in TEXTS:
+        if OmegaConf.select(cfg, key) is not None:
+            _required(cfg, key, str)
+    for key, (least, most) in NUMBERS.items():
+        if OmegaConf.select(cfg, key) is not None:
+            _number(cfg, key, least, most)
+    _required(cfg, "name", str)
+    _required(cfg, "backbone.name", str)
+    check_backbone_name(cfg)
+    dataset = _required(cfg, "data.dataset", str)
+    if dataset not in DATASETS:
+        raise UserError(f"data.dataset={dataset}: allowed are {', '.join(DATASETS)}")
+    _required(cfg, "data.train_path", str)
+    workers = OmegaConf.select(cfg, "data.num_workers", default=4)
+    if not isinstance(workers, int) or workers < 0:
+        raise UserError(f"data.num_workers={workers}: must be an integer of at least 0")
+    OmegaConf.update(cfg, "data.num_workers", workers, force_add=True)
+    optimizer = _required(cfg, "optimizer.name", str)
+    if optimizer not in OPTIMIZERS:
+        raise UserError(f"optimizer.name={optimizer}: allowed are {', '.join(OPTIMIZERS)}")
+    _number(cfg, "optimizer.lr", 0.0)
+    _number(cfg, "optimizer.weight_decay", 0.0)
+    for key, least in (("optimizer.batch_size", 2), ("max_epochs", 1)):
+        value = _required(cfg, key, int)
+        if value < least:
+            raise UserError(f"{key}={value}: must be an integer of at least {least}")
+    scheduler = _required(cfg, "scheduler.name", str)
+    if scheduler not in schedulers:
+        raise UserError(f"scheduler.name={scheduler}: allowed are {', '.join(schedulers)}")
+    steps = OmegaConf.select(cfg, "scheduler.lr_decay_steps")
+    listed = OmegaConf.is_list(steps) and all(isinstance(step, int) for step in steps)
+    if not listed and (scheduler == "step" or steps is not None):
+        raise UserError(f"scheduler.lr_decay_steps={steps}: must be a list of epochs")
+    for key in COUNTS:
+        value = OmegaConf.select(cfg, key, default=1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{key}={value}: must be an integer of at least 1")
+    seed = OmegaConf.select(cfg, "seed", default=5)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: must be an integer of at least 0 and below 2^32")
+    cfg.devices = _devices(cfg)
+
+
+def _devices(cfg: DictConfig) -> list[int]:
+    """``devices`` as a list: solo-learn scales the rates by its length, and would count the
+    characters of a text. Where there is no GPU, only the length counts."""
+    given = cfg.get("devices", 1)
+    found: Any = OmegaConf.to_container(given) if OmegaConf.is_list(given) else given
+    if found in ("auto", "-1", -1):
+        found = max(1, torch.cuda.device_count()) if cfg.get("accelerator") != "cpu" else 1
+    elif isinstance(found, str) and re.fullmatch(r"\d{1,4}", found):
+        found = int(found)
+    elif isinstance(found, str) and re.fullmatch(r"(\d{1,4},)+(\d{1,4})?", found):
+        found = [int(number) for number in found.split(",") if number]  # "2," is the third GPU
+    if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MOST_DEVICES:
+        return list(range(found))
+    indices = isinstance(found, list) and all(type(i) is int and i >= 0 for i in found)
+    if not indices or not found or len(set(found)) < len(found):
+        raise UserError(
+            f"devices={given}: must be a number such as 2, a list of GPUs such as [0, 1], or auto"
+        )
+    return list(found)
+
+
+def _required(cfg: DictConfig, key: str, kind: type) -> Any:
+    try:
+        value = OmegaConf.select(cfg, key, throw_on_missing=True)
+    except Exception as error:
+        raise UserError(f"{key}: missing; give it a value") from error
+    if value is None:
+        raise UserError(f"{key}: missing; give it a value")
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{key}={value!r}: must not hold a null character")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        words = {str: "text", int: "an integer"}[kind]
+        raise UserError(f"{key}={value!r}: must be {words}")
+    return value
+
+
+def _number(cfg: DictConfig, key: str, least: float, most: float = math.inf) -> float:
+    value = OmegaConf.select(cfg, key, default=None)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            value = float(value)
+            OmegaConf.update(cfg, key, value)
+        except ValueError:
+            pass
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or not least <= value <= most:
+        bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise UserError(f"{key}={value}: must be a number {bounds}")
+    return float(value)

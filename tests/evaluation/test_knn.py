@@ -1,0 +1,109 @@
+"""Nearest-neighbour accuracy, against a plain computation of the same vote."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metamask_solo.errors import UserError
+from metamask_solo.evaluation.knn import knn_accuracy
+
+
+def make_features(classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """60 training and 40 validation features of 12 dimensions, of overlapping classes."""
+    torch.manual_seed(seed)
+    centres = torch.randn(classes, 12)
+    train_labels, val_labels = torch.arange(60) % classes, torch.arange(40) % classes
+    train = centres[train_labels] + torch.randn(60, 12)
+    return train, train_labels, centres[val_labels] + torch.randn(40, 12), val_labels
+
+
+def expected(train, train_labels, val, val_labels, k, distance, temperature):
+    """The weighted vote, one image at a time."""
+    train, val = train.double().numpy(), val.double().numpy()
+    top1 = top5 = 0
+    for feature, label in zip(val, val_labels.tolist(), strict=True):
+        if distance == "cosine":
+            lengths = np.linalg.norm(train, axis=1) * np.linalg.norm(feature)
+            similarity = train @ feature / lengths
+            weights = np.exp(similarity / temperature)
+        else:
+            similarity = weights = 1 / (np.linalg.norm(train - feature, axis=1) + 1e-5)
+        votes = np.zeros(7)
+        for neighbour in np.argsort(-similarity)[:k]:
+            votes[train_labels[neighbour]] += weights[neighbour]
+        order = np.argsort(-votes, kind="stable")
+        top1 += order[0] == label
+        top5 += label in order[: min(5, k)]
+    return 100 * top1 / len(val), 100 * top5 / len(val)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 60])
+@pytest.mark.parametrize(
+    ("distance", "temperature"),
+    [("cosine", 0.07), ("cosine", 0.5), ("cosine", 0.01), ("cosine", 0.002), ("euclidean", 0.07)],
+)
+def test_it_is_the_weighted_vote(k: int, distance: str, temperature: float) -> None:
+    features = make_features()
+
+    top1, top5 = knn_accuracy(*features, k=k, distance=distance, temperature=temperature)
+
+    expected_top1, expected_top5 = expected(*features, k, distance, temperature)
+    assert top1 == pytest.approx(expected_top1)
+    if k >= 20:  # with few neighbours most classes tie with no vote at all
+        assert top5 == pytest.approx(expected_top5)
+    assert 0 < top1 <= top5 <= 100
+
+
+def test_the_length_of_features_does_not_count_for_the_cosine_distance() -> None:
+    train, train_labels, val, val_labels = make_features()
+    lengths = torch.logspace(-2, 2, len(train)).unsqueeze(1)
+
+    longer = knn_accuracy(train * lengths, train_labels, val * 300, val_labels)
+
+    assert longer == knn_accuracy(train, train_labels, val, val_labels)
+
+
+def test_labels_may_be_any_integers() -> None:
+    train, train_labels, val, val_labels = make_features()
+
+    renamed = knn_accuracy(train, train_labels * 10 + 3, val, val_labels * 10 + 3)
+
+    assert renamed == knn_accuracy(train, train_labels, val, val_labels)
+
+
+def test_more_neighbours_than_images_are_all_of_them() -> None:
+    features = make_features()
+
+    assert knn_accuracy(*features, k=1000) == knn_accuracy(*features, k=60)
+
+
+def test_a_class_without_validation_images_is_named() -> None:
+    train, train_labels, val, val_labels = make_features()
+
+    with pytest.raises(UserError, match="class 6"):
+        knn_accuracy(train, train_labels, val[val_labels < 6], val_labels[val_labels < 6])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k": 0},
+        {"distance": "manhattan"},
+        {"temperature": 0.0},
+        {"temperature": 0.001},
+        {"temperature": float("nan")},
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(settings))):
+        knn_accuracy(*make_features(), **settings)
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "train"), (2, "val")])
+def test_features_that_are_not_finite_are_refused(place: int, name: str) -> None:
+    features = list(make_features())
+    features[place][3, 4] = float("inf")
+
+    with pytest.raises(UserError, match=f"{name} features"):
+        knn_accuracy(*features)

@@ -1,0 +1,421 @@
+"""The method on the installed release of solo-learn."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import pretrain_config, train
+from torch import nn
+
+from metamask_solo import MetaMask
+from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import METHODS, barlow_loss, contrastive_loss, pl
+from metamask_solo.method.hypergradient import hypergradient
+from metamask_solo.method.mask import mask_statistics
+from metamask_solo.method.meta_update import trial_step
+
+TWO_VIEW_METHODS = sorted(set(METHODS) - {"base", "linear", "mae"})
+# the smallest settings with which each method runs two steps of ten images
+KWARGS: dict[str, dict[str, Any]] = {
+    "metamask": {},
+    "simclr": {"temperature": 0.2},
+    "supcon": {"temperature": 0.2},
+    "barlow_twins": {},
+    "byol": {"pred_hidden_dim": 16},
+    "simsiam": {"pred_hidden_dim": 16},
+    "vicreg": {"sim_loss_weight": 25.0, "var_loss_weight": 25.0, "cov_loss_weight": 1.0},
+    "vibcreg": {
+        "sim_loss_weight": 25.0,
+        "var_loss_weight": 25.0,
+        "cov_loss_weight": 1.0,
+        "iternorm": False,
+    },
+    "nnbyol": {"pred_hidden_dim": 16, "queue_size": 40},
+    "nnsiam": {"pred_hidden_dim": 16, "queue_size": 40},
+    "nnclr": {"pred_hidden_dim": 16, "queue_size": 40, "temperature": 0.2},
+    "all4one": {
+        "proj_output_dim": 16,
+        "pred_hidden_dim": 16,
+        "queue_size": 40,
+        "temperature": 0.2,
+    },
+    "mocov2plus": {"queue_size": 40, "temperature": 0.2},
+    "mocov3": {"pred_hidden_dim": 16, "temperature": 0.2},
+    "ressl": {"queue_size": 40, "temperature_q": 0.1, "temperature_k": 0.04},
+    "swav": {
+        "queue_size": 40,
+        "temperature": 0.1,
+        "num_prototypes": 10,
+        "sk_iters": 3,
+        "sk_epsilon": 0.05,
+        "freeze_prototypes_epochs": 0,
+        "epoch_queue_starts": 1,
+    },
+    "deepclusterv2": {"temperature": 0.1, "num_prototypes": [5, 5], "kmeans_iters": 2},
+    "dino": {
+        "num_prototypes": 20,
+        "clip_grad": 0,
+        "freeze_last_layer": 1,
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.07,
+        "warmup_teacher_temperature": 0.04,
+        "warmup_teacher_temperature_epochs": 1,
+        "use_bn_in_head": False,
+        "norm_last_layer": True,
+    },
+    "wmse": {"whitening_iters": 1, "whitening_size": 10, "whitening_eps": 0.1},
+}
+
+
+class Snapshots(pl.Callback):  # type: ignore[name-defined]
+    """Keeps what the mask update must leave alone, from just before each one."""
+
+    def __init__(self) -> None:
+        self.before: list[torch.Tensor] = []
+        self.moved = 0
+        self.same: list[bool] = []
+
+    def watched(self, model: Any) -> list[torch.Tensor]:
+        rest = [t for name, t in model.state_dict().items() if name != "mask.logits"]
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        state = [
+            v
+            for s in model.trainer.optimizers[0].state.values()
+            for v in s.values()
+            if isinstance(v, torch.Tensor)
+        ]
+        return [t.clone() for t in [*rest, *grads, *state, torch.get_rng_state()]]
+
+    def wrap(self, model: Any) -> None:
+        update = model._update_mask
+
+        def watched_update(views: Any) -> None:
+            before, mask = self.watched(model), model.mask.logits.clone()
+            update(views)
+            after = self.watched(model)
+            self.same.append(
+                len(before) == len(after)
+                and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            )
+            self.moved += int(not torch.equal(mask, model.mask.logits))
+
+        model._update_mask = watched_update
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        self.wrap(model)
+
+
+def test_registered() -> None:
+    assert METHODS["metamask"] is MetaMask
+
+
+@pytest.mark.parametrize("method", TWO_VIEW_METHODS)
+@pytest.mark.parametrize("labels", [True, False])
+def test_every_method_trains_two_steps(
+    method: str, labels: bool, images: Path, tmp_path: Path
+) -> None:
+    """Both data formats: class folders, and one folder of images without labels."""
+    cfg = pretrain_config(images, tmp_path, method)
+    sizes = {"proj_hidden_dim": 16, "proj_output_dim": 10}
+    cfg.method_kwargs = {**cfg.method_kwargs, **sizes, **KWARGS[method]}
+    if method == "dino":
+        cfg.method_kwargs.proj_hidden_dim = 16
+    cfg.momentum = {"base_tau": 0.9, "final_tau": 1.0}
+    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 0}
+    if not labels:
+        flat = tmp_path / "flat"
+        flat.mkdir()
+        for path in (images / "train").rglob("*.png"):
+            (flat / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+        cfg.data.train_path, cfg.data.no_labels, cfg.data.val_path = str(flat), True, None
+    model, result = train(cfg)
+    assert model.trainer.global_step == 2
+    assert all(p.isfinite().all() for p in model.parameters())
+    if labels:
+        assert {"val_acc1", "val_loss"} <= result.metrics.keys()
+    assert load_raw(result.checkpoint)["global_step"] == 2  # read without running code
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {},
+        {"hypergradient": "finite_difference"},
+        {"hypergradient": "first_order"},
+        {"hypergradient": "plain"},
+        {"trial_scope": "heads"},
+        {"batch_fraction": 0.5},
+    ],
+    ids=lambda meta: "-".join(map(str, meta.values())) or "exact",
+)
+def test_the_update_leaves_everything_but_the_mask(
+    meta: dict[str, Any], images: Path, tmp_path: Path
+) -> None:
+    cfg = pretrain_config(images, tmp_path, method_kwargs__meta=meta)
+    cfg.data.val_path = None
+    watch = Snapshots()
+    train(cfg, watch)
+    assert watch.same == [True, True]
+    assert watch.moved == 2
+
+
+def test_the_joint_loss_and_its_gradient(images: Path, tmp_path: Path) -> None:
+    """training_step against plain definitions of both losses, in float64."""
+    cfg = pretrain_config(images, tmp_path, precision="64-true", log_every_n_steps=1)
+    cfg.method_kwargs.update(alpha=3.0, scale_loss=0.1, lamb=0.02, temperature=0.3)
+    seen: dict[str, float] = {}
+
+    class Watch(pl.Callback):  # type: ignore[name-defined]
+        def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, i: int) -> None:
+            if seen:
+                return
+            twin = copy.deepcopy(model)
+            h = [twin.backbone(x.double()) for x in batch[1]]
+            u = [x * torch.sigmoid(twin.mask.logits) for x in h]
+            r = [twin.redundancy_projector(x) for x in u]
+            z = [twin.projector(x) for x in u]
+            seen["barlow"] = 0.1 * float(plain_barlow(*r, 0.02))
+            seen["contrastive"] = float(plain_nt_xent(*z, 0.3))
+
+    model, result = train(cfg, Watch())
+    logged = (result.folder / "metrics.csv").read_text()
+    assert "train_nce_loss_step" in logged or "train_nce_loss" in logged
+    first = next(
+        row for row in rows(result.folder) if row.get("train_nce_loss_step") not in (None, "")
+    )
+    assert math.isclose(float(first["train_barlow_loss_step"]), seen["barlow"], rel_tol=1e-9)
+    assert math.isclose(float(first["train_nce_loss_step"]), seen["contrastive"], rel_tol=1e-9)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    from metamask_solo.training.trainer import read_metrics
+
+    return read_metrics(folder)
+
+
+def plain_barlow(z1: torch.Tensor, z2: torch.Tensor, lamb: float) -> torch.Tensor:
+    """Barlow Twins from its definition, with the variance offset of BatchNorm."""
+    z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z1, z2))
+    total = torch.zeros((), dtype=z1.dtype)
+    for i in range(z1.shape[1]):
+        for j in range(z1.shape[1]):
+            c = (z1[:, i] * z2[:, j]).mean()
+            total = total + ((c - 1) ** 2 if i == j else lamb * c**2)
+    return total
+
+
+def plain_nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
+    z = nn.functional.normalize(torch.cat([z1, z2]), dim=1)
+    n = len(z1)
+    total = torch.zeros((), dtype=z.dtype)
+    for i in range(2 * n):
+        positive = (z[i] @ z[(i + n) % (2 * n)] / temperature).exp()
+        others = sum((z[i] @ z[j] / temperature).exp() for j in range(2 * n) if j != i)
+        total = total - torch.log(positive / others)
+    return total / (2 * n)
+
+
+def test_the_hosts_losses_are_the_definitions() -> None:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)  # of the BatchNorm inside solo-learn's loss
+    z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64)
+    got = barlow_loss(z1, z2, 0.02, 0.1)
+    assert math.isclose(float(got), 0.1 * float(plain_barlow(z1, z2, 0.02)), rel_tol=1e-6)
+    torch.set_default_dtype(torch.float32)
+    contrastive = contrastive_loss(z1, z2, torch.arange(6), 0.3)
+    assert math.isclose(float(contrastive), float(plain_nt_xent(z1, z2, 0.3)), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_update_is_one_optimiser_step_along_the_hypergradient(
+    momentum: float, images: Path, tmp_path: Path
+) -> None:
+    cfg = pretrain_config(images, tmp_path, precision="64-true", log_every_n_steps=1)
+    cfg.method_kwargs.mask = {"lr": 0.5, "momentum": momentum, "weight_decay": 0.1}
+    steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    class Watch(pl.Callback):  # type: ignore[name-defined]
+        def on_train_start(self, trainer: Any, model: Any) -> None:
+            update = model._update_mask
+
+            def watched(views: Any) -> None:
+                loss, params = model._contrastive_loss_of(views)
+                from metamask_solo.method.meta_update import own_batch_statistics
+
+                with own_batch_statistics(model.backbone, model.projector):
+                    g = hypergradient(
+                        lambda p, a: loss(p, a),
+                        params,
+                        model.mask.logits,
+                        trial_step(trainer.optimizers[0], params, None, True, True),
+                    )
+                before = model.mask.logits.clone()
+                update(views)
+                steps.append((before, g, model.mask.logits.clone()))
+
+            model._update_mask = watched
+
+    train(cfg, Watch())
+    buffer = torch.zeros_like(steps[0][0])
+    for i, (before, g, after) in enumerate(steps):
+        d = g + 0.1 * before
+        buffer = d if i == 0 else momentum * buffer + d
+        torch.testing.assert_close(after, before - 0.5 * buffer, rtol=1e-9, atol=1e-12)
+
+
+def test_the_trial_step_is_the_optimisers_next_step() -> None:
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(5))
+    optimizer = torch.optim.SGD([w], lr=0.3, momentum=0.9, weight_decay=0.01)
+    for _ in range(3):
+        w.grad = torch.randn(5)
+        optimizer.step()
+    trial = trial_step(optimizer, {"w": w}, None, True, True)
+    gradient = torch.randn(5)
+    buffer = (trial.momentum_buffers or {})["w"]
+    virtual = w - trial.lr * (gradient + trial.weight_decay * w + trial.momentum * buffer)
+    w.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(w.detach(), virtual.detach())
+
+
+def test_every_n_steps_and_accumulation(images: Path, tmp_path: Path) -> None:
+    """The update follows real optimiser steps, and uses the last accumulated batch."""
+    calls: list[tuple[int, int]] = []
+
+    class Watch(pl.Callback):  # type: ignore[name-defined]
+        def on_train_start(self, trainer: Any, model: Any) -> None:
+            update = model._update_mask
+
+            def watched(views: Any) -> None:
+                calls.append((trainer.global_step, int(self.batch)))
+                update(views)
+
+            model._update_mask = watched
+
+        def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, i: int) -> None:
+            self.batch = i
+
+    cfg = pretrain_config(images, tmp_path, accumulate_grad_batches=2, max_epochs=2)
+    cfg.optimizer.batch_size = 5
+    cfg.method_kwargs.meta = {"every_n_steps": 2}
+    train(cfg, Watch())
+    assert calls == [(2, 3), (4, 3)]
+
+
+def test_gradient_clipping_leaves_the_mask_alone(images: Path, tmp_path: Path) -> None:
+    """Clipping to nothing stops the network, not the mask; mask.clip_grad bounds the mask."""
+    free, _ = train(pretrain_config(images, tmp_path / "a", gradient_clip_val=1e-12))
+    assert float(free.mask.logits.abs().max()) > 1e-9
+    cfg = pretrain_config(images, tmp_path / "b")
+    cfg.method_kwargs.mask = {"clip_grad": 1e-6, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    clipped, _ = train(cfg)
+    assert 0 < float(clipped.mask.logits.norm()) <= 2.1e-6
+
+
+def test_a_bad_hypergradient_is_skipped_counted_and_logged(images: Path, tmp_path: Path) -> None:
+    class Poison(pl.Callback):  # type: ignore[name-defined]
+        def on_train_start(self, trainer: Any, model: Any) -> None:
+            real = model.mask_gradient
+            model.mask_gradient = lambda views: (
+                real(views) * float("nan") if trainer.global_step == 1 else real(views)
+            )
+
+    model, result = train(pretrain_config(images, tmp_path, log_every_n_steps=1), Poison())
+    assert model.mask_optimizer.skipped == 1
+    assert model.mask.logits.isfinite().all()
+    assert int(model.mask_optimizer.optimizer.state[model.mask.logits]["momentum_buffer"].numel())
+    logged = [
+        r["mask_skipped_updates"] for r in rows(result.folder) if r.get("mask_skipped_updates")
+    ]
+    assert float(logged[-1]) == 1.0
+
+
+def test_logged_statistics(images: Path, tmp_path: Path) -> None:
+    model, result = train(pretrain_config(images, tmp_path, log_every_n_steps=1))
+    last = [r for r in rows(result.folder) if r.get("mask_mean")][-1]
+    for name, value in mask_statistics(model.mask.mask()).items():
+        assert math.isclose(float(last[f"mask_{name}"]), float(value), rel_tol=1e-4, abs_tol=1e-6)
+    assert float(last["hypergradient_norm"]) > 0
+
+
+def test_masked_features_everywhere(images: Path, tmp_path: Path) -> None:
+    model, _ = train(pretrain_config(images, tmp_path))
+    model.eval()
+    x = torch.randn(3, 3, 32, 32)
+    out = model(x)
+    expected = model.backbone(x) * torch.sigmoid(model.mask.logits)
+    torch.testing.assert_close(out["feats"], expected)
+    torch.testing.assert_close(out["logits"], model.classifier(expected))
+    torch.testing.assert_close(out["z"], model.projector(expected))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method_kwargs.tempreature": 0.1}, "did you mean temperature"),
+        ({"method_kwargs.temperature": 0}, "temperature=0"),
+        ({"method_kwargs.temperature": "warm"}, "temperature='warm'"),
+        ({"method_kwargs.proj_hidden_dim": 2.5}, "an integer"),
+        ({"method_kwargs.mask.kind": "relu"}, "one of sigmoid, linear"),
+        ({"method_kwargs.mask": 3}, "mapping"),
+        ({"method_kwargs.mask.lr": -1}, "mask.lr=-1"),
+        ({"method_kwargs.mask.momentum": 1.0}, "below 1"),
+        ({"method_kwargs.meta.enabled": "yes"}, "true or false"),
+        ({"method_kwargs.meta.hypergradient": ["exact"]}, "one of exact"),
+        ({"method_kwargs.meta.batch_fraction": 0}, "batch_fraction=0"),
+        ({"method_kwargs.meta.every_n_steps": 0}, "every_n_steps=0"),
+        ({"method_kwargs.meta.every_n_setps": 1}, "every_n_steps"),
+        ({"method": "metamsk"}, "method=metamsk"),
+        ({"backbone.name": "resnet19"}, "backbone.name=resnet19"),
+        ({"data.dataset": "mnist"}, "data.dataset=mnist"),
+        ({"data.train_path": "/nowhere"}, "no such folder"),
+        ({"optimizer.name": "adagrad"}, "optimizer.name=adagrad"),
+        ({"optimizer.lr": "fast"}, "optimizer.lr=fast"),
+        ({"optimizer.batch_size": 1}, "batch_size=1"),
+        ({"optimizer.batch_size": 64}, "only 20 images"),
+        ({"max_epochs": 0}, "max_epochs=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"augmentations": []}, "augmentations"),
+        ({"augmentations[0].num_crops": 3}, "exactly 2"),
+        ({"optimizer.name": "lars"}, "trial_lr"),
+        ({"optimizer.name": "adamw"}, "trial_lr"),
+    ],
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
+)
+def test_configuration_errors(
+    changes: dict[str, Any], words: str, images: Path, tmp_path: Path
+) -> None:
+    """One line that names the key; nothing is written."""
+    cfg = pretrain_config(images, tmp_path / "out")
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    with pytest.raises(UserError) as caught:
+        train(cfg)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_other_optimisers_with_a_trial_rate(optimizer: str, images: Path, tmp_path: Path) -> None:
+    cfg = pretrain_config(images, tmp_path, optimizer__name=optimizer)
+    cfg.method_kwargs.meta = {"trial_lr": 0.01}
+    watch = Snapshots()
+    train(cfg, watch)
+    assert watch.same == [True, True] and watch.moved == 2
+
+
+def test_an_empty_class_folder_is_named(images: Path, tmp_path: Path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    (data / "train" / "empty").mkdir()
+    with pytest.raises(UserError, match="class folder empty is empty"):
+        train(pretrain_config(data, tmp_path / "out"))
