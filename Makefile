@@ -28,9 +28,10 @@ demo: setup ## Make a data set, train MetaMask and its baselines on it, and prin
 test: lint types ## Check format, lint and types, and run all tests but the soak tests
 	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
-lint: setup ## Check the format and lint, change nothing
+lint: setup ## Check format, lint and the layers of the package, change nothing
 	$(RUN) ruff format --check $(SOURCES)
 	$(RUN) ruff check $(SOURCES)
+	"$(VENV)/bin/lint-imports" --no-cache
 
 types: setup ## Check the types
 	$(RUN) mypy

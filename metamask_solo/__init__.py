@@ -1,11 +1,58 @@
-"""MetaMask for solo-learn: importing this package registers the method ``metamask``."""
+"""MetaMask for solo-learn: importing this package registers the method ``metamask``.
 
-from metamask_solo.hosts import METHODS
-from metamask_solo.method.hypergradient import SplitLoss, TrialStep, hypergradient
-from metamask_solo.method.mask import DimensionalMask
-from metamask_solo.method.metamask import MetaMask
+It imports neither torch nor solo-learn. Public names are imported when they are first used, and
+the method registers itself when ``solo.methods`` is imported, before or after this package.
+"""
 
-METHODS["metamask"] = MetaMask
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["DimensionalMask", "MetaMask", "SplitLoss", "TrialStep", "hypergradient"]
+from metamask_solo import registration
+
+if TYPE_CHECKING:
+    from metamask_solo.checkpoints.folding import fold_mask
+    from metamask_solo.checkpoints.reading import load_backbone
+    from metamask_solo.method.hypergradient import SplitLoss, TrialStep, hypergradient
+    from metamask_solo.method.losses import nt_xent
+    from metamask_solo.method.mask import DimensionalMask, mask_statistics
+    from metamask_solo.method.metamask import MetaMask
+
 __version__ = "0.1.0"
+
+# public name to the module that defines it
+_MODULES = {
+    "DimensionalMask": "method.mask",
+    "MetaMask": "method.metamask",
+    "SplitLoss": "method.hypergradient",
+    "TrialStep": "method.hypergradient",
+    "fold_mask": "checkpoints.folding",
+    "hypergradient": "method.hypergradient",
+    "load_backbone": "checkpoints.reading",
+    "mask_statistics": "method.mask",
+    "nt_xent": "method.losses",
+}
+__all__ = [
+    "DimensionalMask",
+    "MetaMask",
+    "SplitLoss",
+    "TrialStep",
+    "fold_mask",
+    "hypergradient",
+    "load_backbone",
+    "mask_statistics",
+    "nt_xent",
+]
+
+registration.register_when_imported()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # next time without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -88,8 +88,8 @@ def pretrain_config(
 
 def train(cfg: DictConfig, *callbacks: Any) -> tuple[Any, Any]:
     """Pretrains in this process; returns the trained module and the result of fit."""
-    from metamask_solo.commands.pretrain import _prepare
+    from metamask_solo.training.pretraining import prepare_pretraining
     from metamask_solo.training.trainer import fit
 
-    model, cfg, train_loader, val_loader = _prepare(cfg)
+    model, cfg, train_loader, val_loader = prepare_pretraining(cfg)
     return model, fit(model, cfg, train_loader, val_loader, cfg.method, callbacks)

@@ -18,8 +18,9 @@ from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.study import Background, Subject, bracket_images
 from metamask_solo.analysis.subsets import Split
 from metamask_solo.checkpoints.reading import Checkpoint, load_backbone
-from metamask_solo.data.images import evaluation_transform, extract_features, image_loader
+from metamask_solo.data.images import evaluation_transform, image_loader
 from metamask_solo.errors import UserError
+from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import pretrain_dataset
 
 METADATA = "metadata.csv"

@@ -18,10 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metamask_solo.commands.demo import scripts_folder
 from metamask_solo.data.digits import VARIANTS
 from metamask_solo.errors import UserError
-from metamask_solo.training.hydra_app import open_config, reason
+from metamask_solo.training.hydra_app import open_config, reason, scripts_folder
 
 EVALUATIONS = ("knn", "linear")
 DEFAULTS: dict[str, Any] = {

@@ -27,14 +27,14 @@ import metamask_solo
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.launch import MEASURED, RESULT, RUN
 from metamask_solo.checkpoints.reading import load_backbone
-from metamask_solo.commands.pretrain import pretrain_run
-from metamask_solo.data.images import evaluation_transform, extract_features
+from metamask_solo.data.images import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.evaluation.features import pick_device
+from metamask_solo.evaluation.features import extract_features, pick_device
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import classification_datasets, pl
-from metamask_solo.training.trainer import FitResult, read_metrics
+from metamask_solo.training.pretraining import pretrain_run
+from metamask_solo.training.runs import FitResult, read_metrics
 
 ONLINE_KNN = "val_knn_acc1"
 PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")

@@ -55,28 +55,12 @@ def main(argv: list[str]) -> None:
     print(f"\nfigure: {figure}   checkpoints: {args.out / 'runs'}")
 
 
-def compose_config(dataset: str, name: str, overrides: list[str]) -> Any:
-    """The config of one of the package's own pretraining files."""
-    from hydra import compose, initialize_config_dir
-
-    folder = scripts_folder() / "pretrain" / dataset
-    with initialize_config_dir(str(folder), version_base="1.2"):
-        return compose(name, overrides)
-
-
-def scripts_folder() -> Path:
-    """Where the YAML files are: in the repository, or installed with the package."""
-    import metamask_solo
-
-    package = Path(metamask_solo.__file__).parent
-    beside = package.parent / "scripts"
-    return (beside if beside.is_dir() else package / "scripts").resolve()
-
-
 def _baselines(dataset: str, data: Path) -> list[dict[str, Any]]:
-    from metamask_solo.data.images import extract_features, image_loader
+    from metamask_solo.data.images import image_loader
+    from metamask_solo.evaluation.features import extract_features
     from metamask_solo.evaluation.linear import evaluate_features
     from metamask_solo.hosts import build_backbone, pl
+    from metamask_solo.training.hydra_app import compose_config
 
     cfg = compose_config(dataset, "simclr", [])
     pl.seed_everything(cfg.seed)
@@ -97,9 +81,11 @@ def _baselines(dataset: str, data: Path) -> list[dict[str, Any]]:
 
 def _run(dataset: str, method: str, data: Path, args: Any) -> tuple[Path, dict[str, Any]]:
     from metamask_solo.checkpoints.reading import load_backbone
-    from metamask_solo.commands.pretrain import pretrain_run
-    from metamask_solo.data.images import extract_features, image_loader
+    from metamask_solo.data.images import image_loader
+    from metamask_solo.evaluation.features import extract_features
     from metamask_solo.evaluation.linear import evaluate_features
+    from metamask_solo.training.hydra_app import compose_config
+    from metamask_solo.training.pretraining import pretrain_run
 
     overrides = [
         f"data.train_path={data / 'train'}",
@@ -137,7 +123,7 @@ def _draw(runs: dict[str, Path], out: Path) -> None:
 
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.checkpoints.reading import read_checkpoint
-    from metamask_solo.training.trainer import read_metrics
+    from metamask_solo.training.runs import read_metrics
 
     colours = dict(zip(runs, ("#0072B2", "#D55E00", "#009E73"), strict=True))
     styles = dict(zip(runs, ("-", "--", ":"), strict=True))

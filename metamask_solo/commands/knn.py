@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metamask_solo.commands.options import add_loading_options, add_mask_options, check_counts
+
 HELP = "nearest-neighbour accuracy of a checkpoint's features"
 
 
@@ -16,8 +18,11 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.images import extract_features
-    from metamask_solo.evaluation.features import check_counts, feature_extractor, pick_device
+    from metamask_solo.evaluation.features import (
+        extract_features,
+        feature_extractor,
+        pick_device,
+    )
     from metamask_solo.evaluation.knn import check_settings, knn_accuracy
 
     check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
@@ -61,8 +66,8 @@ def main(argv: list[str]) -> int:
 
 def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Training and validation images, of the same classes and enough of them."""
+    from metamask_solo.data.images import class_names, split_loader
     from metamask_solo.errors import UserError
-    from metamask_solo.evaluation.features import class_names, split_loader
 
     loaders: dict[str, Any] = {
         split: split_loader(
@@ -133,28 +138,3 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_loading_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE too")
     return parser.parse_args(argv)
-
-
-def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that reads images through a backbone."""
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: 256)")
-    parser.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="that read images (default: 2)"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
-    )
-
-
-def add_mask_options(parser: argparse.ArgumentParser) -> None:
-    """--masked and --plain; the default, None, is masked where the checkpoint has a mask."""
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--masked",
-        action="store_true",
-        default=None,
-        help="masked features (default where the checkpoint has a mask)",
-    )
-    kind.add_argument(
-        "--plain", dest="masked", action="store_false", default=None, help="features without mask"
-    )

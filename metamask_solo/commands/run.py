@@ -17,11 +17,9 @@ CPU = "METAMASK_SOLO_CPU"
 
 
 def main(argv: list[str]) -> int:
-    """Runs SCRIPT as ``python SCRIPT ARGS`` would, once METHODS has MetaMask.
+    """Runs SCRIPT as ``python SCRIPT ARGS`` would; METHODS has MetaMask once it imports solo.
 
-    The script is in this process, unless another ``solo`` lies beside it than the one that is
-    imported by now: that one comes first for a script that is run directly, so Python is then
-    started anew, in the place of this process.
+    The ``solo`` beside the script comes first, as for a script that is run directly.
 
     Returns:
         0, or 1 after an exception; what the script gives to ``sys.exit`` is passed on.
@@ -50,8 +48,6 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{given.script}: no such script")
     if given.cpu:
         os.environ[CPU] = "1"
-    if _another_solo(given.script):
-        _start_anew(given.script, given.arguments)
     return execute(given.script, given.arguments)
 
 
@@ -114,24 +110,6 @@ def _search_path(script: str) -> list[str]:
     if getattr(sys.flags, "safe_path", False):
         return sys.path[:]
     return [os.path.dirname(os.path.realpath(script)), *sys.path[1:]]
-
-
-def _another_solo(script: str) -> bool:
-    found = importlib.machinery.PathFinder.find_spec("solo", _search_path(script))
-    imported = sys.modules["solo"].__file__
-    if found is None or found.origin is None or imported is None:
-        return False
-    return not os.path.samefile(found.origin, imported)
-
-
-def _start_anew(script: str, arguments: list[str]) -> None:
-    code = (
-        f"import sys; sys.path[:1] = {_search_path(script)[:1]!r}; "
-        f"from {MODULE} import execute; sys.exit(execute({script!r}, sys.argv[1:]))"
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-c", code, *arguments])
 
 
 if __name__ == "__main__":  # a process that Lightning starts

@@ -5,6 +5,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from metamask_solo.commands.options import add_loading_options, add_mask_options, check_counts
+
 HELP = "draw a checkpoint's features in two dimensions"
 FORMATS = (".png", ".pdf", ".svg")
 NEIGHBOURS = 15  # umap-learn's default; with fewer images it would silently take another number
@@ -19,14 +21,12 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.images import extract_features
+    from metamask_solo.data.images import class_names, split_loader
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import (
-        check_counts,
-        class_names,
+        extract_features,
         feature_extractor,
         pick_device,
-        split_loader,
     )
 
     if importlib.util.find_spec("umap") is None:
@@ -96,8 +96,6 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    from metamask_solo.commands.knn import add_loading_options, add_mask_options
-
     parser = argparse.ArgumentParser(
         prog="metamask-solo umap",
         description=HELP[0].upper() + HELP[1:] + " with UMAP, coloured by class. Distances between "

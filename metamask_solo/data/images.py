@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
-from tqdm import tqdm
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import dataset_transforms
+from metamask_solo.hosts import classification_datasets, dataset_transforms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -150,21 +149,64 @@ def check_class_folders(folder: str | Path, key: str) -> None:
             raise UserError(f"{key}={folder}: class folder {entry.name} is empty")
 
 
-@torch.no_grad()
-def extract_features(
-    backbone: nn.Module,
-    loader: DataLoader[Any],
-    device: str | torch.device = "cpu",
-    label: str = "features",
-) -> tuple[Tensor, Tensor]:
-    """Features and labels of a data set, with a progress bar.
+SPLITS = ("train", "val")
 
-    Returns:
-        Features, N × D in single precision, and labels, N integers; both on the CPU.
+
+def split_loader(
+    split: str,
+    config: DictConfig,
+    data: str | Path | None = None,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> DataLoader[Any]:
+    """The images of one split, with the evaluation transform of a run's config.
+
+    Args:
+        split: ``train`` or ``val``.
+        config: config of the run.
+        data: folder that holds train/ and val/ with class folders; None for the data of the run.
+        limit: at most this many images, drawn by ``seed``; None for all.
+
+    Raises:
+        UserError: the data are missing or cannot be read.
     """
-    backbone = backbone.to(device).eval()
-    features, labels = [], []
-    for images, targets in tqdm(loader, desc=label, leave=False):
-        features.append(backbone(images.to(device)).float().cpu())
-        labels.append(targets)
-    return torch.cat(features), torch.cat(labels)
+    own = config.data
+    if data is not None:
+        return image_loader(Path(data) / split, config, batch_size, num_workers, limit, seed)
+    folder = own.get(f"{split}_path")
+    if folder is None:
+        raise UserError(f"data.{split}_path: missing in the run's args.json; give --data FOLDER")
+    if own.dataset == "custom" and own.get("format") in (None, "image_folder"):
+        if not Path(folder).is_dir():
+            raise UserError(f"data.{split}_path={folder}: no such folder; give --data FOLDER")
+        return image_loader(folder, config, batch_size, num_workers, limit, seed)
+    dataset = _datasets_of_run(config)[SPLITS.index(split)]
+    if limit is not None and limit < len(dataset):
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+        dataset = Subset(dataset, sorted(order[:limit].tolist()))
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+
+
+def _datasets_of_run(config: DictConfig) -> tuple[Any, Any]:
+    """Both splits of what solo-learn reads in a way of its own: CIFAR, STL-10, ImageNet, h5."""
+    config = config.copy()
+    OmegaConf.update(config, "data.fraction", -1, force_add=True)  # all images, as main_knn.py
+    transform = evaluation_transform(config)
+    try:
+        return classification_datasets(config, transform, transform)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"data.train_path={config.data.train_path}, data.val_path={config.data.val_path}: "
+            f"cannot be read as {config.data.dataset} ({reason}); give --data FOLDER"
+        ) from error
+
+
+def class_names(loader: DataLoader[Any]) -> list[str]:
+    """The names of the classes in the order of their labels; empty where the data have none."""
+    dataset: Any = loader.dataset
+    if isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return [str(name) for name in getattr(dataset, "classes", [])]

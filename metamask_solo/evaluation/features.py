@@ -4,16 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from metamask_solo.checkpoints.reading import PREFIXES, Checkpoint, load_backbone, read_checkpoint
-from metamask_solo.data.images import evaluation_transform, image_loader
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import BACKBONE_PREFIX, METHODS, build_method, classification_datasets
-
-SPLITS = ("train", "val")
+from metamask_solo.hosts import BACKBONE_PREFIX, METHODS, build_method
 
 
 def feature_extractor(
@@ -83,66 +80,6 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
     return model.eval()
 
 
-def split_loader(
-    split: str,
-    config: DictConfig,
-    data: str | Path | None = None,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    limit: int | None = None,
-    seed: int = 0,
-) -> DataLoader[Any]:
-    """The images of one split, with the evaluation transform of a run's config.
-
-    Args:
-        split: ``train`` or ``val``.
-        config: config of the run.
-        data: folder that holds train/ and val/ with class folders; None for the data of the run.
-        limit: at most this many images, drawn by ``seed``; None for all.
-
-    Raises:
-        UserError: the data are missing or cannot be read.
-    """
-    own = config.data
-    if data is not None:
-        return image_loader(Path(data) / split, config, batch_size, num_workers, limit, seed)
-    folder = own.get(f"{split}_path")
-    if folder is None:
-        raise UserError(f"data.{split}_path: missing in the run's args.json; give --data FOLDER")
-    if own.dataset == "custom" and own.get("format") in (None, "image_folder"):
-        if not Path(folder).is_dir():
-            raise UserError(f"data.{split}_path={folder}: no such folder; give --data FOLDER")
-        return image_loader(folder, config, batch_size, num_workers, limit, seed)
-    dataset = _datasets_of_run(config)[SPLITS.index(split)]
-    if limit is not None and limit < len(dataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        dataset = Subset(dataset, sorted(order[:limit].tolist()))
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
-
-
-def _datasets_of_run(config: DictConfig) -> tuple[Any, Any]:
-    """Both splits of what solo-learn reads in a way of its own: CIFAR, STL-10, ImageNet, h5."""
-    config = config.copy()
-    OmegaConf.update(config, "data.fraction", -1, force_add=True)  # all images, as main_knn.py
-    transform = evaluation_transform(config)
-    try:
-        return classification_datasets(config, transform, transform)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"data.train_path={config.data.train_path}, data.val_path={config.data.val_path}: "
-            f"cannot be read as {config.data.dataset} ({reason}); give --data FOLDER"
-        ) from error
-
-
-def class_names(loader: DataLoader[Any]) -> list[str]:
-    """The names of the classes in the order of their labels; empty where the data have none."""
-    dataset: Any = loader.dataset
-    if isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return [str(name) for name in getattr(dataset, "classes", [])]
-
-
 def pick_device(name: str) -> str:
     """``cuda`` or ``cpu`` for one of ``auto``, ``cpu`` and ``cuda``.
 
@@ -157,9 +94,21 @@ def pick_device(name: str) -> str:
     return name
 
 
-def check_counts(**values: int) -> None:
-    """Refuses an option below its least value: 0 for workers and seeds, 1 for all others."""
-    for name, value in values.items():
-        least = 0 if name in ("num_workers", "seed") else 1
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')}={value}: must be at least {least}")
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module,
+    loader: DataLoader[Any],
+    device: str | torch.device = "cpu",
+    label: str = "features",
+) -> tuple[Tensor, Tensor]:
+    """Features and labels of a data set, with a progress bar.
+
+    Returns:
+        Features, N × D in single precision, and labels, N integers; both on the CPU.
+    """
+    backbone = backbone.to(device).eval()
+    features, labels = [], []
+    for images, targets in tqdm(loader, desc=label, leave=False):
+        features.append(backbone(images.to(device)).float().cpu())
+        labels.append(targets)
+    return torch.cat(features), torch.cat(labels)

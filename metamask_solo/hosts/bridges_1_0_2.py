@@ -1,14 +1,12 @@
 """The things that solo-learn 1.0.2 misses on Lightning 2.
 
-Imports no solo-learn: the first bridge must be in place before solo-learn is imported. `make
-setup` also puts a stand-in for ``pl_bolts`` into the environment, which loads the schedule from
-this file, so that ``import solo`` works before ``import metamask_solo`` as well.
+Imports no solo-learn: :mod:`metamask_solo.registration` offers the first bridge to it, from this
+file, while it is imported. `make setup` also puts a stand-in for ``pl_bolts`` into the environment,
+so that ``import solo`` works before ``import metamask_solo`` as well.
 """
 
 import functools
-import importlib.util
 import math
-import sys
 import types
 from typing import Any
 
@@ -47,17 +45,6 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
             return self.warmup_start_lr + rise * (base - self.warmup_start_lr)
         fall = (epoch - self.warmup_epochs) / max(1, self.max_epochs - self.warmup_epochs)
         return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * fall)) / 2
-
-
-def stand_in_for_bolts() -> None:
-    """Offers bridge 1 under the name that solo-learn imports, unless the environment has one."""
-    if importlib.util.find_spec("pl_bolts") is not None:
-        return
-    names = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
-    for name in names:
-        sys.modules[name] = types.ModuleType(name)
-    schedule: Any = sys.modules[names[-1]]
-    schedule.LinearWarmupCosineAnnealingLR = LinearWarmupCosineAnnealingLR
 
 
 def bridge_validation(cls: type) -> None:

@@ -12,31 +12,28 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from solo.args.utils import N_CLASSES_PER_DATASET
+from solo.losses.barlow import barlow_loss_func
+from solo.losses.simclr import simclr_loss_func
+from solo.methods import METHODS
+from solo.methods.base import BaseMethod, BaseMomentumMethod
+from solo.methods.linear import LinearModel
+from solo.utils import whitening
+from solo.utils.classification_dataloader import (
+    prepare_datasets as prepare_classification,
+)
+from solo.utils.classification_dataloader import prepare_transforms
+from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.pretrain_dataloader import (
+    prepare_datasets,
+    prepare_n_crop_transform,
+    prepare_transform,
+)
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
-
-bridges_1_0_2.stand_in_for_bolts()
-
-from solo.args.utils import N_CLASSES_PER_DATASET  # noqa: E402
-from solo.losses.barlow import barlow_loss_func  # noqa: E402
-from solo.losses.simclr import simclr_loss_func  # noqa: E402
-from solo.methods import METHODS  # noqa: E402
-from solo.methods.base import BaseMethod, BaseMomentumMethod  # noqa: E402
-from solo.methods.linear import LinearModel  # noqa: E402
-from solo.utils import whitening  # noqa: E402
-from solo.utils.classification_dataloader import (  # noqa: E402
-    prepare_datasets as prepare_classification,
-)
-from solo.utils.classification_dataloader import prepare_transforms  # noqa: E402
-from solo.utils.knn import WeightedKNNClassifier  # noqa: E402
-from solo.utils.pretrain_dataloader import (  # noqa: E402
-    prepare_datasets,
-    prepare_n_crop_transform,
-    prepare_transform,
-)
 
 bridges_1_0_2.bridge_validation(BaseMethod)
 bridges_1_0_2.bridge_validation(LinearModel)

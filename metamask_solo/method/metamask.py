@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
+    METHODS,
     PluginMethod,
     barlow_loss,
     contrastive_loss,
@@ -308,3 +309,6 @@ def _mlp(*sizes: int) -> nn.Sequential:
 
 def _below(prefix: str, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
+
+
+METHODS["metamask"] = MetaMask

@@ -90,3 +90,21 @@ def reason(error: Exception) -> str:
         cause = cause.__cause__
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return "; ".join(lines[:3]) if lines else type(cause).__name__
+
+
+def compose_config(dataset: str, name: str, overrides: list[str]) -> Any:
+    """The config of one of the package's own pretraining files."""
+    from hydra import compose, initialize_config_dir
+
+    folder = scripts_folder() / "pretrain" / dataset
+    with initialize_config_dir(str(folder), version_base="1.2"):
+        return compose(name, overrides)
+
+
+def scripts_folder() -> Path:
+    """Where the YAML files are: in the repository, or installed with the package."""
+    import metamask_solo
+
+    package = Path(metamask_solo.__file__).parent
+    beside = package.parent / "scripts"
+    return (beside if beside.is_dir() else package / "scripts").resolve()

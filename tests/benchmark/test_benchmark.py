@@ -16,7 +16,8 @@ from metamask_solo.__main__ import main
 from metamask_solo.benchmark import launch
 from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.checkpoints.reading import load_backbone
-from metamask_solo.data.images import extract_features, image_loader
+from metamask_solo.data.images import image_loader
+from metamask_solo.evaluation.features import extract_features
 from metamask_solo.evaluation.linear import evaluate_features
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,10 @@ from checkpoints_of_runs import write_run
 from metamask_solo.checkpoints.folding import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.commands import knn
-from metamask_solo.data.images import extract_features, image_loader
+from metamask_solo.data.images import image_loader
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation import knn as neighbours
+from metamask_solo.evaluation.features import extract_features
 from metamask_solo.evaluation.knn import knn_accuracy
 
 

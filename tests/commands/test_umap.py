@@ -15,8 +15,9 @@ from PIL import Image
 
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.commands import umap
-from metamask_solo.data.images import extract_features, image_loader
+from metamask_solo.data.images import image_loader
 from metamask_solo.errors import UserError
+from metamask_solo.evaluation.features import extract_features
 
 
 @pytest.fixture(scope="module")

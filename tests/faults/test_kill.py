@@ -18,7 +18,7 @@ from runs import train
 
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import UserError
-from metamask_solo.training.trainer import _checkpoint_to_resume
+from metamask_solo.training.runs import checkpoint_to_resume
 
 KILLS = 20
 
@@ -203,11 +203,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
             newer.write_bytes(b"" if damage == "empty" else os.urandom(1000))
         os.utime(newer, (newer.stat().st_mtime + 10,) * 2)
         root = Path(cfg.checkpoint.dir) / "metamask"
-        assert _checkpoint_to_resume(cfg, root) == older
+        assert checkpoint_to_resume(cfg, root) == older
         assert f"skipped: {newer}" in capsys.readouterr().out
         cfg.resume_from_checkpoint = str(newer)
         with pytest.raises(UserError, match="damaged"):
-            _checkpoint_to_resume(cfg, root)
+            checkpoint_to_resume(cfg, root)
     finally:
         cfg.resume_from_checkpoint = None
         content[len(content) // 2] ^= damage == "flipped"

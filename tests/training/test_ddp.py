@@ -79,13 +79,13 @@ def step_on_own_shard(model: Any, batch: Any, batch_idx: int) -> torch.Tensor:
 def run_rank(data: str, out: str, processes: int, identical: bool) -> None:
     """The body of each process: three steps, not shuffled."""
     import metamask_solo  # noqa: F401
-    from metamask_solo.commands.pretrain import _prepare
+    from metamask_solo.training.pretraining import prepare_pretraining
 
     torch.set_num_threads(1)
     cfg = pretrain_config(Path(data), Path(out), max_epochs=1)
     cfg.optimizer.batch_size = 5
     cfg.method_kwargs.update(mask={"lr": 1.0})
-    model, cfg, *_ = _prepare(cfg)
+    model, cfg, *_ = prepare_pretraining(cfg)
     if identical:
         model.training_step = functools.partial(step_on_own_shard, model)
     dataset = FixedBatches(15)

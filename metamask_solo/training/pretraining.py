@@ -1,0 +1,85 @@
+"""Pretraining from a config: checks, model and data, the run, the folded checkpoint."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from metamask_solo.checkpoints.folding import fold_checkpoint
+from metamask_solo.data.images import ReadableImages, evaluation_transform
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import (
+    build_method,
+    classification_datasets,
+    complete_pretrain_config,
+    pl,
+    pretrain_dataset,
+)
+from metamask_solo.training.config_checks import buildable, check_pretrain_config
+from metamask_solo.training.hydra_app import open_config
+from metamask_solo.training.runs import FitResult, finished_run
+from metamask_solo.training.sampling import training_loader
+from metamask_solo.training.trainer import build_trainer, fit
+
+
+def pretrain_run(
+    cfg: DictConfig, reuse_finished: bool = False, callbacks: tuple[Any, ...] = ()
+) -> FitResult:
+    """Pretrains, folds a MetaMask checkpoint (``fold_at_end``), and prints the last line.
+
+    Args:
+        cfg: a composed config.
+        reuse_finished: a finished run of the same config is returned instead of a new one.
+        callbacks: more Lightning callbacks.
+    """
+    model, cfg, train_loader, val_loader = prepare_pretraining(cfg)
+    done = finished_run(cfg, cfg.method) if reuse_finished else None
+    if done is not None:
+        print(f"finished already: {done.checkpoint}")
+        return done
+    result = fit(model, cfg, train_loader, val_loader, cfg.method, callbacks)
+    if model.global_rank == 0:
+        folded = cfg.method == "metamask" and cfg.get("fold_at_end", True)
+        if folded and result.checkpoint is not None:
+            _fold(result.checkpoint)
+        print(result)
+    return result
+
+
+def check_run(cfg: DictConfig) -> DictConfig:
+    """Validates the config and builds model, data and trainer; trains and writes nothing.
+
+    Returns:
+        The completed config.
+    """
+    _, prepared, *_ = prepare_pretraining(cfg)
+    build_trainer(prepared, [], [])
+    return prepared
+
+
+def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
+    """Model, completed config and loaders; raises UserError before anything is written."""
+    cfg = open_config(cfg)
+    check_pretrain_config(cfg)
+    with buildable():
+        cfg = complete_pretrain_config(cfg)
+        pl.seed_everything(cfg.seed)
+        model = build_method(cfg)
+        train_loader = training_loader(pretrain_dataset(cfg), cfg)
+        val_loader = None
+        if cfg.data.val_path is not None and not cfg.data.no_labels:
+            transform = evaluation_transform(cfg)
+            _, val_dataset = classification_datasets(cfg, transform, transform)
+            val_loader = DataLoader(
+                ReadableImages(val_dataset),
+                batch_size=cfg.optimizer.batch_size,
+                num_workers=cfg.data.num_workers,
+            )
+        return model, cfg, train_loader, val_loader
+
+
+def _fold(checkpoint: Any) -> None:
+    try:
+        fold_checkpoint(checkpoint, checkpoint.parent / "folded", force=True)
+    except UserError as error:  # a mask that cannot be folded is no reason to fail the run
+        print(f"not folded: {error}")
