@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from metamask_solo.checkpoints.folding import fold_mask
     from metamask_solo.checkpoints.reading import load_backbone
     from metamask_solo.method.hypergradient import SplitLoss, TrialStep, hypergradient
-    from metamask_solo.method.losses import nt_xent
+    from metamask_solo.method.losses import barlow_twins, nt_xent
     from metamask_solo.method.mask import DimensionalMask, mask_statistics
     from metamask_solo.method.metamask import MetaMask
 
@@ -25,6 +25,7 @@ _MODULES = {
     "MetaMask": "method.metamask",
     "SplitLoss": "method.hypergradient",
     "TrialStep": "method.hypergradient",
+    "barlow_twins": "method.losses",
     "fold_mask": "checkpoints.folding",
     "hypergradient": "method.hypergradient",
     "load_backbone": "checkpoints.reading",
@@ -36,6 +37,7 @@ __all__ = [
     "MetaMask",
     "SplitLoss",
     "TrialStep",
+    "barlow_twins",
     "fold_mask",
     "hypergradient",
     "load_backbone",

@@ -38,13 +38,11 @@ WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
 PluginMethod: Any = _release.PluginMethod
 pl: Any = _release.pl
 backbone_names = _release.backbone_names
-barlow_loss = _release.barlow_loss
 build_backbone = _release.build_backbone
 build_linear = _release.build_linear
 build_method = _release.build_method
 complete_linear_config = _release.complete_linear_config
 complete_pretrain_config = _release.complete_pretrain_config
-contrastive_loss = _release.contrastive_loss
 classification_datasets = _release.classification_datasets
 dataset_transforms = _release.dataset_transforms
 pretrain_dataset = _release.pretrain_dataset
@@ -59,14 +57,12 @@ __all__ = [
     "PluginMethod",
     "WeightedKNNClassifier",
     "backbone_names",
-    "barlow_loss",
     "build_backbone",
     "build_linear",
     "build_method",
     "classification_datasets",
     "complete_linear_config",
     "complete_pretrain_config",
-    "contrastive_loss",
     "dataset_transforms",
     "forward_context",
     "loss_scale",

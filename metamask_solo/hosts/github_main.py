@@ -16,8 +16,6 @@ from solo.data.pretrain_dataloader import (
     build_transform_pipeline,
     prepare_datasets,
 )
-from solo.losses.barlow import barlow_loss_func
-from solo.losses.simclr import simclr_loss_func
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod
 from solo.methods.linear import LinearModel
@@ -52,16 +50,6 @@ class PluginMethod(BaseMethod):
     def to_memory_format(self, images: Tensor) -> Tensor:
         """Images in the memory format in which this release trains."""
         return images if self.no_channel_last else images.to(memory_format=torch.channels_last)
-
-
-def barlow_loss(z1: Tensor, z2: Tensor, lamb: float, scale_loss: float) -> Tensor:
-    """solo-learn's Barlow Twins loss."""
-    return barlow_loss_func(z1, z2, lamb=lamb, scale_loss=scale_loss)
-
-
-def contrastive_loss(z1: Tensor, z2: Tensor, indexes: Tensor, temperature: float) -> Tensor:
-    """solo-learn's NT-Xent of two views; negatives from all processes."""
-    return simclr_loss_func(torch.cat((z1, z2)), indexes.repeat(2), temperature)
 
 
 def backbone_names() -> list[str]:

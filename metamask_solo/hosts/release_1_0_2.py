@@ -13,8 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
-from solo.losses.barlow import barlow_loss_func
-from solo.losses.simclr import simclr_loss_func
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
@@ -75,15 +73,6 @@ class PluginMethod(BaseMethod):
 
     def to_memory_format(self, images: Tensor) -> Tensor:
         return images
-
-
-def barlow_loss(z1: Tensor, z2: Tensor, lamb: float, scale_loss: float) -> Tensor:
-    return barlow_loss_func(z1, z2, lamb=lamb, scale_loss=scale_loss)
-
-
-def contrastive_loss(z1: Tensor, z2: Tensor, indexes: Tensor, temperature: float) -> Tensor:
-    """solo-learn's NT-Xent of two views; this release's takes no other process's negatives."""
-    return simclr_loss_func(z1, z2, temperature=temperature)
 
 
 def backbone_names() -> list[str]:

@@ -12,13 +12,11 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     METHODS,
     PluginMethod,
-    barlow_loss,
-    contrastive_loss,
     forward_context,
     optimizer_step_was_skipped,
 )
 from metamask_solo.method.hypergradient import SplitLoss, hypergradient, logits_gradient
-from metamask_solo.method.losses import nt_xent
+from metamask_solo.method.losses import barlow_twins, nt_xent
 from metamask_solo.method.mask import DimensionalMask, mask_from_logits, mask_statistics
 from metamask_solo.method.meta_update import (
     MaskOptimizer,
@@ -129,8 +127,8 @@ class MetaMask(PluginMethod):
         out = super().training_step(batch, batch_idx)
         r1, r2 = (self.redundancy_projector(u) for u in out["feats"])
         z1, z2 = out["z"]
-        barlow = barlow_loss(r1, r2, self.lamb, self.scale_loss)
-        contrastive = contrastive_loss(z1, z2, batch[0], self.temperature)
+        barlow = barlow_twins(r1, r2, self.lamb, self.scale_loss)
+        contrastive = nt_xent(z1, z2, self.temperature)
         if self.meta["trial_scope"] == "heads":
             self._plain_features = [h.detach() for h in out["plain_feats"]]
         self.log_dict(
@@ -247,7 +245,7 @@ class MetaMask(PluginMethod):
             mask = mask_from_logits(logits, self.mask.kind)
             own = _below("projector.", params)
             z1, z2 = (functional_call(self.projector, own, (h * mask,)) for h in features)
-            return nt_xent(z1, z2, self.temperature)
+            return nt_xent(z1, z2, self.temperature, gather=False)
 
         modules = {"projector.": self.projector}
         if not heads_only:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
 from runs import pretrain_config, train
 from torch import nn
@@ -14,7 +15,7 @@ from torch import nn
 from metamask_solo import MetaMask
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import METHODS, barlow_loss, contrastive_loss, pl
+from metamask_solo.hosts import METHODS, pl
 from metamask_solo.method.hypergradient import hypergradient
 from metamask_solo.method.mask import mask_statistics
 from metamask_solo.method.meta_update import trial_step
@@ -196,39 +197,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
     from metamask_solo.training.runs import read_metrics
 
     return read_metrics(folder)
-
-
-def plain_barlow(z1: torch.Tensor, z2: torch.Tensor, lamb: float) -> torch.Tensor:
-    """Barlow Twins from its definition, with the variance offset of BatchNorm."""
-    z1, z2 = ((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() for z in (z1, z2))
-    total = torch.zeros((), dtype=z1.dtype)
-    for i in range(z1.shape[1]):
-        for j in range(z1.shape[1]):
-            c = (z1[:, i] * z2[:, j]).mean()
-            total = total + ((c - 1) ** 2 if i == j else lamb * c**2)
-    return total
-
-
-def plain_nt_xent(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
-    z = nn.functional.normalize(torch.cat([z1, z2]), dim=1)
-    n = len(z1)
-    total = torch.zeros((), dtype=z.dtype)
-    for i in range(2 * n):
-        positive = (z[i] @ z[(i + n) % (2 * n)] / temperature).exp()
-        others = sum((z[i] @ z[j] / temperature).exp() for j in range(2 * n) if j != i)
-        total = total - torch.log(positive / others)
-    return total / (2 * n)
-
-
-def test_the_hosts_losses_are_the_definitions() -> None:
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)  # of the BatchNorm inside solo-learn's loss
-    z1, z2 = torch.randn(2, 6, 5, dtype=torch.float64)
-    got = barlow_loss(z1, z2, 0.02, 0.1)
-    assert math.isclose(float(got), 0.1 * float(plain_barlow(z1, z2, 0.02)), rel_tol=1e-6)
-    torch.set_default_dtype(torch.float32)
-    contrastive = contrastive_loss(z1, z2, torch.arange(6), 0.3)
-    assert math.isclose(float(contrastive), float(plain_nt_xent(z1, z2, 0.3)), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -1,6 +1,5 @@
-"""Two processes of Lightning's DDP (gloo on the CPU) against one."""
+"""Several processes of Lightning's DDP (gloo on the CPU) against one."""
 
-import functools
 import json
 import os
 import socket
@@ -11,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
 from runs import pretrain_config
 from torch import nn
 
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.hosts import pl
-from metamask_solo.method.losses import nt_xent
+from metamask_solo.hosts import BACKBONE_PREFIX, pl
 from metamask_solo.method.meta_update import own_batch_statistics
 
 pytestmark = pytest.mark.ddp
@@ -37,85 +36,95 @@ class FixedBatches(torch.utils.data.Dataset[Any]):
         return i, [self.images[i, 0], self.images[i, 1]], i % 5
 
 
+STEPS = 2
+LOSSES = {"alpha": 3.0, "lamb": 0.02, "scale_loss": 0.1, "temperature": 0.3}
+
+
 class Record(pl.Callback):  # type: ignore[name-defined]
+    """Keeps, for each step, what goes into it and the gradients that DDP made of it."""
+
     def __init__(self, out: Path):
         self.out = out
-        self.masks: list[list[float]] = []
-        self.gradients: list[list[float]] = []
+        self.steps: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
-        own = model.mask_gradient
+        own, update = model.mask_gradient, model._update_mask
 
         def recorded(views: Any) -> torch.Tensor:
             gradient = own(views)
-            self.gradients.append(gradient.tolist())
+            self.steps[-1]["mask_gradient"] = gradient.clone()
             return gradient
-
-        update = model._update_mask
 
         def recorded_update(views: Any) -> None:
             update(views)
-            self.masks.append(model.mask.logits.tolist())
+            self.steps[-1]["mask"] = model.mask.logits.detach().clone()
 
         model.mask_gradient = recorded
         model._update_mask = recorded_update
 
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, i: int) -> None:
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        self.steps.append({"state": state, "images": batch[0].tolist()})
+
+    def on_before_optimizer_step(self, trainer: Any, model: Any, optimizer: Any) -> None:
+        self.steps[-1]["gradients"] = {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, i: int
+    ) -> None:
+        logged = trainer.callback_metrics
+        self.steps[-1]["logged"] = {
+            name: float(logged[f"train_{name}_loss_step"]) for name in ("barlow", "nce")
+        }
+
     def on_train_end(self, trainer: Any, model: Any) -> None:
-        result = {"masks": self.masks, "gradients": self.gradients}
-        (self.out / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
+        torch.save(self.steps, self.out / f"rank{trainer.global_rank}.pt")
 
 
-def step_on_own_shard(model: Any, batch: Any, batch_idx: int) -> torch.Tensor:
-    """A regular step of which two processes with one shard make the same as one process.
-
-    solo-learn's losses do not: they gather negatives (NT-Xent, GitHub main), and halve the
-    gradient of the correlation that they average (Barlow Twins).
-    """
-    z1, z2 = (model(x)["z"] for x in batch[1])
-    every_parameter = sum(p.sum() for p in model.parameters() if p.requires_grad)
-    return nt_xent(z1, z2, 0.2) + 0.0 * every_parameter
-
-
-def run_rank(data: str, out: str, processes: int, identical: bool) -> None:
-    """The body of each process: three steps, not shuffled."""
-    import metamask_solo  # noqa: F401
+def small_model(data: Path, out: Path) -> Any:
+    """MetaMask in double precision on a backbone of a few milliseconds."""
     from metamask_solo.training.pretraining import prepare_pretraining
 
-    torch.set_num_threads(1)
-    cfg = pretrain_config(Path(data), Path(out), max_epochs=1)
+    cfg = pretrain_config(data, out, max_epochs=1)
     cfg.optimizer.batch_size = 5
-    cfg.method_kwargs.update(mask={"lr": 1.0})
-    model, cfg, *_ = prepare_pretraining(cfg)
-    if identical:
-        model.training_step = functools.partial(step_on_own_shard, model)
-    dataset = FixedBatches(15)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=5)
-    strategy = (
-        pl.strategies.DDPStrategy(find_unused_parameters=False, process_group_backend="gloo")
-        if processes > 1
-        else "auto"
-    )
+    cfg.method_kwargs.update(LOSSES, mask={"lr": 1.0})
+    model, *_ = prepare_pretraining(cfg)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(4)]
+    backbone = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 512))
+    setattr(model, BACKBONE_PREFIX.rstrip("."), backbone)
+    return model.double()
+
+
+def run_rank(data: str, out: str, processes: int) -> None:
+    """The body of each process: the real training step, on its share of the images."""
+    import metamask_solo  # noqa: F401
+
+    torch.set_num_threads(1)
+    model = small_model(Path(data), Path(out))
+    loader = torch.utils.data.DataLoader(FixedBatches(5 * processes * STEPS), batch_size=5)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=processes,
-        strategy=strategy,
+        strategy=pl.strategies.DDPStrategy(
+            find_unused_parameters=False, process_group_backend="gloo"
+        ),
         max_epochs=1,
+        precision="64-true",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[Record(Path(out))],
-        # off: every process sees all images in their order; on: each its own half
-        use_distributed_sampler=not identical,
     )
     trainer.fit(model, loader)
 
 
-def launch(data: Path, out: Path, processes: int, identical: bool = True) -> list[dict[str, Any]]:
-    out.mkdir()
-    code = (
-        f"import test_ddp; test_ddp.run_rank({str(data)!r}, {str(out)!r}, {processes}, {identical})"
-    )
+def launch(data: Path, out: Path, processes: int) -> list[list[dict[str, Any]]]:
+    """What each process recorded of each step."""
+    code = f"import test_ddp; test_ddp.run_rank({str(data)!r}, {str(out)!r}, {processes})"
     script = out / "rank.py"
     script.write_text(code)
     here = Path(__file__)
@@ -126,41 +135,99 @@ def launch(data: Path, out: Path, processes: int, identical: bool = True) -> lis
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((out / f"rank{r}.json").read_text()) for r in range(processes)]
+    ranks = [torch.load(out / f"rank{r}.pt") for r in range(processes)]
+    assert all(len(steps) == STEPS for steps in ranks)
+    return ranks
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(
+    request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[list[dict[str, Any]]]:
+    return launch(images, tmp_path_factory.mktemp("ddp"), request.param)
 
 
 @pytest.fixture(scope="module")
-def outcomes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("ddp")
-    return {
-        "one": launch(images, root / "one", 1),
-        "identical": launch(images, root / "identical", 2),
-        "different": launch(images, root / "different", 2, identical=False),
-    }
+def reference(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return small_model(images, tmp_path_factory.mktemp("reference"))
 
 
-def test_identical_shards_give_the_mask_of_one_process(outcomes: dict[str, Any]) -> None:
-    (one,) = outcomes["one"]
-    for rank in outcomes["identical"]:
-        assert len(rank["masks"]) == len(one["masks"]) == 3
-        torch.testing.assert_close(
-            torch.tensor(rank["masks"]), torch.tensor(one["masks"]), rtol=0, atol=1e-6
-        )
+def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The losses' definitions on the images of all processes, on one.
+
+    BatchNorm has statistics of its own in each process, so each share passes the network alone.
+    """
+    model.load_state_dict(step[0]["state"])
+    model.zero_grad()
+    model.train()
+    data = FixedBatches(5 * len(step) * STEPS)
+    projected: list[list[torch.Tensor]] = [[], [], [], []]
+    classifier = torch.zeros((), dtype=torch.float64)
+    for rank in step:
+        assert all(torch.equal(v, step[0]["state"][n]) for n, v in _shared(rank["state"]))
+        labels = torch.tensor([data[i][2] for i in rank["images"]])
+        for view in range(2):
+            h = model.backbone(torch.stack([data[i][1][view] for i in rank["images"]]).double())
+            u = h * torch.sigmoid(model.mask.logits)
+            projected[view].append(model.redundancy_projector(u))
+            projected[2 + view].append(model.projector(u))
+            loss = nn.functional.cross_entropy(model.classifier(u.detach()), labels)
+            classifier = classifier + loss / (2 * len(step))
+    r1, r2, z1, z2 = map(torch.cat, projected)
+    barlow = LOSSES["scale_loss"] * plain_barlow(r1, r2, LOSSES["lamb"])
+    contrastive = plain_nt_xent(z1, z2, LOSSES["temperature"])
+    (barlow + LOSSES["alpha"] * contrastive + classifier).backward()
+    return {"barlow": barlow.detach(), "nce": contrastive.detach()}
 
 
-@pytest.mark.parametrize("name", ["identical", "different"])
-def test_the_mask_is_bit_identical_on_all_ranks(outcomes: dict[str, Any], name: str) -> None:
-    first, second = outcomes[name]
-    assert first["masks"] == second["masks"]
+def _shared(state: dict[str, torch.Tensor]) -> Any:
+    """What DDP keeps equal; running statistics are each process's own until the next step."""
+    return ((n, v) for n, v in state.items() if "running" not in n and "num_batches" not in n)
 
 
-def test_the_gradient_is_the_mean_over_ranks(outcomes: dict[str, Any]) -> None:
-    """From the first step of SGD, m₁ = m₀ − lr · (mean gradient + decay · m₀)."""
-    first, second = outcomes["different"]
-    own = [torch.tensor(rank["gradients"][0]) for rank in (first, second)]
-    assert not torch.equal(*own)
-    expected = -(own[0] + own[1]) / 2
-    torch.testing.assert_close(torch.tensor(first["masks"][0]), expected, rtol=1e-5, atol=1e-8)
+@pytest.mark.parametrize("part", ["redundancy_projector.", "projector.", BACKBONE_PREFIX])
+def test_the_training_steps_gradient_is_that_of_the_whole_batch(
+    ranks: list[list[dict[str, Any]]], reference: Any, part: str
+) -> None:
+    """One head sees the one loss, the other head the other, the backbone both."""
+    for step in map(list, zip(*ranks, strict=True)):
+        whole_batch(reference, step)
+        expected = {n: p.grad for n, p in reference.named_parameters() if n.startswith(part)}
+        # some are zero but for rounding: a bias before BatchNorm, a scale before standardising
+        largest = max(float(gradient.abs().max()) for gradient in expected.values())
+        assert largest > 1e-4
+        for rank in step:
+            for name, gradient in expected.items():
+                difference = (rank["gradients"][name] - gradient).abs().max()
+                assert float(difference) <= 1e-12 * largest, name
+
+
+def test_the_logged_losses_are_those_of_the_whole_batch(
+    ranks: list[list[dict[str, Any]]], reference: Any
+) -> None:
+    for step in map(list, zip(*ranks, strict=True)):
+        expected = whole_batch(reference, step)
+        for rank in step:
+            for name, value in expected.items():
+                assert rank["logged"][name] == pytest.approx(float(value), rel=1e-6)
+
+
+def test_the_mask_is_bit_identical_on_all_ranks(ranks: list[list[dict[str, Any]]]) -> None:
+    for step in zip(*ranks, strict=True):
+        assert all(torch.equal(rank["mask"], step[0]["mask"]) for rank in step)
+
+
+def test_the_mask_moves_along_the_mean_of_the_ranks_gradients(
+    ranks: list[list[dict[str, Any]]],
+) -> None:
+    """The steps of SGD with momentum 0.9 and weight decay 5e-4 at rate 1."""
+    mask, buffer = torch.zeros(512).double(), torch.zeros(512).double()
+    for step in zip(*ranks, strict=True):
+        own = [rank["mask_gradient"] for rank in step]
+        assert not torch.equal(own[0], own[1])
+        buffer = 0.9 * buffer + torch.stack(own).mean(0) + 5e-4 * mask
+        mask = mask - buffer
+        torch.testing.assert_close(step[0]["mask"].double(), mask, rtol=1e-5, atol=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,105 @@
+"""The method's two losses on one process; on several, see test_ddp.py."""
+
+import doctest
+from typing import Any
+
+import pytest
+import torch
+from definitions import plain_barlow, plain_nt_xent
+from solo.losses.barlow import barlow_loss_func
+from torch import Tensor
+
+from metamask_solo.method import losses
+from metamask_solo.method.losses import barlow_twins, nt_xent
+
+DOUBLE = torch.float64
+
+
+def value_and_gradients(loss: Any, *views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z1, z2 = (z.clone().requires_grad_() for z in views)
+    value = loss(z1, z2)
+    with torch.autocast("cpu", enabled=False):  # where a training step's gradient is taken
+        gradients = torch.autograd.grad(value, (z1, z2))
+    return value.detach(), *gradients
+
+
+def drawn(n: int, dims: int, dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    z = torch.randn(2, n, dims, dtype=DOUBLE, generator=generator)
+    return z[0].to(dtype), (z[0] + 0.5 * z[1]).to(dtype)
+
+
+@pytest.mark.parametrize(("n", "dims"), [(6, 5), (5, 6), (4, 4), (2, 3)])
+def test_barlow_twins_is_its_definition(n: int, dims: int) -> None:
+    got = value_and_gradients(lambda a, b: barlow_twins(a, b, 0.02, 0.1), *drawn(n, dims))
+    expected = value_and_gradients(lambda a, b: 0.1 * plain_barlow(a, b, 0.02), *drawn(n, dims))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("n", "dims"), [(6, 5), (2, 3)])
+def test_nt_xent_is_its_definition(n: int, dims: int) -> None:
+    got = value_and_gradients(lambda a, b: nt_xent(a, b, 0.3), *drawn(n, dims))
+    expected = value_and_gradients(lambda a, b: plain_nt_xent(a, b, 0.3), *drawn(n, dims))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("n", "dims"), [(128, 512), (256, 64)])
+def test_barlow_twins_is_the_hosts_on_one_process(n: int, dims: int) -> None:
+    """With fewer images than dimensions and with more: the two ways to sum the squares."""
+    torch.set_default_dtype(DOUBLE)  # of the BatchNorm inside solo-learn's loss
+    try:
+        expected = value_and_gradients(
+            lambda a, b: barlow_loss_func(a, b, lamb=5e-3, scale_loss=0.1), *drawn(n, dims)
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    got = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, 0.1), *drawn(n, dims))
+    assert float(got[0]) == pytest.approx(float(expected[0]), rel=1e-15)
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        assert float((a - b).norm() / b.norm()) < 1e-14
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize(
+    "loss", [barlow_twins, lambda a, b: nt_xent(a, b, 0.07)], ids=["barlow_twins", "nt_xent"]
+)
+def test_half_precision_is_computed_in_single(loss: Any, autocast: bool, half: torch.dtype) -> None:
+    """Of projections in half precision, and of single ones under autocast."""
+    dtype = torch.float32 if autocast else half
+    views = drawn(16, 8, dtype)
+    expected = value_and_gradients(loss, *(z.double() for z in views))
+    with torch.autocast("cpu", half, enabled=autocast):
+        got = value_and_gradients(loss, *views)
+    assert got[0].dtype == torch.float32 and got[1].dtype == dtype
+    assert float(got[0]) == pytest.approx(float(expected[0]), rel=1e-5)
+    tolerance = 1e-5 if autocast else torch.finfo(half).eps
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < tolerance
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((torch.ones(4, 3), torch.ones(5, 3)), "two views of the same images"),
+        ((torch.ones(4), torch.ones(4)), "must be N × D"),
+        ((torch.ones(4, 3, dtype=torch.int64),) * 2, "floating-point"),
+        ((torch.ones(1, 3),) * 2, "a batch of 1"),
+        ((torch.ones(4, 3), torch.ones(4, 3), -1.0), "=-1.0"),
+        ((torch.ones(4, 3), torch.ones(4, 3), float("nan")), "=nan"),
+    ],
+)
+def test_errors_say_what_is_wrong(arguments: tuple[Any, ...], words: str) -> None:
+    for loss in (barlow_twins, nt_xent):
+        given = arguments if len(arguments) == 3 or loss is barlow_twins else (*arguments, 0.1)
+        with pytest.raises(ValueError, match=words):
+            loss(*given)
+    with pytest.raises(ValueError, match="scale_loss=-1"):
+        barlow_twins(torch.ones(4, 3), torch.ones(4, 3), scale_loss=-1)
+
+
+def test_the_examples_in_the_docstrings() -> None:
+    result = doctest.testmod(losses, extraglobs={"torch": torch})
+    assert result.failed == 0 and result.attempted >= 5
