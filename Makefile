@@ -11,7 +11,7 @@ RUN = "$(VENV)/bin/python" -m
 SOURCES = metamask_solo scripts tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format soak faults clean
+.PHONY: help setup demo test quick lint types format soak faults dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ demo: setup ## Make a data set, train MetaMask and its baselines on it, and prin
 
 test: lint types ## Check format, lint and types, and run all tests but the soak tests
 	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
+
+quick: lint types ## Check format, lint and types, and run the quick tests
+	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not soak and not ddp and not faults and not resume"
 
 lint: setup ## Check format, lint and the layers of the package, change nothing
 	$(RUN) ruff format --check $(SOURCES)
@@ -45,6 +48,9 @@ soak: setup ## Run the tests that take minutes or more
 
 faults: setup ## Run the tests with damaged files, full disks and killed runs
 	$(RUN) pytest -m faults
+
+dist: setup ## Build wheel and sdist into dist/
+	$(RUN) build
 
 clean: ## Remove caches and build leftovers; environment, data and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
