@@ -17,6 +17,8 @@ from metamask_solo.method.mask import DimensionalMask, mask_from_logits
 
 PREFIXES = ("backbone.", "encoder.")
 MASK_KEY = "mask.logits"
+# how a probe or a fine-tuned model holds a backbone with its mask (MaskedBackbone)
+WRAPPED_PREFIX, WRAPPED_MASK_KEY = "backbone.backbone.", "backbone.mask.logits"
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Checkpoint:
         path: the file.
         config: the run's config from args.json beside it, or None.
         state_dict: parameter and buffer names to tensors.
-        method: name of the method, or None where there is no config.
+        method: name of the pretraining method, or None where there is no config.
         mask: the mask m, shape (D,), or None.
         raw: all that the file holds.
     """
@@ -64,12 +66,28 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint of solo-learn (no backbone in its state_dict)")
     config = _read_config(path.parent / "args.json")
     mask = None
-    if MASK_KEY in state:
+    if WRAPPED_MASK_KEY in state:
+        state = _unwrapped(state)
+        mask = state[MASK_KEY]
+    elif MASK_KEY in state:
         kind = raw.get("metamask", {}).get("kind")
         if kind is None and config is not None:
             kind = OmegaConf.select(config, "method_kwargs.mask.kind", default="sigmoid")
         mask = mask_from_logits(state[MASK_KEY], kind or "sigmoid")
-    return Checkpoint(path, config, state, config.get("method") if config else None, mask, raw)
+    method = (config.get("method") or config.get("pretrain_method")) if config else None
+    return Checkpoint(path, config, state, method, mask, raw)
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a probe on masked features, with backbone and mask where a method has them.
+
+    Its mask is held as it is multiplied with, whatever its kind was in pretraining.
+    """
+    names = {WRAPPED_MASK_KEY: MASK_KEY}
+    for name in state:
+        if name.startswith(WRAPPED_PREFIX):
+            names[name] = PREFIXES[0] + name.removeprefix(WRAPPED_PREFIX)
+    return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
 def load_raw(path: Path) -> dict[str, Any]:

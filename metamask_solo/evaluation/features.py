@@ -62,6 +62,8 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
     """The method of a checkpoint with its weights, in evaluation mode."""
     if checkpoint.config is None:
         raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the method")
+    if not checkpoint.config.get("method"):
+        raise UserError(f"{checkpoint.path}: a probe or fine-tuned model has no projector")
     if checkpoint.method not in METHODS:
         raise UserError(f"{checkpoint.path}: method {checkpoint.method} is unknown here")
     model = build_method(checkpoint.config.copy())

@@ -99,7 +99,8 @@ def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
 
 def complete_linear_config(cfg: DictConfig) -> DictConfig:
     """Defaults and derived values, as main_linear.py computes them."""
-    return parse_linear(cfg)
+    # there the linear model itself adds what it needs; here it is needed before that
+    return LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
 
 
 def pretrain_dataset(cfg: DictConfig) -> Dataset[Any]:

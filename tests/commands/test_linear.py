@@ -1,0 +1,129 @@
+"""``metamask-solo linear`` with the shipped files, and who reads what it and ``finetune`` write."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints_of_runs import write_run
+
+from metamask_solo.__main__ import main
+from metamask_solo.checkpoints.reading import load_backbone
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+FOLDERS = sorted(file.parent.name for file in SCRIPTS.glob("linear/*/metamask.yaml"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "metamask", images)
+
+
+def small(checkpoint: Path, images: Path, out: Path) -> list[str]:
+    """Overrides of a shipped file for one step on noise images."""
+    return [
+        f"pretrained_feature_extractor={checkpoint}",
+        "backbone.name=resnet18",
+        "data.dataset=custom",
+        f"data.train_path={images / 'train'}",
+        f"data.val_path={images / 'val'}",
+        "data.num_workers=0",
+        "++data.augmentations.crop_size=32",
+        f"checkpoint.dir={out}",
+        "max_epochs=1",
+        "optimizer.batch_size=20",
+        "devices=1",
+        "strategy=auto",
+        "++sync_batchnorm=False",
+        "accelerator=cpu",
+        "precision=32",
+        "+enable_progress_bar=False",
+        "+enable_model_summary=False",
+    ]
+
+
+def run(command: str, folder: str, *overrides: str) -> int:
+    path = str(SCRIPTS / "linear" / folder)
+    return main([command, "--config-path", path, "--config-name", "metamask.yaml", *overrides])
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_shipped_file_trains_a_probe(
+    folder: str,
+    pretrained: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("linear", folder, *small(pretrained, images, tmp_path)) == 0
+
+    printed = capsys.readouterr()
+    assert "val_acc1=" in printed.out, printed.err
+    assert len(list(tmp_path.glob("linear/*/*.ckpt"))) == 1
+
+
+@pytest.fixture(scope="module", params=["linear", "finetune"])
+def written(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    pretrained: Path,
+    images: Path,
+) -> Path:
+    """What the command wrote of a MetaMask checkpoint."""
+    out = tmp_path_factory.mktemp(request.param)
+    assert run(request.param, "digits", *small(pretrained, images, out)) == 0
+    (checkpoint,) = out.glob("linear/*/*.ckpt")
+    return checkpoint
+
+
+def test_its_features_are_those_of_the_trained_model(written: Path) -> None:
+    backbone, checkpoint = load_backbone(written)
+    plain, _ = load_backbone(written, masked=False)
+    x = torch.randn(2, 3, 32, 32)
+
+    state = torch.load(written, weights_only=False)["state_dict"]
+    mask = state["backbone.mask.logits"]
+    own = {k.removeprefix("backbone.backbone."): v for k, v in state.items()}
+    assert all(torch.equal(own[name], value) for name, value in plain.state_dict().items())
+    assert checkpoint.method == "metamask"
+    torch.testing.assert_close(backbone(x), plain(x) * mask)
+    assert mask.std() > 0.1  # not all alike: the mask of the pretraining
+
+
+@pytest.mark.parametrize("command", ["knn", "umap", "fold", "linear", "analyze"])
+def test_every_command_reads_it(
+    command: str,
+    written: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    options = {
+        "knn": ["--k", "3", "--num-workers", "0", "--json", str(out)],
+        "umap": ["--split", "train", "--num-workers", "0", "--out", f"{out}.png"],
+        "fold": [str(out)],
+        "analyze": ["--data", str(images), "--draws", "2", "--num-workers", "0"],
+    }
+    if command == "linear":
+        code = run("linear", "digits", *small(written.parent, images, out))
+    else:
+        if command == "umap":
+            pytest.importorskip("umap")
+        if command == "analyze":
+            options["analyze"] += ["--out", str(out)]
+        code = main([command, str(written), *options[command]])
+
+    assert code == 0, capsys.readouterr().err
+    if command == "knn":
+        assert json.loads(out.read_text())["masked"] is True
+    if command == "fold":
+        folded, _ = load_backbone(out / "folded.ckpt", masked=False)
+        masked, _ = load_backbone(written)
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(folded(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_probe_has_no_projector(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["knn", str(written), "--features", "projector"]) == 2
+    assert "has no projector" in capsys.readouterr().err
