@@ -11,7 +11,7 @@ RUN = "$(VENV)/bin/python" -m
 SOURCES = metamask_solo scripts tests tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint types format soak faults dist clean
+.PHONY: help setup demo test quick lint types format soak faults docs dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,9 +49,13 @@ soak: setup ## Run the tests that take minutes or more
 faults: setup ## Run the tests with damaged files, full disks and killed runs
 	$(RUN) pytest -m faults
 
+docs: setup ## Bring the table of settings up to date, and build the documentation into site/
+	"$(VENV)/bin/python" tools/settings_table.py
+	$(RUN) mkdocs build --strict
+
 dist: setup ## Build wheel and sdist into dist/
 	$(RUN) build
 
 clean: ## Remove caches and build leftovers; environment, data and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STAMP = "metamask-solo-setup.json"
 DEFAULT_HOST = "solo-learn==1.0.2"
-EXTRAS = ["dev", "sweeps", "tensorboard", "umap", "wandb"]
+EXTRAS = ["dev", "docs", "sweeps", "tensorboard", "umap", "wandb"]
 
 # What a wheel of solo-learn is built from. A working clone also holds data and checkpoints.
 HOST_FILES = ["setup.py", "setup.cfg", "pyproject.toml", "requirements.txt", "MANIFEST.in"]

@@ -16,11 +16,12 @@ from metamask_solo.method.mask import KINDS
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its default, a test of a value, and the words for what the test accepts."""
+    """One setting: default, a test of a value, words for what it accepts, and what it does."""
 
     default: Any
     accepts: Callable[[Any], bool]
     allowed: str
+    meaning: str = ""
 
 
 def _number(value: Any) -> bool:
@@ -28,78 +29,104 @@ def _number(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def _integer(default: int, least: int) -> Setting:
+def _integer(meaning: str, default: int, least: int) -> Setting:
     return Setting(
         default,
         lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
         f"an integer of at least {least}",
+        meaning,
     )
 
 
-def _real(default: float, least: float = 0.0, most: float = math.inf) -> Setting:
+def _real(meaning: str, default: float, least: float = 0.0, most: float = math.inf) -> Setting:
     bounds = f"a number of at least {least:g}" + (f" and at most {most:g}" if most < 1e9 else "")
-    return Setting(default, lambda v: _number(v) and least <= v <= most, bounds)
+    return Setting(default, lambda v: _number(v) and least <= v <= most, bounds, meaning)
 
 
-def _positive(default: float, most: float = math.inf) -> Setting:
+def _positive(meaning: str, default: float, most: float = math.inf) -> Setting:
     bounds = "a number above 0" + (f" and at most {most:g}" if most < 1e9 else "")
-    return Setting(default, lambda v: _number(v) and 0 < v <= most, bounds)
+    return Setting(default, lambda v: _number(v) and 0 < v <= most, bounds, meaning)
 
 
-def _choice(*choices: str) -> Setting:
-    return Setting(choices[0], lambda v: v in choices, "one of " + ", ".join(choices))
+def _choice(meaning: str, *choices: str) -> Setting:
+    return Setting(choices[0], lambda v: v in choices, "one of " + ", ".join(choices), meaning)
 
 
-def _switch(default: bool) -> Setting:
-    return Setting(default, lambda v: isinstance(v, bool), "true or false")
+def _switch(meaning: str, default: bool) -> Setting:
+    return Setting(default, lambda v: isinstance(v, bool), "true or false", meaning)
 
 
 def _optional(setting: Setting) -> Setting:
-    return Setting(None, lambda v: v is None or setting.accepts(v), f"null or {setting.allowed}")
+    return Setting(
+        None,
+        lambda v: v is None or setting.accepts(v),
+        f"null or {setting.allowed}",
+        setting.meaning,
+    )
 
 
+# The meanings stand in the help and in docs/settings.md.
 SETTINGS: dict[str, Setting] = {
-    # redundancy-reduction head: three layers, hidden size twice
-    "proj_hidden_dim": _integer(2048, 1),
-    "proj_output_dim": _integer(2048, 1),
-    # contrastive head: two layers
-    "contrastive_hidden_dim": _integer(2048, 1),
-    "contrastive_output_dim": _integer(256, 1),
-    # L_drr: Barlow Twins' off-diagonal weight and its overall factor
-    "lamb": _real(0.005),
-    "scale_loss": _real(1.0),
-    # L_con: below 0.02, exp(1 / temperature) leaves the range of single precision
-    "temperature": _real(0.07, 0.02, 100.0),
-    # weight of L_con in the regular step
-    "alpha": _real(10.0),
-    "mask.kind": _choice(*KINDS),
-    # null: 0 for sigmoid (m = 0.5), 1 for linear (m = 1)
-    "mask.initial_logit": _optional(Setting(None, _number, "a finite number")),
-    "mask.optimizer": _choice("sgd", "adam"),
-    "mask.lr": _real(1e-3),
-    # sgd: momentum; adam: its first beta
-    "mask.momentum": Setting(
-        0.9, lambda v: _number(v) and 0 <= v < 1, "a number of at least 0 and below 1"
+    "proj_hidden_dim": _integer(
+        "hidden size, twice, of the redundancy-reduction head (three layers)", 2048, 1
     ),
-    "mask.weight_decay": _real(5e-4),
-    "mask.schedule": _choice("fixed", "cosine"),
-    # null: the hypergradient is not clipped; a number: largest norm
-    "mask.clip_grad": _optional(_positive(1.0)),
-    # false: the mask stays as it started
-    "meta.enabled": _switch(True),
-    # plain: the gradient of L_con at the current weights, without any trial step
-    "meta.hypergradient": _choice("exact", "finite_difference", "first_order", "plain"),
-    # finite_difference only: how far the weights move to either side
-    "meta.radius": _positive(1e-2),
-    # null: the learning rate in force, where the optimiser is SGD
-    "meta.trial_lr": _optional(_real(0.0)),
-    "meta.trial_momentum": _switch(True),
-    "meta.trial_weight_decay": _switch(True),
-    "meta.every_n_steps": _integer(1, 1),
-    # heads: the trial step moves the contrastive head only, on features already computed
-    "meta.trial_scope": _choice("all", "heads"),
-    # part of the batch that the meta-update uses
-    "meta.batch_fraction": _positive(1.0, 1.0),
+    "proj_output_dim": _integer("output size of the redundancy-reduction head", 2048, 1),
+    "contrastive_hidden_dim": _integer("hidden size of the contrastive head (two layers)", 2048, 1),
+    "contrastive_output_dim": _integer("output size of the contrastive head", 256, 1),
+    "lamb": _real("off-diagonal weight of the redundancy (Barlow Twins) loss", 0.005),
+    "scale_loss": _real("factor of the whole redundancy loss", 1.0),
+    # below 0.02, exp(1 / temperature) leaves the range of single precision
+    "temperature": _real("temperature of the contrastive (NT-Xent) loss", 0.07, 0.02, 100.0),
+    "alpha": _real("weight of the contrastive loss in the regular step", 10.0),
+    "mask.kind": _choice("sigmoid: m = 1 / (1 + exp(-a)) of the logits a; linear: m = a", *KINDS),
+    "mask.initial_logit": _optional(
+        Setting(
+            None,
+            _number,
+            "a finite number",
+            "where all logits start; null: 0 for sigmoid (m = 0.5), 1 for linear (m = 1)",
+        )
+    ),
+    "mask.optimizer": _choice("optimiser of the mask", "sgd", "adam"),
+    "mask.lr": _real("learning rate of the mask", 1e-3),
+    "mask.momentum": Setting(
+        0.9,
+        lambda v: _number(v) and 0 <= v < 1,
+        "a number of at least 0 and below 1",
+        "momentum of the mask's sgd; of its adam, the first beta",
+    ),
+    "mask.weight_decay": _real("weight decay of the mask's logits", 5e-4),
+    "mask.schedule": _choice(
+        "fixed: a constant rate; cosine: the rate falls to 0 over the run", "fixed", "cosine"
+    ),
+    "mask.clip_grad": _optional(
+        _positive("largest norm of the hypergradient; null: it is not clipped", 1.0)
+    ),
+    "meta.enabled": _switch("false: the mask stays where it starts", True),
+    "meta.hypergradient": _choice(
+        "how the mask's gradient is computed; finite_difference is the official code's way, "
+        "first_order leaves out how the trial step depends on the mask, plain takes no trial step",
+        "exact",
+        "finite_difference",
+        "first_order",
+        "plain",
+    ),
+    "meta.radius": _positive(
+        "finite_difference only: how far the weights move to either side", 1e-2
+    ),
+    "meta.trial_lr": _optional(
+        _real("rate of the trial step; null: the rate in force, where the optimiser is SGD", 0.0)
+    ),
+    "meta.trial_momentum": _switch("whether the trial step uses the momentum buffers", True),
+    "meta.trial_weight_decay": _switch("whether the trial step uses the weight decay", True),
+    "meta.every_n_steps": _integer("the mask is updated after every n-th step", 1, 1),
+    "meta.trial_scope": _choice(
+        "all: the trial step moves backbone and contrastive head; heads: the contrastive head "
+        "alone, on features already computed, which is much cheaper",
+        "all",
+        "heads",
+    ),
+    "meta.batch_fraction": _positive("part of the batch that the mask update uses", 1.0, 1.0),
 }
 
 GROUPS = sorted({key.partition(".")[0] for key in SETTINGS if "." in key})

@@ -1,0 +1,110 @@
+"""What a release is made of: versions that agree, and a wheel and an sdist that install."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from email import message_from_string
+from pathlib import Path
+
+import pytest
+import wrapt
+
+import metamask_solo
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSION = metamask_solo.__version__
+SOURCES = ("metamask_solo", "scripts", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the wheel and the sdist, built as `make dist` does, from a copy of the sources."""
+    work = tmp_path_factory.mktemp("release")
+    leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in SOURCES:
+        source, target = ROOT / name, work / "sources" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=leave_out)
+        else:
+            shutil.copyfile(source, target)
+    # an editable installation may have a link there
+    shutil.rmtree(work / "sources" / "metamask_solo" / "scripts", ignore_errors=True)
+    # `make dist` builds in a fresh environment, which needs the network
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(work / "dist")]
+    done = subprocess.run([*command, str(work / "sources")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return work / "dist"
+
+
+def test_make_dist_builds_both() -> None:
+    command = ["make", "--dry-run", "--no-print-directory", "dist"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.search(r"-m build$", done.stdout, re.MULTILINE)
+
+
+def test_the_wheel_installs_into_an_empty_environment(dist: Path, tmp_path: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    venv.create(tmp_path / "empty", symlinks=True)
+    python = tmp_path / "empty" / "bin" / "python"
+    (packages,) = (tmp_path / "empty").glob("lib/python*/site-packages")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index"]
+    subprocess.run([*install, "--quiet", "--no-deps", str(wheel)], check=True)
+    # the one dependency that the import needs
+    shutil.copytree(Path(wrapt.__file__).parent, packages / "wrapt")
+
+    code = "import metamask_solo as m; print(m.__version__, m.__file__)"
+    done = subprocess.run(
+        [str(python), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    version, file = done.stdout.split()
+    assert version == VERSION
+    assert Path(file).parent == packages / "metamask_solo"
+    assert (packages / "metamask_solo" / "py.typed").is_file()
+    command = tmp_path / "empty" / "bin" / "metamask-solo"
+    usage = subprocess.run([str(command), "--help"], capture_output=True, text=True, check=True)
+    assert "pretrain" in usage.stdout
+
+
+def test_the_wheel_holds_every_yaml_file(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {n for n in archive.namelist() if n.endswith(".yaml")}
+    assert held == {
+        f"metamask_solo/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "scripts").rglob("*.yaml")
+    }
+
+
+def test_the_sdist_holds_what_the_wheel_is_built_from(dist: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {"pyproject.toml", "LICENSE", "README.md", "metamask_solo/py.typed"}
+    assert needed | {"scripts/pretrain/digits/metamask.yaml"} <= names
+
+
+def test_the_metadata_says_who_what_and_where(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = message_from_string(archive.read(name).decode())
+    assert metadata["Version"] == VERSION
+    assert metadata["Requires-Python"] == ">=3.10"
+    urls = metadata.get_all("Project-URL") or []
+    assert any("arxiv.org/abs/2209.07902" in url for url in urls)
+    classifiers = metadata.get_all("Classifier") or []
+    for minor in range(10, 14):
+        assert f"Programming Language :: Python :: 3.{minor}" in classifiers
+
+
+def test_every_file_names_the_same_version_and_date() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {VERSION}\n" in citation
+    date = re.search(r"^date-released: (\S+)$", citation, re.MULTILINE)
+    assert date is not None
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.+)\] - (.+)$", changelog, re.MULTILINE)[0] == (VERSION, date[1])

@@ -1,0 +1,45 @@
+"""Writes the table of the method's settings into docs/settings.md: `make docs` calls it.
+
+What stands between the two marks is replaced; a test keeps it equal to method/settings.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metamask_solo.method.settings import SETTINGS
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
+
+
+def table() -> str:
+    """A Markdown table with a row for each setting, in the order of the file."""
+    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+    for key, setting in SETTINGS.items():
+        row = (f"`{key}`", f"`{_yaml(setting.default)}`", setting.allowed, setting.meaning)
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def with_table(page: str) -> str:
+    """The page with today's table between the marks.
+
+    Raises:
+        ValueError: the page lacks one of the marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page must hold {BEGIN} and {END}")
+    return f"{before}{begin}\n{table()}\n{end}{after}"
+
+
+def _yaml(value: Any) -> str:
+    names = {None: "null", True: "true", False: "false"}
+    return names[value] if value is None or isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
