@@ -46,6 +46,12 @@ RESERVED = {
     "data.val_path": "data",
     "checkpoint.dir": "out",
 }
+# folder that torchvision's copy of a data set is in
+TORCHVISION = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "stl10": "stl10_binary",
+}
 JOB = "metamask_solo_benchmark_job"
 
 
@@ -358,6 +364,8 @@ def _checked(
     try:
         if isinstance(data, str) and trial.data.dataset != "custom":
             raise UserError(f"data.dataset={trial.data.dataset}: must be custom with data={data}")
+        if isinstance(data, dict):
+            trial.data.dataset = cfg.data.dataset = _dataset(cfg.data.dataset, data)
         trial.data.update(paths)
         check_pretrain_config(trial)
         if trial.data.get("val_path") is None or trial.data.get("no_labels", False):
@@ -371,6 +379,18 @@ def _checked(
         cfg.data.update(data)
     content: Any = OmegaConf.to_container(cfg, resolve=True)
     return content
+
+
+def _dataset(dataset: str, data: dict[str, str]) -> str:
+    """The data set that solo-learn is told: ``custom`` where the folders hold class folders.
+
+    solo-learn's CIFAR-10, CIFAR-100 and STL-10 are torchvision's files; everything else is read as
+    class folders.
+    """
+    if dataset not in TORCHVISION:
+        return dataset
+    ours = [(Path(folder) / TORCHVISION[dataset]).is_dir() for folder in data.values()]
+    return dataset if all(ours) else "custom"
 
 
 @contextmanager
