@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from metamask_solo.analysis.figures import GREY, LOOKS, STYLE
 from metamask_solo.benchmark.plan import Plan
-from metamask_solo.benchmark.tables import Row, best_settings, group, mean_and_deviation
+from metamask_solo.benchmark.rows import Row, group
+from metamask_solo.benchmark.statistics import best_settings, mean_and_deviation
 
 AXIS = {
     "knn": "kNN accuracy (% of validation images)",
@@ -81,6 +82,8 @@ def time_figure(plan: Plan, groups: dict[str, list[Row]]) -> Figure:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
     for place, (name, rows) in enumerate(groups.items()):
+        if any(row["seconds_per_epoch"] is None for row in rows):
+            continue  # a reference, which was not trained
         colour, marker = _look(place)
         minutes = [row["seconds_per_epoch"] * row["epochs"] / 60 for row in rows]
         x, x_deviation = mean_and_deviation(minutes)

@@ -17,26 +17,25 @@ from omegaconf import DictConfig
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.plan import JOB, Plan, Run, job_config
+from metamask_solo.benchmark.rows import FAILED, LOG, RESULT, RUN, known_rows
 from metamask_solo.errors import UserError
 from metamask_solo.training import hydra_app
 
-RUN, RESULT, FAILED, MEASURED, LOG = (
-    "run.json",
-    "result.json",
-    "failed.json",
-    "measured.json",
-    "log.txt",
-)
 POLL = 1.0  # seconds
 
 
 def execute(plan: Plan) -> None:
     """Runs what is not finished yet; a failed run leaves failed.json, and the rest goes on.
 
+    Finished is what has a result here, or a row of its digest in the plan's ``rows``.
+
     Raises:
         UserError: the launcher could not be started.
     """
-    pending = [run for run in plan.runs if not (run.folder / RESULT).is_file()]
+    known = known_rows(plan)
+    pending = [
+        run for run in plan.runs if not (run.folder / RESULT).is_file() and run.digest not in known
+    ]
     print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.runs) - len(pending)} finished before")
     if not pending:
         return
@@ -132,7 +131,8 @@ def _tell_of_other_settings(run: Run) -> None:
         changes = [
             f"{k}: {old.get(k)} then, {new.get(k)} now" for k in keys if k != "checkpoint.dir"
         ]
-        print(f"{run}: finished with another config ({'; '.join(changes[:3])}); it is run anew")
+        told = "; ".join(changes[:3]) or "other data, or evaluated in another way"
+        print(f"{run}: finished with another config ({told}); it is run anew")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,24 +20,35 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metamask_solo.data.digits import VARIANTS
 from metamask_solo.errors import UserError
+from metamask_solo.hosts import RELEASE
 from metamask_solo.training.hydra_app import open_config, reason, scripts_folder
 
-EVALUATIONS = ("knn", "linear")
+# each with a number that changes when what it measures does: results of before are no result then
+EVALUATIONS = {"knn": 1, "linear": 2}
+# what stands beside the methods without any training: an untrained backbone, and the pixels
+REFERENCES = ("random", "pixels")
+# two runs of one method with one seed: a mask that stays where it is cancels in both heads
+NOISE_FLOOR = ("joint", "fixed_mask")
 DEFAULTS: dict[str, Any] = {
     "name": None,
     "out": None,
     "data": None,
     "methods": None,
+    "only": None,
     "seeds": [0, 1, 2],
     "epochs": None,
     "overrides": [],
     "search": {},
     "evaluations": list(EVALUATIONS),
+    "references": [],
     "launcher": "basic",
     "reference": None,
+    "comparisons": None,
+    "noise_floor": None,
+    "rows": None,
     "keep_checkpoints": True,
 }
-METHOD_KEYS = ("config", "overrides", "search")
+METHOD_KEYS = ("config", "overrides", "search", "seeds")
 # the benchmark sets these itself
 RESERVED = {
     "seed": "seeds",
@@ -45,6 +56,20 @@ RESERVED = {
     "data.train_path": "data",
     "data.val_path": "data",
     "checkpoint.dir": "out",
+}
+# of solo-learn's losses, what is another thing with several processes; vicreg's: 1.0.2 alone
+SEVERAL_PROCESSES = {
+    "barlow_twins": "with several processes, solo-learn's gradient of this loss is the true one "
+    "divided by their number",
+    **(
+        {
+            "vicreg": "with several processes, solo-learn 1.0.2 takes variance and covariance of "
+            "each process's own images, not of the batch of all",
+            "simclr": "with several processes, solo-learn 1.0.2 takes no negatives of the others",
+        }
+        if RELEASE == "1.0.2"
+        else {}
+    ),
 }
 # folder that torchvision's copy of a data set is in
 TORCHVISION = {
@@ -60,10 +85,11 @@ class Run:
     """One method, in one setting, with one seed.
 
     Attributes:
-        method: the label in the YAML file.
+        method: the label in the YAML file, or one of ``REFERENCES``.
         setting: the searched keys and their values; empty where nothing is searched.
         config: the whole pretraining config, resolved.
-        digest: of all that decides the result; another digest is another run.
+        digest: of all that decides the result; another digest is another run. Of the data's
+            folders, names and sizes of the files count, not the place.
         folder: where everything of the run lies.
     """
 
@@ -84,19 +110,60 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A checked benchmark."""
+class Subject:
+    """What a report is about: what a benchmark's file says of itself alone.
+
+    Attributes:
+        methods: labels in the order of the file, those of the references first.
+        comparisons: pairs of methods whose differences are taken, each once.
+        noise_floor: two methods that are one: what their pairs of runs differ by is noise.
+        rows: CSV file that finished runs are taken from, and added to.
+        searched: several settings of a method are tried.
+        notes: what a reader of the report must know.
+    """
 
     name: str
-    out: Path
     data: str | dict[str, str] | None
     methods: list[str]
     evaluations: list[str]
-    launcher: dict[str, Any]
-    reference: str | None
-    keep_checkpoints: bool
+    comparisons: list[tuple[str, str]]
+    noise_floor: tuple[str, str] | None
+    rows: Path | None
     searched: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Plan(Subject):
+    """A checked benchmark."""
+
+    out: Path
+    launcher: dict[str, Any]
+    keep_checkpoints: bool
     runs: list[Run]
+
+
+def read_subject(file: str | Path, overrides: list[str]) -> Subject:
+    """Reads what a benchmark's file says of the report; needs no data, and composes nothing.
+
+    Raises:
+        UserError: the first thing in the file that is wrong.
+    """
+    given = _read(Path(file), overrides)
+    methods = _methods(given["methods"])
+    references = _references(given["references"], methods)
+    noise_floor = _noise_floor(given["noise_floor"], methods)
+    return Subject(
+        name=given["name"],
+        data=given["data"],
+        methods=[*references, *methods],
+        evaluations=_evaluations(given["evaluations"]),
+        comparisons=_comparisons(given, list(methods), noise_floor),
+        noise_floor=noise_floor,
+        rows=_rows(given["rows"]),
+        searched=bool(given["search"]) or any(method["search"] for method in methods.values()),
+        notes=[],
+    )
 
 
 def read_plan(file: str | Path, overrides: list[str]) -> Plan:
@@ -112,7 +179,6 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
     file = Path(file)
     given = _read(file, overrides)
     seeds = _seeds(given["seeds"])
-    evaluations = _evaluations(given["evaluations"])
     epochs = given["epochs"]
     if epochs is not None and (not _is_integer(epochs) or epochs < 1):
         raise UserError(f"epochs={epochs}: must be an integer of at least 1")
@@ -120,11 +186,8 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
         raise UserError(f"keep_checkpoints={given['keep_checkpoints']}: must be true or false")
     data = _data(given["data"])
     methods = _methods(given["methods"])
-    reference = given["reference"]
-    if reference is None and "metamask" in methods:
-        reference = "metamask"
-    if reference is not None and reference not in methods:
-        raise UserError(f"reference={reference}: allowed are {', '.join(methods)}")
+    subject = read_subject(file, overrides)
+    methods = _only(given["only"], methods)
     out = Path(given["out"] or Path("benchmarks") / given["name"])
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is not a folder")
@@ -132,29 +195,37 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
     launcher = _launcher(given["launcher"], out)
 
     shared, common = _override_list(given["overrides"], "overrides"), _search(given, "search")
-    variants = []
+    variants, processes = [], {}
     with _placeholder_data(data) as paths:
         for label, method in methods.items():
             own = _override_list(method["overrides"], f"methods.{label}.overrides")
             for setting in _grid({**common, **_search(method, f"methods.{label}.search")}):
                 cfg = _compose(file, label, method["config"], [*shared, *own], setting)
-                config = _checked(label, cfg, data, epochs, seeds[0], paths)
+                config, count = _checked(label, cfg, data, epochs, seeds[0], paths)
                 variants.append((label, setting, config))
-    runs = [
-        _run(label, setting, seed, config, data, evaluations, out)
+                processes[label] = count
+    # an untrained backbone is another one with each seed; pixels are pixels
+    shown = {"random": seeds, "pixels": seeds[:1]}
+    planned: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
+        (label, {}, seed, _untrained(label, variants[0][2]))
+        for label in subject.methods
+        if label in REFERENCES
+        for seed in shown[label]
+    ]
+    planned += [
+        (label, setting, seed, config)
         for seed in seeds  # all methods of one seed first: an early table compares all
         for label, setting, config in variants
+        if seed in methods[label].get("seeds", seeds)
     ]
+    files = _fingerprints(data)
+    runs = [_run(*one, data, files, subject.evaluations, out) for one in planned]
+    notes = _notes({label: config["method"] for label, _, config in variants}, processes)
     return Plan(
-        name=given["name"],
+        **{**vars(subject), "data": data, "notes": notes},
         out=out,
-        data=data,
-        methods=list(methods),
-        evaluations=evaluations,
         launcher=launcher,
-        reference=reference,
         keep_checkpoints=given["keep_checkpoints"],
-        searched=any(setting for _, setting, _ in variants),
         runs=runs,
     )
 
@@ -220,12 +291,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _seeds(seeds: Any) -> list[int]:
+def _seeds(seeds: Any, key: str = "seeds") -> list[int]:
     good = isinstance(seeds, list) and seeds
     if not good or not all(_is_integer(s) and 0 <= s < 2**32 for s in seeds):
-        raise UserError(f"seeds={seeds}: must be a list of integers from 0 to below 2^32")
+        raise UserError(f"{key}={seeds}: must be a list of integers from 0 to below 2^32")
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={seeds}: a seed occurs twice")
+        raise UserError(f"{key}={seeds}: a seed occurs twice")
     return list(seeds)
 
 
@@ -263,7 +334,69 @@ def _methods(methods: Any) -> dict[str, dict[str, Any]]:
                 raise UserError(f"methods.{label}.{key}: unknown; allowed are {allowed}")
         if not isinstance(method.get("config"), str):
             raise UserError(f"methods.{label}.config: missing; give it the path of a YAML file")
+        if "seeds" in method:
+            _seeds(method["seeds"], f"methods.{label}.seeds")
     return {label: {"overrides": [], "search": {}, **method} for label, method in methods.items()}
+
+
+def _references(names: Any, methods: dict[str, Any]) -> list[str]:
+    if not isinstance(names, list) or not set(names) <= set(REFERENCES):
+        raise UserError(f"references={names}: must be a list of {', '.join(REFERENCES)}")
+    for name in names:
+        if name in methods:
+            raise UserError(f"methods.{name}: the name of a reference; call the method otherwise")
+    return [name for name in REFERENCES if name in names]
+
+
+def _only(names: Any, methods: dict[str, Any]) -> dict[str, Any]:
+    if names is None:
+        return methods
+    if not isinstance(names, list) or not names or not set(names) <= set(methods):
+        raise UserError(f"only={names}: must be a list of {', '.join(methods)}")
+    return {name: method for name, method in methods.items() if name in names}
+
+
+def _noise_floor(pair: Any, methods: dict[str, Any]) -> tuple[str, str] | None:
+    if pair is None:
+        return NOISE_FLOOR if set(NOISE_FLOOR) <= set(methods) else None
+    good = isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]
+    if not good or not set(pair) <= set(methods):
+        raise UserError(f"noise_floor={pair}: must be two of {', '.join(methods)}")
+    return pair[0], pair[1]
+
+
+def _comparisons(
+    given: dict[str, Any], methods: list[str], noise_floor: tuple[str, str] | None
+) -> list[tuple[str, str]]:
+    """The reference and each other method, or the pairs that are given.
+
+    Two methods that are one are not compared, and a method with one of them only.
+    """
+    reference, pairs = given["reference"], given["comparisons"]
+    if reference is None and "metamask" in methods:
+        reference = "metamask"
+    if reference is not None and reference not in methods:
+        raise UserError(f"reference={reference}: allowed are {', '.join(methods)}")
+    if pairs is None:
+        left_out = {reference}
+        if noise_floor is not None:
+            left_out |= set(noise_floor if reference in noise_floor else noise_floor[1:])
+        return [(reference, m) for m in methods if m not in left_out] if reference else []
+    found: list[tuple[str, str]] = []
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        good = isinstance(pair, list) and len(pair) == 2 and pair[0] != pair[1]
+        if not good or not set(pair) <= set(methods):
+            raise UserError(f"comparisons: {pair} must be two of {', '.join(methods)}")
+        if (pair[0], pair[1]) in found or (pair[1], pair[0]) in found:
+            raise UserError(f"comparisons: {pair} is there twice")
+        found.append((pair[0], pair[1]))
+    return found
+
+
+def _rows(path: Any) -> Path | None:
+    if path is not None and not isinstance(path, str):
+        raise UserError(f"rows={path}: must be the path of a CSV file")
+    return None if path is None else Path(path).resolve()
 
 
 def _override_list(overrides: Any, key: str) -> list[str]:
@@ -340,8 +473,11 @@ def _checked(
     epochs: int | None,
     seed: int,
     paths: dict[str, str],
-) -> dict[str, Any]:
-    """The complete config of a run without its seed and folder; its model was built for a test."""
+) -> tuple[dict[str, Any], int]:
+    """The complete config of a run without its seed and folder, and its number of processes.
+
+    Its model was built for a test.
+    """
     import metamask_solo  # noqa: F401  registers the method
     from metamask_solo.hosts import build_method, complete_pretrain_config
     from metamask_solo.training.config_checks import check_pretrain_config
@@ -378,7 +514,7 @@ def _checked(
     if isinstance(data, dict):
         cfg.data.update(data)
     content: Any = OmegaConf.to_container(cfg, resolve=True)
-    return content
+    return content, len(trial.devices) * trial.num_nodes
 
 
 def _dataset(dataset: str, data: dict[str, str]) -> str:
@@ -391,6 +527,39 @@ def _dataset(dataset: str, data: dict[str, str]) -> str:
         return dataset
     ours = [(Path(folder) / TORCHVISION[dataset]).is_dir() for folder in data.values()]
     return dataset if all(ours) else "custom"
+
+
+def _untrained(label: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Of a method's config what decides the features of a reference."""
+    kept = ["augmentations", "accelerator"]
+    if label == "random":
+        kept += ["backbone", "method"]
+    data = {"format": "image_folder", "num_workers": 4, **config["data"]}
+    return {"name": label, "reference": label, "data": data, "max_epochs": 0} | {
+        key: config[key] for key in kept if key in config
+    }
+
+
+def _fingerprints(data: Any) -> dict[str, str]:
+    """Of given folders, what their files are: relative names and sizes."""
+    if not isinstance(data, dict):
+        return {}
+    found = {}
+    for key, folder in data.items():
+        digest = hashlib.sha256()
+        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+            digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        found[key] = digest.hexdigest()[:16]
+    return found
+
+
+def _notes(methods: dict[str, str], processes: dict[str, int]) -> list[str]:
+    """What more than one process makes of the host's own losses."""
+    hit: dict[str, list[str]] = {}
+    for label, method in methods.items():
+        if processes[label] > 1 and method in SEVERAL_PROCESSES:
+            hit.setdefault(method, []).append(label)
+    return [f"{', '.join(hit[name])}: {SEVERAL_PROCESSES[name]}." for name in hit]
 
 
 @contextmanager
@@ -414,16 +583,23 @@ def _run(
     seed: int,
     config: dict[str, Any],
     data: Any,
+    files: dict[str, str],
     evaluations: list[str],
     out: Path,
 ) -> Run:
     config = json.loads(json.dumps(config))
     config["seed"] = seed
-    if isinstance(data, str):  # the name says it all, wherever the folder lies
-        config["data"].update(train_path=data, val_path=data)
-    # the place of the results must not decide what they are
+    config.setdefault("checkpoint", {})
+    given = dict(config["data"])
+    # the place of data and results must not decide what they are
+    paths = ("train_path", "val_path")
+    config["data"].update(dict.fromkeys(paths, data) if isinstance(data, str) else files)
     config["checkpoint"].pop("dir", None)
-    decisive = json.dumps({"config": config, "evaluations": evaluations}, sort_keys=True)
+    measured = {name: EVALUATIONS[name] for name in evaluations}
+    decisive = json.dumps(
+        {"config": config, "evaluations": measured, "solo-learn": RELEASE}, sort_keys=True
+    )
+    config["data"] = given
     digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
     folder = out / "runs" / label / f"seed-{seed}-{digest}"
     if isinstance(data, str):

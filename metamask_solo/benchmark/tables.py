@@ -1,156 +1,45 @@
-"""The results of a benchmark as a CSV file and as Markdown."""
+"""The results of a benchmark as Markdown."""
 
-import csv
-import io
-import json
-import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from scipy import stats
+from metamask_solo.benchmark.plan import Subject
+from metamask_solo.benchmark.rows import VERSIONS, Row, group, variant
+from metamask_solo.benchmark.statistics import (
+    Comparison,
+    best_settings,
+    clear_winner,
+    compare,
+    mean_and_deviation,
+    noise_floor,
+)
+from metamask_solo.evaluation.linear import HELD_OUT, STRENGTHS
 
-from metamask_solo.benchmark.launch import FAILED, RESULT
-from metamask_solo.benchmark.plan import Plan, Run, override_list
-
-CONFIDENCE = 0.95
-NAMES = {"knn": "kNN %", "linear": "linear %"}
-PLAIN_NAMES = {"knn_plain": "kNN %, no mask", "linear_plain": "linear %, no mask"}
+NAMES = {
+    "knn": "kNN %",
+    "linear": "linear %",
+    "knn_plain": "kNN %, no mask",
+    "linear_plain": "linear %, no mask",
+}
+REFERENCE_NAMES = {"random": "random backbone", "pixels": "raw pixels"}
 COSTS = {
     "seconds_per_epoch": ("s / epoch", ".1f"),
     "seconds_per_step": ("s / step", ".3f"),
     "peak_memory_mib": ("peak MiB", ".0f"),
     "parameters": ("parameters", ",.0f"),
 }
-VERSIONS = ("metamask-solo", "solo-learn", "torch", "lightning", "python")
-Row = dict[str, Any]
 
 
-def read_rows(plan: Plan) -> list[Row]:
-    """One row for each run, in the order of methods, settings and seeds.
-
-    ``status`` is finished, failed (with ``error``) or pending.
-    """
-    variants = list(dict.fromkeys(run.variant for run in plan.runs))
-    order = sorted(plan.runs, key=lambda run: (variants.index(run.variant), run.seed))
-    # variants of one method stand together, in the order of the file
-    order.sort(key=lambda run: plan.methods.index(run.method))
-    return [_row(plan, run) for run in order]
-
-
-def _row(plan: Plan, run: Run) -> Row:
-    row: Row = {
-        "method": run.method,
-        "setting": " ".join(override_list(run.setting)),
-        "seed": run.seed,
-        "status": "pending",
-    }
-    folder = {"digest": run.digest, "folder": run.folder.relative_to(plan.out).as_posix()}
-    if (run.folder / RESULT).is_file():
-        result = json.loads((run.folder / RESULT).read_text())
-        row |= {"status": "finished", **result["metrics"]}
-        row |= {name: result[name] for name in (*COSTS, "epochs", "device", "commit")}
-        row |= result["versions"] | folder
-        row |= {f"logged/{name}": value for name, value in sorted(result["logged"].items())}
-        row["curve"] = result["curve"]
-    elif (run.folder / FAILED).is_file():
-        error = json.loads((run.folder / FAILED).read_text())["error"]
-        row |= {"status": "failed", **folder, "error": error}
-    return row
-
-
-def csv_table(rows: Sequence[Row]) -> str:
-    """A line for each run; the columns in a fixed order, what a run lacks is empty."""
-    found = dict.fromkeys(name for row in rows for name in row)
-    head = ["method", "setting", "seed", "status", *NAMES, *PLAIN_NAMES, *COSTS]
-    head += ["epochs", "device", "commit", *VERSIONS, "digest", "folder"]
-    logged = sorted(name for name in found if name.startswith("logged/"))
-    columns = [*(name for name in head if name in found), *logged, "error"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def variant(row: Row) -> str:
-    """The method and its setting."""
-    return f"{row['method']} {row['setting']}".strip()
-
-
-def group(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The finished rows of each variant that has any."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["status"] == "finished":
-            groups.setdefault(variant(row), []).append(row)
-    return groups
-
-
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def paired_difference(
-    one: Sequence[Row], other: Sequence[Row], metric: str
-) -> tuple[float, tuple[float, float] | None] | None:
-    """Mean of one - other over the seeds of both, with its 95 % interval.
-
-    Student's t interval of the differences. None without a common seed; no interval with one.
-    """
-    values = [{row["seed"]: row[metric] for row in rows} for rows in (one, other)]
-    differences = [values[0][seed] - values[1][seed] for seed in values[0] if seed in values[1]]
-    if not differences:
-        return None
-    mean, deviation = mean_and_deviation(differences)
-    if deviation is None:
-        return mean, None
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
-    half = float(quantile) * deviation / math.sqrt(len(differences))
-    return mean, (mean - half, mean + half)
-
-
-def excludes_zero(interval: tuple[float, float] | None) -> bool:
-    return interval is not None and (interval[0] > 0 or interval[1] < 0)
-
-
-def clear_winner(groups: dict[str, list[Row]], metric: str) -> str | None:
-    """The variant with the best mean, if its paired interval to every other excludes zero."""
-    if len(groups) < 2:
-        return None
-    best = _best(groups, metric)
-    others = [paired_difference(groups[best], groups[g], metric) for g in groups if g != best]
-    clear = all(other is not None and excludes_zero(other[1]) for other in others)
-    return best if clear else None
-
-
-def best_settings(rows: Sequence[Row], metric: str) -> dict[str, list[Row]]:
-    """Of each method the setting with the best mean; the first of equal ones."""
-    methods = dict.fromkeys(row["method"] for row in rows)
-    found = {}
-    for method in methods:
-        groups = group([row for row in rows if row["method"] == method])
-        if groups:
-            best = _best(groups, metric)
-            found[best] = groups[best]
-    return found
-
-
-def _best(groups: dict[str, list[Row]], metric: str) -> str:
-    return max(groups, key=lambda g: statistics.fmean(row[metric] for row in groups[g]))
-
-
-def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[str]) -> str:
-    """The report: what was run, results, differences or best settings, failures, figures."""
+def markdown(subject: Subject, rows: Sequence[Row], figures: Sequence[str]) -> str:
+    """The report: what was run, results, comparisons or best settings, failures, figures."""
     groups = group(rows)
-    parts = [f"# {plan.name}", _summary(plan, rows)]
+    parts = [f"# {subject.name}", _summary(subject, rows), *subject.notes]
     if groups:
-        parts += _results(plan, groups)
-        if plan.searched:
-            parts += _best_table(plan, rows)
-        elif plan.reference in groups and len(groups) > 1:
-            parts += _differences(plan, groups)
+        parts += _results(subject, groups)
+        if subject.searched:
+            parts += _best_table(subject, rows)
+        else:
+            parts += _noise_floor(subject, groups) + _comparisons(subject, groups)
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         parts += ["## Failed runs"]
@@ -159,67 +48,119 @@ def markdown(plan: Plan, rows: Sequence[Row], figures: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(plan: Plan, rows: Sequence[Row]) -> str:
+def _summary(subject: Subject, rows: Sequence[Row]) -> str:
     counts = [f"{sum(row['status'] == s for row in rows)} {s}" for s in ("finished", "failed")]
-    data = plan.data if isinstance(plan.data, str) else (plan.data or {}).get("train_path", "")
-    lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {data}" if data else "") + "."]
+    data = subject.data
+    place = data.get("train_path", "") if isinstance(data, dict) else data
+    lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {place}" if place else "") + "."]
     finished = [row for row in rows if row["status"] == "finished"]
     for key in ("epochs", "device", "commit", *VERSIONS):
-        values = sorted({str(row[key]) for row in finished if row[key] is not None})
+        trained = [row for row in finished if key != "epochs" or row["epochs"] > 0]
+        values = sorted({str(row[key]) for row in trained if row.get(key) is not None})
         if values:
             lines.append(f"{key}: {', '.join(values)}.")
     return " ".join(lines)
 
 
-def _results(plan: Plan, groups: dict[str, list[Row]]) -> list[str]:
-    metrics = {name: NAMES[name] for name in plan.evaluations}
-    plain = {f"{name}_plain": PLAIN_NAMES[f"{name}_plain"] for name in plan.evaluations}
+def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
+    names = [name for name in subject.evaluations if name in NAMES]
+    plain = [f"{name}_plain" for name in names]
     if not any(name in row for rows in groups.values() for row in rows for name in plain):
-        plain = {}
-    winners = {name: None if plan.searched else clear_winner(groups, name) for name in metrics}
-    heads = [*metrics.values(), *plain.values(), *(title for title, _ in COSTS.values())]
+        plain = []
+    winners = {
+        name: None if subject.searched else clear_winner(groups, name, subject.noise_floor)
+        for name in names
+    }
+    heads = [*(NAMES[name] for name in [*names, *plain]), *(title for title, _ in COSTS.values())]
     lines = []
     for name, rows in groups.items():
         cells = []
-        for metric in [*metrics, *plain]:
+        for metric in [*names, *plain]:
             cell = _spread([row[metric] for row in rows if metric in row], ".2f")
             cells.append(f"**{cell}**" if winners.get(metric) == name else cell)
         for cost, (_, form) in COSTS.items():
             cells.append(_mean([row[cost] for row in rows if row[cost] is not None], form))
-        lines.append([name, str(len(rows)), *cells])
+        lines.append([REFERENCE_NAMES.get(name, name), str(len(rows)), *cells])
     note = (
-        "Mean ± standard deviation over the seeds, on the validation images; kNN with k = 20 and "
-        "the cosine distance, linear: a logistic regression on the features of the plain images."
+        "Mean ± standard deviation over the seeds, on the validation images; kNN with k = 20, the "
+        "cosine distance and temperature 0.07; linear: a logistic regression on the features of "
+        "the plain images, which are divided by one number for all dimensions, with the C of "
+        f"{', '.join(f'{c:g}' for c in STRENGTHS)} that is best on every {HELD_OUT}th training "
+        "image of a class."
     )
-    if not plan.searched:
+    if not subject.searched:
         note += (
-            " Bold: the best mean, where its paired difference to every other method has a 95 % "
-            "interval without zero."
+            " Bold: the best mean, where its paired differences to all others stay clear when "
+            "corrected for their number."
         )
     return ["## Results", note, _table(["method", "runs", *heads], lines)]
 
 
-def _differences(plan: Plan, groups: dict[str, list[Row]]) -> list[str]:
+def _noise_floor(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
+    if subject.noise_floor is None or not set(subject.noise_floor) <= set(groups):
+        return []
+    one, other = subject.noise_floor
     lines = []
-    for name in groups:
-        if name == plan.reference:
-            continue
-        cells = []
-        for metric in plan.evaluations:
-            found = paired_difference(groups[str(plan.reference)], groups[name], metric)
-            cells.append(_interval(found))
-        lines.append([name, *cells])
+    for metric in subject.evaluations:
+        floor = noise_floor(groups[one], groups[other], metric)
+        if floor is not None:
+            shown = "–" if floor.detectable is None else f"{floor.detectable:.2f}"
+            lines.append([NAMES[metric], str(floor.pairs), f"{floor.size:.2f}", shown])
     note = (
-        f"{plan.reference} minus the other method, in percentage points: mean of the differences "
-        "of the same seeds, and its 95 % t interval in brackets, not corrected for the number of "
-        "comparisons. Bold: the interval excludes zero."
+        f"{one} and {other} are one method: a mask that stays where it is cancels in both heads, "
+        "which begin with a linear layer without bias and BatchNorm. Root mean square of the "
+        "differences of their runs with the same seed, in percentage points, and the smallest true "
+        "difference that so many seeds would have shown (80 % power, two-sided test at 5 %) if "
+        "pairs differed by this noise alone."
     )
-    heads = [f"{plan.reference} minus", *(NAMES[name] for name in plan.evaluations)]
+    heads = ["metric", "pairs", "noise floor", "could have shown"]
+    return ["## Noise floor", note, _table(heads, lines)] if lines else []
+
+
+def _comparisons(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
+    pairs = [pair for pair in subject.comparisons if set(pair) <= set(groups)]
+    family = compare(pairs, groups, subject.evaluations)
+    if not family:
+        return []
+    lines = []
+    for pair in pairs:
+        cells: list[str] = []
+        of_pair = {c.metric: c for c in family if (c.one, c.other) == pair}
+        for metric in subject.evaluations:
+            cells += _cells(of_pair.get(metric))
+        seeds = max((c.seeds for c in of_pair.values()), default=0)
+        if seeds:
+            lines.append([f"{pair[0]} − {pair[1]}", str(seeds), *cells])
+    note = (
+        "Percentage points: mean of the differences of the same seeds. In brackets its interval, "
+        f"corrected: all {len(family)} of this table cover the truth in 95 % of all cases "
+        "(Student's t, Bonferroni). p: of the paired t-test, corrected by Holm for all of them. "
+        "Could have shown: the smallest true difference that so many seeds, with differences that "
+        "vary as these do, would have shown (80 % power, two-sided test at 5 %, not corrected). "
+        "Bold: p is below 0.05."
+    )
+    heads = ["difference", "seeds"]
+    for metric in subject.evaluations:
+        heads += [NAMES[metric], "p", "could have shown"]
     return ["## Paired differences", note, _table(heads, lines)]
 
 
-def _best_table(plan: Plan, rows: Sequence[Row]) -> list[str]:
-    metric = plan.evaluations[0]
+def _cells(found: Comparison | None) -> list[str]:
+    if found is None:
+        return ["–"] * 3
+    if found.interval is None or found.p_value is None or found.detectable is None:
+        return [f"{found.mean:+.2f}", "–", "–"]
+    low, high = found.interval
+    text = f"{found.mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return [
+        f"**{text}**" if found.clear else text,
+        f"{found.p_value:.3f}" if found.p_value >= 0.001 else "<0.001",
+        f"{found.detectable:.2f}",
+    ]
+
+
+def _best_table(subject: Subject, rows: Sequence[Row]) -> list[str]:
+    metric = subject.evaluations[0]
     lines = [
         [found[0]["method"], f"`{found[0]['setting']}`", _spread([r[metric] for r in found], ".2f")]
         for found in best_settings(rows, metric).values()
@@ -240,16 +181,6 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def _mean(values: Sequence[float], form: str) -> str:
     return f"{statistics.fmean(values):{form}}" if values else "–"
-
-
-def _interval(found: tuple[float, tuple[float, float] | None] | None) -> str:
-    if found is None:
-        return "–"
-    mean, interval = found
-    if interval is None:
-        return f"{mean:+.2f}"
-    text = f"{mean:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
-    return f"**{text}**" if excludes_zero(interval) else text
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -20,23 +20,24 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import metamask_solo
 from metamask_solo.atomic_files import atomic_write
-from metamask_solo.benchmark.launch import MEASURED, RESULT, RUN
+from metamask_solo.benchmark.rows import MEASURED, RESULT, RUN
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.images import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import extract_features, pick_device
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
-from metamask_solo.hosts import classification_datasets, pl
+from metamask_solo.hosts import build_backbone, classification_datasets, pl
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.runs import FitResult, read_metrics
 
 ONLINE_KNN = "val_knn_acc1"
+LARGEST_RAW = 64  # pixels a side
 PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")
 
 
@@ -114,24 +115,32 @@ def _peak_memory(device: torch.device) -> float:
 
 def _run(folder: Path) -> None:
     run = json.loads((folder / RUN).read_text())
-    fit = _pretrain(run, folder)
-    assert fit.checkpoint is not None  # the benchmark turns checkpoints on
-    if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
-        torch.distributed.destroy_process_group()
-    result = {
-        "metrics": _evaluate(fit.checkpoint, run["evaluations"], run["config"]),
-        "logged": fit.metrics,
-        "curve": _curve(fit.folder),
-        "seconds_per_epoch": fit.seconds_per_epoch,
+    config = OmegaConf.create(run["config"])
+    if "reference" in config:
+        result, trained = _look_at(config, run["evaluations"]), None
+    else:
+        trained = _pretrain(run, folder)
+        assert trained.checkpoint is not None  # the benchmark turns checkpoints on
+        if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
+            torch.distributed.destroy_process_group()
+        metrics, chosen = _evaluate(trained.checkpoint, run["evaluations"], config)
+        result = {
+            "metrics": metrics,
+            "chosen": chosen,
+            "logged": trained.metrics,
+            "curve": _curve(trained.folder),
+            "seconds_per_epoch": trained.seconds_per_epoch,
+            **json.loads((folder / MEASURED).read_text()),
+        }
+    result |= {
         "epochs": run["config"]["max_epochs"],
-        **json.loads((folder / MEASURED).read_text()),
         "commit": _commit(),
         "versions": {**{name: _version(name) for name in PACKAGES}, "python": _python()},
     }
     with atomic_write(folder / RESULT) as path:
         path.write_text(json.dumps(result, indent=1))
-    if not run["keep_checkpoints"]:
-        for checkpoint in fit.folder.glob("*.ckpt"):
+    if trained is not None and not run["keep_checkpoints"]:
+        for checkpoint in trained.folder.glob("*.ckpt"):
             checkpoint.unlink()
 
 
@@ -140,34 +149,78 @@ def _pretrain(run: dict[str, Any], folder: Path) -> FitResult:
     return pretrain_run(cfg, reuse_finished=True, callbacks=(Measure(folder / MEASURED),))
 
 
-def _evaluate(checkpoint: Path, names: list[str], config: dict[str, Any]) -> dict[str, float]:
+def _look_at(config: Any, names: list[str]) -> dict[str, Any]:
+    """What a reference is worth, without training: an untrained backbone, or the pixels."""
+    if config.reference == "random":
+        pl.seed_everything(config.seed)
+        backbone = build_backbone(config)
+    else:
+        backbone = Pixels()
+    device = _device(config)
+    metrics, chosen = _accuracies(names, *_features(backbone, config, device))
+    return {
+        "metrics": metrics,
+        "chosen": chosen,
+        "logged": {},
+        "curve": [],
+        "seconds_per_epoch": None,
+        "seconds_per_step": None,
+        "peak_memory_mib": None,
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "device": device,
+    }
+
+
+class Pixels(nn.Module):
+    """The image itself as its features; of a large one, means of 32 × 32 parts."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-1] > LARGEST_RAW:
+            images = nn.functional.adaptive_avg_pool2d(images, 32)
+        return images.flatten(1)
+
+
+def _device(config: Any) -> str:
+    return "cpu" if config.get("accelerator") == "cpu" else pick_device("auto")
+
+
+def _features(backbone: nn.Module, config: Any, device: str) -> list[Tensor]:
+    """Features and labels of the training images, and of the validation images."""
+    transform = evaluation_transform(config)
+    found: list[Tensor] = []
+    for dataset in classification_datasets(config, transform, transform):
+        loader = DataLoader(dataset, batch_size=256, num_workers=config.data.num_workers)
+        found += extract_features(backbone, loader, device)
+    return found
+
+
+def _evaluate(
+    checkpoint: Path, names: list[str], config: Any
+) -> tuple[dict[str, float], dict[str, float]]:
     """Accuracies in percent; of a method with a mask, also those of the features without it."""
-    device = "cpu" if config.get("accelerator") == "cpu" else pick_device("auto")
     backbone, read = load_backbone(checkpoint, masked=False)
     assert read.config is not None
-    transform = evaluation_transform(read.config)
-    features: list[Tensor] = []
-    for dataset in classification_datasets(read.config, transform, transform):
-        workers = read.config.data.num_workers
-        loader = DataLoader(dataset, batch_size=256, num_workers=workers)
-        features += extract_features(backbone, loader, device)
+    features = _features(backbone, read.config, _device(config))
+    plain, plain_chosen = _accuracies(names, *features)
     if read.mask is None:
-        return _accuracies(names, *features)
+        return plain, plain_chosen
     train, train_labels, val, val_labels = features
     masked = train * read.mask, train_labels, val * read.mask, val_labels
-    plain = _accuracies(names, *features)
-    return {**_accuracies(names, *masked), **{f"{name}_plain": plain[name] for name in names}}
+    found, chosen = _accuracies(names, *masked)
+    found |= {f"{name}_plain": value for name, value in plain.items()}
+    return found, chosen | {f"{name}_plain": value for name, value in plain_chosen.items()}
 
 
-def _accuracies(names: list[str], *features: Tensor) -> dict[str, float]:
-    def knn(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
-        return knn_accuracy(train, train_labels, val, val_labels)[0]
-
-    def linear(train: Tensor, train_labels: Tensor, val: Tensor, val_labels: Tensor) -> float:
-        return linear_probe(train, train_labels, val, val_labels).accuracy
-
-    measures = {"knn": knn, "linear": linear}
-    return {name: measures[name](*features) for name in names}
+def _accuracies(names: list[str], *features: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracies in percent, and what an evaluation chose on the training images for it."""
+    train, train_labels, val, val_labels = features
+    accuracies, chosen = {}, {}
+    if "knn" in names:
+        accuracies["knn"], _ = knn_accuracy(train, train_labels, val, val_labels)
+    if "linear" in names:
+        probe = linear_probe(train, train_labels, val, val_labels)
+        accuracies["linear"], chosen["linear"] = probe.accuracy, probe.strength
+    return accuracies, chosen
 
 
 def _curve(folder: Path) -> list[tuple[int, float]]:

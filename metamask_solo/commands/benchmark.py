@@ -26,12 +26,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--tables-only", action="store_true", help="run nothing: results of what is finished"
     )
+    parser.add_argument(
+        "--from-rows",
+        action="store_true",
+        help="run nothing, need no data, write nothing: print the report of the rows in the file "
+        "that the key rows names",
+    )
     arguments = parser.parse_args(argv)
 
     from metamask_solo.benchmark.launch import execute
-    from metamask_solo.benchmark.plan import read_plan
+    from metamask_solo.benchmark.plan import read_plan, read_subject
     from metamask_solo.data.digits import write_dataset
 
+    if arguments.from_rows:
+        print(report_of_rows(read_subject(arguments.config, arguments.overrides)), end="")
+        return 0
     plan = read_plan(arguments.config, arguments.overrides)
     if not arguments.tables_only:
         if isinstance(plan.data, str):
@@ -40,21 +49,50 @@ def main(argv: list[str]) -> int:
     return 1 if _write_results(plan) else 0
 
 
+def report_of_rows(subject: Any) -> str:
+    """The report of a benchmark from its file of rows alone.
+
+    Raises:
+        UserError: the benchmark names no such file, or it cannot be read.
+    """
+    from metamask_solo.benchmark.rows import read_csv
+    from metamask_solo.benchmark.tables import markdown
+    from metamask_solo.errors import UserError
+
+    if subject.rows is None:
+        raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
+    rows = [row for row in read_csv(subject.rows) if row["method"] in subject.methods]
+    rows.sort(key=lambda row: subject.methods.index(row["method"]))
+    return markdown(subject, rows, [])
+
+
 def _write_results(plan: Any) -> int:
     """Writes all that the finished runs allow; returns the number of runs without a result."""
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.benchmark.figures import draw_figures
-    from metamask_solo.benchmark.tables import csv_table, markdown, read_rows
+    from metamask_solo.benchmark.rows import csv_table, known_rows, read_rows
+    from metamask_solo.benchmark.tables import markdown
 
     rows = read_rows(plan)
     figures = draw_figures(plan, rows)
     report = markdown(plan, rows, list(figures))
-    for name, content in {
-        **{f"{name}.png": content for name, content in figures.items()},
-        RESULTS: csv_table(rows).encode(),
-        REPORT: report.encode(),
-    }.items():
-        with atomic_write(plan.out / name) as path:
+    contents = {
+        **{plan.out / f"{name}.png": content for name, content in figures.items()},
+        plan.out / RESULTS: csv_table(rows).encode(),
+        plan.out / REPORT: report.encode(),
+    }
+    finished = [row for row in rows if row["status"] == "finished"]
+    if plan.rows is not None and finished:
+        # rows of other seeds or methods stay; one of the same run with another config does not
+
+        def key(row: Any) -> tuple[Any, ...]:
+            return row["method"], row["setting"], row["seed"]
+
+        ours = {key(row) for row in finished}
+        others = [row for row in known_rows(plan).values() if key(row) not in ours]
+        contents[plan.rows] = csv_table([*finished, *others]).encode()
+    for place, content in contents.items():
+        with atomic_write(place) as path:
             path.write_bytes(content)
     print(f"\n{report}\nresults: {plan.out}")
     return sum(row["status"] != "finished" for row in rows)

@@ -1,5 +1,6 @@
 """A benchmark's YAML file: what it becomes, and what is refused before anything is written."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import pytest
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark.plan import read_plan
+from metamask_solo.benchmark.plan import read_plan, read_subject
+from metamask_solo.errors import UserError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmark"
 FILES = sorted(file.name for file in SCRIPTS.glob("*.yaml"))
 
 SIMCLR = {"config": "simclr.yaml"}
+METAMASK = {"config": "metamask.yaml"}
 WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"seed": 1}, [], "seed: unknown; allowed are name, out"),
     ({"name": ...}, [], "name=None"),
@@ -49,6 +52,15 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"launcher": "cluster"}, [], "launcher=cluster: "),
     ({"launcher": {"name": "joblib", "jobs": 2}}, [], "launcher=joblib: "),
     ({"keep_checkpoints": "no"}, [], "keep_checkpoints=no"),
+    ({"references": ["noise"]}, [], "references=['noise']: must be a list of random, pixels"),
+    ({"references": ["random"], "methods": {"random": SIMCLR}}, [], "methods.random: the name of"),
+    ({"noise_floor": ["simclr"]}, [], "noise_floor=['simclr']: must be two of simclr, metamask"),
+    ({"noise_floor": ["simclr", "simclr"]}, [], "noise_floor="),
+    ({"comparisons": [["simclr", "byol"]]}, [], "comparisons: ['simclr', 'byol'] must be two of"),
+    ({"comparisons": [["simclr", "metamask"], ["metamask", "simclr"]]}, [], "is there twice"),
+    ({"rows": 3}, [], "rows=3: must be the path of a CSV file"),
+    ({"only": ["byol"]}, [], "only=['byol']: must be a list of simclr, metamask"),
+    ({"methods": {"simclr": {**SIMCLR, "seeds": [-1]}}}, [], "methods.simclr.seeds=[-1]"),
 ]
 
 
@@ -149,6 +161,97 @@ def test_the_digest_is_that_of_what_decides_the_result(
     assert not set(digests("evaluations=[knn]")) & set(first)
 
 
+def test_the_place_of_the_data_does_not_matter_but_what_they_are_does(
+    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    file = benchmark_file(seeds=[0], references=["random", "pixels"])
+    elsewhere = [f"data.{split}_path={copy / split}" for split in ("train", "val")]
+
+    def digests() -> tuple[list[str], list[str]]:
+        plans = [read_plan(file, overrides) for overrides in ([], elsewhere)]
+        assert plans[1].runs[2].config["data"]["train_path"] == str(copy / "train")
+        return tuple([run.digest for run in plan.runs] for plan in plans)  # type: ignore[return-value]
+
+    here, there = digests()
+    assert here == there and len(set(here)) == 4
+    next((copy / "val").rglob("*.png")).unlink()
+    here, there = digests()
+    assert not set(here) & set(there)
+
+
+def test_class_folders_instead_of_torchvisions_files(
+    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    """The same benchmark takes both; solo-learn is told which."""
+    own = {"methods": {"simclr": {**SIMCLR, "overrides": ["data.dataset=cifar10"]}}}
+
+    def dataset(*overrides: str) -> str:
+        (run,) = read_plan(benchmark_file(seeds=[0], **own), list(overrides)).runs
+        return str(run.config["data"]["dataset"])
+
+    assert dataset() == "custom"
+    (tmp_path / "root" / "cifar-10-batches-py").mkdir(parents=True)
+    paths = [f"data.{split}_path={tmp_path / 'root'}" for split in ("train", "val")]
+    assert dataset(*paths) == "cifar10"
+    with pytest.raises(UserError, match="data.train_path=.*: holds no class folder"):
+        (tmp_path / "empty").mkdir()
+        dataset(*(f"data.{split}_path={tmp_path / 'empty'}" for split in ("train", "val")))
+
+
+def test_references_seeds_and_only(benchmark_file: Callable[..., Path]) -> None:
+    methods = {"simclr": SIMCLR, "metamask": {"config": "metamask.yaml", "seeds": [1]}}
+    file = benchmark_file(methods=methods, references=["pixels", "random"], seeds=[0, 1])
+
+    def runs(*overrides: str) -> list[tuple[str, int]]:
+        return [(run.method, run.seed) for run in read_plan(file, list(overrides)).runs]
+
+    references = [("random", 0), ("random", 1), ("pixels", 0)]
+    assert runs() == [*references, ("simclr", 0), ("simclr", 1), ("metamask", 1)]
+    assert runs("only=[metamask]") == [*references, ("metamask", 1)]
+    # an epoch more of the methods is nothing to them
+    before = {run.digest for run in read_plan(file, []).runs[:3]}
+    assert {run.digest for run in read_plan(file, ["epochs=9"]).runs[:3]} == before
+
+
+def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) -> None:
+    names = ("simclr", "joint", "fixed_mask", "metamask")
+    file = benchmark_file(methods={name: METAMASK for name in names})
+
+    def found(**keys: Any) -> list[tuple[str, str]]:
+        return read_subject(file, [f"{key}={value}" for key, value in keys.items()]).comparisons
+
+    # a mask that stays is the joint losses: its comparison would be another's once more
+    assert found() == [("metamask", "simclr"), ("metamask", "joint")]
+    assert found(reference="fixed_mask") == [("fixed_mask", "simclr"), ("fixed_mask", "metamask")]
+    assert found(noise_floor="[simclr,joint]") == [
+        ("metamask", "simclr"),
+        ("metamask", "fixed_mask"),
+    ]
+    assert found(comparisons="[[joint,simclr]]") == [("joint", "simclr")]
+
+
+def test_the_report_tells_which_baselines_several_processes_change(
+    benchmark_file: Callable[..., Path],
+) -> None:
+    overrides = ["method=barlow_twins", "~method_kwargs.temperature"]
+    methods = {
+        "barlow": {"config": "simclr.yaml", "overrides": overrides},
+        "metamask": METAMASK,
+    }
+
+    def notes(devices: str) -> list[str]:
+        return read_plan(
+            benchmark_file(methods=methods, overrides=[f"devices={devices}"]), []
+        ).notes
+
+    assert notes("1") == notes("[0]") == []
+    for devices in ("2", "[0,1]"):
+        (note,) = notes(devices)
+        assert note.startswith("barlow: with several processes, solo-learn's gradient")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_files_of_the_repository_are_good(
@@ -158,9 +261,21 @@ def test_the_files_of_the_repository_are_good(
     plan = read_plan(SCRIPTS / name, [])
 
     assert plan.out == tmp_path / "benchmarks" / Path(name).stem
-    assert plan.data == Path(name).stem.replace("_search", "-search").replace("smoke", "digits")
+    if "digits" in name or name == "smoke.yaml":
+        assert plan.data == Path(name).stem.replace("_search", "-search").replace("smoke", "digits")
     assert plan.searched == name.endswith("_search.yaml")
     assert len(plan.runs) == len({run.folder for run in plan.runs})
     names = {run.config["name"] for run in plan.runs}
     assert len(names) == len(plan.methods)
     assert not list(tmp_path.iterdir())
+    if "digits" not in name and not plan.searched:
+        assert plan.noise_floor == ("joint", "fixed_mask")
+        assert plan.methods[:2] == ["random", "pixels"]
+        methods = {
+            run.method: run.config["method_kwargs"]
+            for run in plan.runs
+            if run.method in ("joint", "fixed_mask")
+        }
+        found = [{**methods[m], "mask": None} for m in plan.noise_floor]
+        assert found[0] == found[1]
+        assert not found[0]["meta"]["enabled"]

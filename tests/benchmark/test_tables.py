@@ -6,18 +6,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from metamask_solo.benchmark.plan import Plan
-from metamask_solo.benchmark.tables import (
+from metamask_solo.benchmark.plan import Subject
+from metamask_solo.benchmark.rows import csv_table, group, read_csv
+from metamask_solo.benchmark.statistics import (
     best_settings,
     clear_winner,
-    csv_table,
-    group,
-    markdown,
+    compare,
+    detectable_effect,
     mean_and_deviation,
-    paired_difference,
+    noise_floor,
 )
+from metamask_solo.benchmark.tables import markdown
+from metamask_solo.errors import UserError
 
 # of Student's distribution with 2 degrees of freedom, from a printed table
 T_975_2 = 4.302653
@@ -46,21 +50,20 @@ def rows(method: str, knn: list[float], setting: str = "", **more: Any) -> list[
     ]
 
 
-def plan(**keys: Any) -> Plan:
+def subject(**keys: Any) -> Subject:
     content: dict[str, Any] = {
         "name": "t",
-        "out": Path("out"),
         "data": "digits",
         "methods": ["a", "b", "c"],
         "evaluations": ["knn"],
-        "launcher": {"name": "basic"},
-        "reference": "a",
-        "keep_checkpoints": True,
+        "comparisons": [("a", "b"), ("a", "c")],
+        "noise_floor": None,
+        "rows": None,
         "searched": False,
-        "runs": [],
+        "notes": [],
         **keys,
     }
-    return Plan(**content)
+    return Subject(**content)
 
 
 def test_mean_and_deviation() -> None:
@@ -73,36 +76,145 @@ def test_the_difference_is_paired_by_the_seed() -> None:
     one = rows("a", [50.0, 60.0, 70.0])
     other = list(reversed(rows("b", [49.0, 58.0, 67.0])))  # the order must not count
 
-    mean, interval = paired_difference(one, other, "knn") or (None, None)
+    (found,) = compare([("a", "b")], group([*one, *other]), ["knn"])
 
     # differences 1, 2, 3: mean 2, deviation 1
-    assert mean == pytest.approx(2.0)
-    assert interval == pytest.approx([2 - T_975_2 / math.sqrt(3), 2 + T_975_2 / math.sqrt(3)])
+    assert (found.seeds, found.mean) == (3, pytest.approx(2.0))
+    half = T_975_2 / math.sqrt(3)
+    assert found.interval == pytest.approx((2 - half, 2 + half))
+    # t = 2 √3 with 2 degrees of freedom, whose distribution has a closed form
+    t = 2 * math.sqrt(3)
+    assert found.p_value == pytest.approx(1 - t / math.sqrt(t * t + 2))
+
+
+def test_a_family_is_corrected_for_its_number() -> None:
+    """Three p-values: Holm takes them times 3, 2 and 1; the intervals are at 1 - 0.05 / 3."""
+    groups = group(
+        [
+            *rows("a", [50.0, 60.0, 70.0]),
+            *rows("b", [49.0, 58.9, 68.95]),  # 1, 1.1, 1.05
+            *rows("c", [49.0, 58.0, 67.0]),  # 1, 2, 3
+            *rows("d", [51.0, 59.0, 70.0]),  # -1, 1, 0
+        ]
+    )
+    alone = {n: compare([("a", n)], groups, ["knn"])[0] for n in "bcd"}
+    one, two, three = compare([("a", "b"), ("a", "c"), ("a", "d")], groups, ["knn"])
+
+    assert one.p_value == pytest.approx(3 * (alone["b"].p_value or 0))
+    assert two.p_value == pytest.approx(2 * (alone["c"].p_value or 0))
+    assert three.p_value == pytest.approx(1.0)
+    assert (one.clear, two.clear, three.clear) == (True, False, False)
+    # the quantile of 1 - 0.05 / 6 with 2 degrees of freedom, from its closed form
+    level = 1 - 0.05 / 3
+    quantile = level * math.sqrt(2 / (1 - level**2))
+    half = quantile / math.sqrt(3)
+    assert two.interval == pytest.approx((2 - half, 2 + half))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_the_detectable_difference_is_detected_in_four_of_five_cases(seeds: int) -> None:
+    """Simulated experiments, tested by the mean and deviation alone."""
+    draw = np.random.default_rng(seeds)
+    differences = draw.normal(detectable_effect(seeds), 1, (40_000, seeds))
+    t = differences.mean(1) / differences.std(1, ddof=1) * math.sqrt(seeds)
+
+    shown = float((abs(t) > stats.t.ppf(0.975, seeds - 1)).mean())
+
+    assert shown == pytest.approx(0.8, abs=0.01)
+
+
+def test_more_seeds_show_smaller_differences() -> None:
+    effects = [detectable_effect(seeds) for seeds in (2, 3, 4, 6, 10)]
+    assert effects == sorted(effects, reverse=True)
+    # differences 1, 2, 3: deviation 1
+    groups = group([*rows("a", [50.0, 60.0, 70.0]), *rows("b", [49.0, 58.0, 67.0])])
+    (found,) = compare([("a", "b")], groups, ["knn"])
+    assert found.detectable == pytest.approx(detectable_effect(3))
+
+
+def test_the_noise_floor_is_what_one_method_differs_by() -> None:
+    one, other = rows("joint", [50.0, 60.0, 70.0]), rows("fixed_mask", [51.0, 58.0, 70.0])
+
+    floor = noise_floor(one, other, "knn")
+
+    assert floor is not None and floor.pairs == 3
+    assert floor.size == pytest.approx(math.sqrt((1 + 4 + 0) / 3))
+    assert floor.detectable == pytest.approx(detectable_effect(3) * floor.size)
+    assert noise_floor(one[:1], other[1:], "knn") is None
+    text = markdown(
+        subject(
+            methods=["joint", "fixed_mask", "heads"],
+            comparisons=[("heads", "joint")],
+            noise_floor=("joint", "fixed_mask"),
+        ),
+        [*one, *other, *rows("heads", [50.0, 60.0, 70.5])],
+        [],
+    )
+    assert "| kNN % | 3 | 1.29 | 4.21 |" in text
+    assert text.count("| heads − joint | 3 |") == 1
 
 
 def test_a_difference_needs_common_seeds() -> None:
     one, other = rows("a", [50.0, 60.0]), rows("b", [40.0, 41.0])
 
-    assert paired_difference(one[:1], other[1:], "knn") is None
-    assert paired_difference(one, other[1:], "knn") == (19.0, None)
+    assert compare([("a", "b")], {"a": one[:1], "b": other[1:]}, ["knn"]) == []
+    (found,) = compare([("a", "b")], {"a": one, "b": other[1:]}, ["knn"])
+    assert (found.mean, found.interval, found.p_value, found.detectable) == (19.0, None, None, None)
+    assert not found.clear
+
+
+def test_differences_without_spread() -> None:
+    groups = group([*rows("a", [2.0, 4.0]), *rows("b", [1.0, 3.0]), *rows("c", [2.0, 4.0])])
+
+    one, same = compare([("a", "b"), ("a", "c")], groups, ["knn"])
+
+    assert (one.interval, one.p_value, one.clear) == ((1.0, 1.0), 0.0, True)
+    assert (same.interval, same.p_value, same.clear) == ((0.0, 0.0), 1.0, False)
+
+
+def test_pixels_are_the_same_with_every_seed() -> None:
+    groups = group([*rows("a", [53.0, 53.5, 54.0]), *rows("pixels", [30.0])])
+
+    assert clear_winner(groups, "knn") == "a"
+    groups["pixels"][0]["knn"] = 53.9
+    assert clear_winner(groups, "knn") is None
 
 
 def test_bold_only_where_it_is_clear() -> None:
-    a, b = rows("a", [53.0, 61.0, 72.0]), rows("b", [50.0, 58.0, 69.5])  # 3, 3, 2.5
+    a, b = rows("a", [53.0, 61.0, 72.0]), rows("b", [50.0, 58.0, 68.9])  # 3, 3, 3.1
     c = rows("c", [55.0, 58.0, 69.0])  # -2, 3, 3
 
     assert clear_winner(group([*a, *b]), "knn") == "a"
     assert clear_winner(group([*a, *b, *c]), "knn") is None
     assert clear_winner(group(a), "knn") is None
+    # two that are one need not be told apart
+    assert clear_winner(group([*a, *b, *c]), "knn", ("a", "c")) == "a"
 
-    text = markdown(plan(), [*a, *b, *c], [])
-    # means 62, 59.17, 60.67; deviations by hand
+    text = markdown(subject(), [*a, *b, *c], [])
+    # means 62, 58.97, 60.67; deviations by hand
     assert "| a | 3 | 62.00 ± 9.54 | 3.0 | – | 100 | 11,000,000 |" in text
-    # 3, 3, 2.5: mean 2.8333, deviation 0.2887, half an interval 0.7171
-    assert "| b | **+2.83 (+2.12 to +3.55)** |" in text
-    assert "| c | +1.33 (-5.84 to +8.50) |" in text
+    # 3, 3, 3.1: mean 3.0333, deviation 0.05774, the quantile of 0.9875 is 6.2053
+    assert "| a − b | 3 | **+3.03 (+2.83 to +3.24)** | <0.001 | 0.19 |" in text
+    assert "| a − c | 3 | +1.33 (-9.01 to +11.68) | 0.508 | 9.42 |" in text
     assert "**62.00" not in text
-    assert "| a | 3 | **62.00 ± 9.54** |" in markdown(plan(), [*a, *b], [])
+    assert "| a | 3 | **62.00 ± 9.54** |" in markdown(subject(), [*a, *b], [])
+
+
+def test_references_stand_beside_the_methods_and_are_not_compared() -> None:
+    untrained = dict.fromkeys(("seconds_per_epoch", "seconds_per_step", "peak_memory_mib"))
+    found = [
+        *rows("random", [34.0, 35.0, 36.0], **untrained, epochs=0),
+        *rows("pixels", [38.0], **untrained, epochs=0),
+        *rows("a", [42.0, 43.0, 44.0]),
+        *rows("b", [41.0, 43.0, 44.5]),
+    ]
+
+    text = markdown(subject(methods=["random", "pixels", "a", "b"]), found, [])
+
+    assert "| random backbone | 3 | 35.00 ± 1.00 | – |" in text
+    assert "| raw pixels | 1 | 38.00 | – |" in text
+    assert "epochs: 1." in text
+    assert "− random" not in text and "− pixels" not in text
 
 
 def test_a_failed_run_has_a_row_and_does_not_count() -> None:
@@ -110,13 +222,13 @@ def test_a_failed_run_has_a_row_and_does_not_count() -> None:
     finished = [*rows("a", [50.0, 60.0]), *rows("b", [40.0])]
 
     table = list(csv.DictReader(io.StringIO(csv_table([*finished, failed]))))
-    text = markdown(plan(), [*finished, failed], [])
+    text = markdown(subject(), [*finished, failed], [])
 
     assert [row["status"] for row in table] == ["finished", "finished", "finished", "failed"]
     assert table[3]["error"] == "no | memory" and table[3]["knn"] == ""
     assert "4 runs (3 finished, 1 failed)" in text
     assert "- b, seed 1: no | memory" in text
-    assert "| b | +10.00 |" in text  # one common seed: no interval, not bold
+    assert "| a − b | 1 | +10.00 | – | – |" in text  # one common seed: no interval, not bold
 
 
 def test_the_csv_has_every_number_unrounded() -> None:
@@ -127,7 +239,22 @@ def test_the_csv_has_every_number_unrounded() -> None:
     assert float(row["knn"]) == 100 / 3
     assert float(row["logged/b"]) == 1 / 7
     assert list(row)[-3:] == ["logged/b", "logged/z", "error"]
-    assert "curve" not in row
+
+
+def test_a_csv_is_read_as_what_was_written(tmp_path: Path) -> None:
+    found = [
+        *rows("a", [100 / 3, 1 / 7], "lr=1", commit="abc", curve=[(5, 41.25), (10, 1 / 3)]),
+        *rows("pixels", [1.5], linear=2.5, linear_C=0.01, digest="0123456789ab"),
+    ]
+    file = tmp_path / "rows.csv"
+    file.write_text(csv_table(found))
+
+    assert read_csv(file) == found
+
+    for content in ("", "method,seed\na,1\n", "method,setting,seed,status,knn\na,,x,finished,1\n"):
+        file.write_text(content)
+        with pytest.raises(UserError, match="rows.csv"):
+            read_csv(file)
 
 
 def test_the_best_setting_of_each_method() -> None:
@@ -140,7 +267,7 @@ def test_the_best_setting_of_each_method() -> None:
 
     assert list(best_settings(found, "knn")) == ["a lr=1", "b lr=2"]
 
-    text = markdown(plan(searched=True), found, [])
+    text = markdown(subject(searched=True), found, [])
     assert "| a | `lr=1` | 51.00 ± 1.41 |" in text
     assert "| b | `lr=2` | 16.00 ± 0.00 |" in text
     assert "Paired" not in text and "**" not in text

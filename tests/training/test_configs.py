@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 PRETRAIN = sorted(
     file.relative_to(SCRIPTS).as_posix()
     for file in (SCRIPTS / "pretrain").rglob("*.yaml")
-    if file.parent.name != "augmentations"
+    if file.parent.name != "augmentations" and file.name != "base.yaml"
 )
 LINEAR = sorted(file.relative_to(SCRIPTS).as_posix() for file in SCRIPTS.glob("linear/*/*.yaml"))
 METAMASK = [file for file in PRETRAIN if "metamask" in file or "joint" in file]
@@ -118,6 +118,9 @@ def test_the_catalogue_is_whole() -> None:
         *DIGITS
     }
     assert {file.split("/")[1] for file in LINEAR} == folders
+    for folder in ("cifar", "stl10", "imagenet-100"):
+        for name in ("joint", "simclr", "barlow"):
+            assert f"pretrain/{folder}/{name}.yaml" in PRETRAIN
     for folder in folders:
         assert f"pretrain/{folder}/metamask.yaml" in PRETRAIN
         assert f"pretrain/{folder}/metamask_fast.yaml" in PRETRAIN

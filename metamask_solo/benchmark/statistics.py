@@ -1,0 +1,195 @@
+"""What so many seeds can tell: paired comparisons of a family, the noise floor, the power.
+
+Methods are compared by the differences of runs with the same seed.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from metamask_solo.benchmark.rows import Row, group
+
+LEVEL = 0.05  # of a whole family
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method minus another, in percentage points, over the seeds of both.
+
+    Attributes:
+        seeds: the number of differences.
+        mean: of the differences.
+        interval: covers the true mean, together with those of the whole family, in 95 % of all
+            cases (Student's t, by Bonferroni); None with one seed.
+        p_value: of the two-sided paired t-test, corrected for the family by Holm; None with one
+            seed.
+        detectable: the smallest true difference that so many seeds, with differences that vary as
+            these do, would have shown in 80 % of all cases (two-sided test at 5 %, not corrected).
+    """
+
+    one: str
+    other: str
+    metric: str
+    seeds: int
+    mean: float
+    interval: tuple[float, float] | None
+    p_value: float | None
+    detectable: float | None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the family's correction leaves a difference."""
+        return self.p_value is not None and self.p_value < LEVEL
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """By how much two runs of one method with one seed differ.
+
+    Attributes:
+        pairs: number of pairs.
+        size: root of the mean of the squared differences, in percentage points.
+        detectable: the smallest true difference that so many seeds would have shown in 80 % of all
+            cases if pairs differed by this noise alone; None with one pair.
+    """
+
+    pairs: int
+    size: float
+    detectable: float | None
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n - 1); None for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def paired(
+    one: Sequence[Row], other: Sequence[Row], metric: str
+) -> tuple[list[float], list[float]]:
+    """The values of both for each seed that both have, in the order of the seeds.
+
+    The pixels are the same with every seed.
+    """
+    ones = {row["seed"]: row[metric] for row in one if metric in row}
+    others = {row["seed"]: row[metric] for row in other if metric in row}
+    if ones and one[0]["method"] == "pixels":
+        ones = dict.fromkeys(others, next(iter(ones.values())))
+    if others and other[0]["method"] == "pixels":
+        others = dict.fromkeys(ones, next(iter(others.values())))
+    seeds = sorted(ones.keys() & others.keys())
+    return [ones[seed] for seed in seeds], [others[seed] for seed in seeds]
+
+
+def compare(
+    pairs: Sequence[tuple[str, str]], groups: dict[str, list[Row]], metrics: Sequence[str]
+) -> list[Comparison]:
+    """A family of comparisons: each pair of methods in each metric, corrected for their number.
+
+    Args:
+        pairs: names of two groups; a pair without a common seed is left out.
+        groups: rows of each method.
+        metrics: accuracies in percent.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    family = []
+    for one, other in pairs:
+        for metric in metrics:
+            values = paired(groups[one], groups[other], metric)
+            if values[0]:
+                family.append((one, other, metric, *values))
+    tested = [_p_value(ones, others) for *_, ones, others in family]
+    known = [p_value for p_value in tested if p_value is not None]
+    corrected = iter(multipletests(known, LEVEL, "holm")[1] if known else ())
+    found = []
+    for (one, other, metric, ones, others), p_value in zip(family, tested, strict=True):
+        mean, deviation = mean_and_deviation([a - b for a, b in zip(ones, others, strict=True)])
+        interval = detectable = None
+        if p_value is not None and deviation is not None:
+            interval = _interval(ones, others, 1 - LEVEL / len(known))
+            p_value = float(next(corrected))
+            detectable = detectable_effect(len(ones)) * deviation
+        found.append(Comparison(one, other, metric, len(ones), mean, interval, p_value, detectable))
+    return found
+
+
+def noise_floor(one: Sequence[Row], other: Sequence[Row], metric: str) -> NoiseFloor | None:
+    """Of two methods that are one; None without a common seed."""
+    ones, others = paired(one, other, metric)
+    if not ones:
+        return None
+    squares = [(a - b) ** 2 for a, b in zip(ones, others, strict=True)]
+    size = math.sqrt(statistics.fmean(squares))
+    return NoiseFloor(
+        len(ones), size, detectable_effect(len(ones)) * size if len(ones) > 1 else None
+    )
+
+
+def detectable_effect(count: int) -> float:
+    """The effect that a two-sided t-test of ``count`` differences finds with a power of 80 %.
+
+    In units of the standard deviation of the differences.
+    """
+    from statsmodels.stats.power import TTestPower
+
+    solved = TTestPower().solve_power(nobs=count, alpha=LEVEL, power=POWER, alternative="two-sided")
+    return float(solved)
+
+
+def clear_winner(
+    groups: dict[str, list[Row]], metric: str, same: tuple[str, str] | None = None
+) -> str | None:
+    """The method with the best mean, if it is clearly better than every other.
+
+    That is: every comparison with it stays clear when corrected for their number.
+
+    Args:
+        same: two methods that are one, so that neither need be better than the other.
+    """
+    groups = {name: rows for name, rows in groups.items() if any(metric in row for row in rows)}
+    if len(groups) < 2:
+        return None
+    best = best_of(groups, metric)
+    twins = set(same) if same and best in same else {best}
+    others = [name for name in groups if name not in twins]
+    found = compare([(best, name) for name in others], groups, [metric])
+    return best if found and len(found) == len(others) and all(c.clear for c in found) else None
+
+
+def best_settings(rows: Sequence[Row], metric: str) -> dict[str, list[Row]]:
+    """Of each method the setting with the best mean; the first of equal ones."""
+    methods = dict.fromkeys(row["method"] for row in rows)
+    found = {}
+    for method in methods:
+        groups = group([row for row in rows if row["method"] == method])
+        if groups:
+            best = best_of(groups, metric)
+            found[best] = groups[best]
+    return found
+
+
+def best_of(groups: dict[str, list[Row]], metric: str) -> str:
+    """The group with the highest mean."""
+    return max(groups, key=lambda g: statistics.fmean(row[metric] for row in groups[g]))
+
+
+def _p_value(ones: list[float], others: list[float]) -> float | None:
+    if len(ones) < 2:
+        return None
+    differences = {a - b for a, b in zip(ones, others, strict=True)}
+    if len(differences) == 1:  # no spread: what a t-test divides by is zero
+        return 1.0 if differences == {0.0} else 0.0
+    return float(stats.ttest_rel(ones, others).pvalue)
+
+
+def _interval(ones: list[float], others: list[float], level: float) -> tuple[float, float]:
+    differences = {a - b for a, b in zip(ones, others, strict=True)}
+    if len(differences) == 1:
+        (only,) = differences
+        return only, only
+    interval = stats.ttest_rel(ones, others).confidence_interval(level)
+    return float(interval.low), float(interval.high)
