@@ -12,9 +12,10 @@ from metamask_solo import registration
 if TYPE_CHECKING:
     from metamask_solo.checkpoints.folding import fold_mask
     from metamask_solo.checkpoints.reading import load_backbone
-    from metamask_solo.method.hypergradient import SplitLoss, TrialStep, hypergradient
+    from metamask_solo.method.hypergradient import TrialStep, hypergradient
     from metamask_solo.method.losses import barlow_twins, nt_xent
     from metamask_solo.method.mask import DimensionalMask, mask_statistics
+    from metamask_solo.method.meta_update import mask_hypergradient, trial_step
     from metamask_solo.method.metamask import MetaMask
 
 __version__ = "0.2.0"
@@ -23,26 +24,28 @@ __version__ = "0.2.0"
 _MODULES = {
     "DimensionalMask": "method.mask",
     "MetaMask": "method.metamask",
-    "SplitLoss": "method.hypergradient",
     "TrialStep": "method.hypergradient",
     "barlow_twins": "method.losses",
     "fold_mask": "checkpoints.folding",
     "hypergradient": "method.hypergradient",
     "load_backbone": "checkpoints.reading",
+    "mask_hypergradient": "method.meta_update",
     "mask_statistics": "method.mask",
     "nt_xent": "method.losses",
+    "trial_step": "method.meta_update",
 }
 __all__ = [
     "DimensionalMask",
     "MetaMask",
-    "SplitLoss",
     "TrialStep",
     "barlow_twins",
     "fold_mask",
     "hypergradient",
     "load_backbone",
+    "mask_hypergradient",
     "mask_statistics",
     "nt_xent",
+    "trial_step",
 ]
 
 registration.register_when_imported()

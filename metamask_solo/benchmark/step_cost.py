@@ -25,6 +25,7 @@ from metamask_solo.method.losses import nt_xent
 META: dict[str, dict[str, Any]] = {
     "joint": {"enabled": False},
     "exact": {"hypergradient": "exact"},
+    "double_backward": {"hypergradient": "double_backward"},
     "finite_difference": {"hypergradient": "finite_difference"},
     "first_order": {"hypergradient": "first_order"},
     "plain": {"hypergradient": "plain"},

@@ -3,9 +3,11 @@
 Forward mode computes, beside each value, its derivative along a direction. The gradient at the same
 parameters needed the same values: a :class:`Tape` keeps those that are dear, the outputs of
 convolutions and matrix products, a third of the work of the pass. Batch normalisation gets a rule
-that is one kernel where PyTorch's is a dozen.
+that is one kernel where PyTorch's is a dozen. What a graph of the logits goes through is left to
+PyTorch.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # called as (input, weight, bias, …), linear in the input and in (weight, bias)
@@ -24,7 +26,8 @@ class Tape:
     """The outputs of the linear maps of one pass, in order, for a second pass over the same data.
 
     The second pass uses an output only where it meets the same map with the same weight in the
-    same place, and nothing has written to the output; it computes the others again.
+    same place, nothing has written to the output, and no graph begins before it; it computes the
+    others again.
     """
 
     def __init__(self) -> None:
@@ -39,10 +42,14 @@ class Tape:
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Inside the block, dual numbers pass linear maps by what was kept, the oldest first."""
+        """Inside the block, dual numbers pass linear maps by what was kept, the oldest first.
+
+        What is computed where gradients are switched off within the block is a constant of the
+        reverse mode, and so it is here: it has no derivative.
+        """
         self._kept.reverse()
         rules: dict[Any, Any] = {linear_map: self._replay for linear_map in LINEAR_MAPS}
-        with _Intercept({**rules, F.batch_norm: _batch_norm}):
+        with _Intercept({**rules, F.batch_norm: _batch_norm}, torch.is_grad_enabled()):
             yield
         self._kept.clear()
 
@@ -61,6 +68,8 @@ class Tape:
         same_map, pointer, version, output = self._kept.pop()
         same = same_map is linear_map and pointer == weight.data_ptr()
         if not same or output._version != version or dx is None and dweight is None:
+            return linear_map(*args)  # type: ignore[no-any-return]
+        if any(isinstance(t, Tensor) and t.requires_grad for t in args[:3]):
             return linear_map(*args)  # type: ignore[no-any-return]
         self.reused += 1
         parts = []
@@ -86,13 +95,13 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Batch normalisation of dual numbers by batch statistics that are not tracked.
+    """Batch normalisation of dual numbers by batch statistics; it does not track them.
 
     Its derivative in the input is a symmetric matrix, so the kernel of the backward pass also
     gives the derivative along a direction.
     """
     x0, dx = forward_ad.unpack_dual(x)
-    if running_mean is not None or weight is None or bias is None or dx is None:
+    if not training or weight is None or bias is None or dx is None or x.requires_grad:
         return function(x, running_mean, running_var, weight, bias, training, momentum, eps)
     (scale, dscale), (shift, dshift) = (forward_ad.unpack_dual(t) for t in (weight, bias))
     output, mean, inverse_std = torch.native_batch_norm(
@@ -111,16 +120,44 @@ def _batch_norm(
 
 
 class _Intercept(TorchFunctionMode):
-    """Calls rules[function](function, …) in place of the functions that have a rule."""
+    """Calls rules[function](function, …) in place of the functions that have a rule.
 
-    def __init__(self, rules: dict[Any, Callable[..., Tensor]]):
+    Args:
+        rules: function to rule.
+        constants: whether what is computed where gradients are off has no derivative.
+    """
+
+    def __init__(self, rules: dict[Any, Callable[..., Tensor]], constants: bool = False):
         super().__init__()
         self.rules = rules
+        self.constants = constants
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if self.constants and not torch.is_grad_enabled():
+            with forward_ad._set_fwd_grad_enabled(False):
+                return func(*args, **(kwargs or {}))
         rule = self.rules.get(func)
         if rule is None:
             return func(*args, **(kwargs or {}))
         return rule(func, *args, **(kwargs or {}))
+
+
+def is_gap(error: Exception) -> bool:
+    """Whether PyTorch says that an operation has no forward mode."""
+    return isinstance(error, NotImplementedError) and "forward AD" in str(error)
+
+
+def what_failed(error: Exception) -> str:
+    """The operation that has no forward mode, and the module in which it was called."""
+    operation = re.search(r"forward AD with (\S+) that does not", str(error))
+    module, trace = None, error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        module = owner if isinstance(owner, nn.Module) else module
+        trace = trace.tb_next
+    where = "" if module is None else f" in {type(module).__name__}"
+    if operation:
+        return f"{operation[1]}{where} has no forward mode in PyTorch"
+    return f"forward mode fails{where} ({str(error).splitlines()[0] if str(error) else error!r})"

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
@@ -15,15 +14,9 @@ from metamask_solo.hosts import (
     forward_context,
     optimizer_step_was_skipped,
 )
-from metamask_solo.method.hypergradient import SplitLoss, hypergradient, logits_gradient
 from metamask_solo.method.losses import barlow_twins, nt_xent
-from metamask_solo.method.mask import DimensionalMask, mask_from_logits, mask_statistics
-from metamask_solo.method.meta_update import (
-    MaskOptimizer,
-    mean_over_processes,
-    own_batch_statistics,
-    trial_step,
-)
+from metamask_solo.method.mask import DimensionalMask, mask_statistics
+from metamask_solo.method.meta_update import MaskOptimizer, mask_hypergradient, mean_over_processes
 from metamask_solo.method.settings import NAMES, resolve_settings
 
 FP16_LOSS_SCALE = 2.0**10
@@ -199,64 +192,34 @@ class MetaMask(PluginMethod):
         return gradient
 
     def _mask_gradient(self, views: Sequence[Tensor]) -> Tensor:
-        meta = self.meta
-        loss, params = self._contrastive_loss_of(views)
-        logits = self.mask.logits
-        with own_batch_statistics(self.backbone, self.projector):
-            if meta["hypergradient"] == "plain":
-                return logits_gradient(loss, params, logits)
-            trial = trial_step(
-                self.trainer.optimizers[0],
-                params,
-                meta["trial_lr"],
-                meta["trial_momentum"],
-                meta["trial_weight_decay"],
-            )
-            half = torch.is_autocast_enabled(self.device.type) and (
-                torch.get_autocast_dtype(self.device.type) == torch.float16
-            )
-            return hypergradient(
-                loss,
-                params,
-                logits,
-                trial,
-                meta["hypergradient"],
-                radius=meta["radius"],
-                loss_scale=FP16_LOSS_SCALE if half else 1.0,
-            )
-
-    def _contrastive_loss_of(self, views: Sequence[Tensor]) -> tuple[SplitLoss, dict[str, Tensor]]:
-        """L_con of the batch as a function of (parameters, logits), and its parameters."""
-        heads_only = self.meta["trial_scope"] == "heads"
+        meta, kind = self.meta, self.device.type
+        heads_only, plain = meta["trial_scope"] == "heads", meta["hypergradient"] == "plain"
         # two images are the least for which BatchNorm and NT-Xent have a meaning
-        used = max(2, math.ceil(self.meta["batch_fraction"] * len(views[0])))
-        inputs = [
-            x[:used]
-            for x in (self._plain_features if heads_only else map(self.to_memory_format, views))
-        ]
+        used = max(2, math.ceil(meta["batch_fraction"] * len(views[0])))
+        if heads_only:
+            features = [h[:used] for h in self._plain_features]
+        else:
+            images = [self.to_memory_format(x)[:used] for x in views]
 
-        def features(params: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            if heads_only:
-                return tuple(inputs)
-            own = _below("backbone.", params)
-            return tuple(functional_call(self.backbone, own, (x,)) for x in inputs)
-
-        def head(params: dict[str, Tensor], features: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-            mask = mask_from_logits(logits, self.mask.kind)
-            own = _below("projector.", params)
-            z1, z2 = (functional_call(self.projector, own, (h * mask,)) for h in features)
+        def loss() -> Tensor:
+            h1, h2 = features if heads_only else map(self.backbone, images)
+            z1, z2 = (self.projector(self.mask(h)) for h in (h1, h2))
             return nt_xent(z1, z2, self.temperature, gather=False)
 
-        modules = {"projector.": self.projector}
-        if not heads_only:
-            modules["backbone."] = self.backbone
-        params: dict[str, Tensor] = {
-            prefix + name: p
-            for prefix, module in modules.items()
-            for name, p in module.named_parameters()
-            if p.requires_grad
-        }
-        return SplitLoss(features, head), params
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        return mask_hypergradient(
+            loss,
+            [self.projector] if heads_only else [self.backbone, self.projector],
+            self.mask,
+            self.trainer.optimizers[0],
+            "exact" if plain else meta["hypergradient"],
+            lr=0.0 if plain else meta["trial_lr"],
+            momentum=meta["trial_momentum"],
+            weight_decay=meta["trial_weight_decay"],
+            radius=meta["radius"],
+            loss_scale=FP16_LOSS_SCALE if half else 1.0,
+            check=False,
+        )
 
     def on_train_epoch_end(self) -> None:
         """Keeps the mask of this epoch for the analysis."""
@@ -303,10 +266,6 @@ def _mlp(*sizes: int) -> nn.Sequential:
             layers.append(nn.ReLU())
         layers += [nn.Linear(wide, narrow, bias=False), nn.BatchNorm1d(narrow)]
     return nn.Sequential(*layers)
-
-
-def _below(prefix: str, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
 
 
 METHODS["metamask"] = MetaMask

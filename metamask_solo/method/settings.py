@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metamask_solo.errors import UserError
+from metamask_solo.method.hypergradient import METHODS
 from metamask_solo.method.mask import KINDS
 
 
@@ -106,9 +107,7 @@ SETTINGS: dict[str, Setting] = {
     "meta.hypergradient": _choice(
         "how the mask's gradient is computed; finite_difference is the official code's way, "
         "first_order leaves out how the trial step depends on the mask, plain takes no trial step",
-        "exact",
-        "finite_difference",
-        "first_order",
+        *METHODS,
         "plain",
     ),
     "meta.radius": _positive(
