@@ -38,7 +38,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 Params = dict[str, Tensor]
 # one tensor, or several by name: the loss gets what it was called with
-Logits = TypeVar("Logits", Tensor, Mapping[str, Tensor])
+Logits = TypeVar("Logits", bound=Tensor | Mapping[str, Tensor])
 LossFunction = Callable[[Params, Any], Tensor]
 _Loss = Callable[[Params, Params], Tensor]
 
@@ -177,7 +177,7 @@ def hypergradient(
         >>> hypergradient(lambda p, a: (a * p["w"] ** 2).sum(), {"w": w}, a, TrialStep(0.1))
         tensor([0.6300, 1.9200])
     """
-    masks = dict(logits) if isinstance(logits, Mapping) else {"logits": logits}
+    masks: Params = dict(logits) if isinstance(logits, Mapping) else {"logits": logits}
     _check(params, masks, trial, method, radius, loss_scale)
     fixed, moving, names = _moving(params, trial)
     masks = {name: a.detach() for name, a in masks.items()}
@@ -196,7 +196,7 @@ def hypergradient(
     problem = _Problem(inner, outer, moving, masks, trial, loss_scale)
     with Repetition([*params.values(), *masks.values()]) as again, torch.enable_grad():
         if not any(trial.of(name)[0] for name in moving):
-            result = _partial(outer, moving, masks)
+            result = _all_reached(_partial(outer, moving, masks))
         elif method == "double_backward":
             result = _double_backward(problem)
         else:
@@ -247,7 +247,10 @@ def _moving(
 ) -> tuple[Params, Params, dict[str, str]]:
     """The parameters that stay; those that move, each once; name to the name that moves it."""
     some = any(p.requires_grad for p in params.values())
-    fixed, moving, names, first = {}, {}, {}, {}
+    fixed: Params = {}
+    moving: Params = {}
+    names: dict[str, str] = {}
+    first: dict[Any, str] = {}
     for name, p in params.items():
         if not p.requires_grad and (some or isinstance(p, nn.Parameter)):
             fixed[name] = p.detach()
@@ -322,7 +325,7 @@ def _all_reached(partial: dict[str, Tensor | None]) -> Params:
     return cast(Params, partial)
 
 
-def _or_zeros(partial: dict[str, Tensor | None], masks: Params) -> Params:
+def _or_zeros(partial: Mapping[str, Tensor | None], masks: Params) -> Params:
     return {n: torch.zeros_like(masks[n]) if g is None else g for n, g in partial.items()}
 
 
@@ -338,34 +341,10 @@ def _gradients(
     return value.detach(), _reached(found), partial
 
 
-def _partial(loss: _Loss, params: Params, masks: Params) -> Params:
+def _partial(loss: _Loss, params: Params, masks: Params) -> dict[str, Tensor | None]:
     """The gradient in the logits alone, the parameters fixed."""
     leaves = _leaves(masks)
-    return _all_reached(_derivatives(loss(params, leaves), leaves))
-
-
-@torch.no_grad()
-def _moved(moving: Params, gradient: Params, trial: TrialStep, loss_scale: float) -> Params:
-    """The parameters after the trial step, Θ⁺; those without a gradient stay, as in torch."""
-    moved = dict(moving)
-    for name, g in gradient.items():
-        rate, decay, momentum = trial.of(name)
-        moved[name] = (moving[name] * (1.0 - decay)).add_(g, alpha=-rate / loss_scale)
-        if momentum:
-            buffer = cast(Mapping[str, Tensor], trial.momentum_buffers)[name]
-            moved[name].add_(buffer.to(moved[name]), alpha=-momentum)
-    return moved
-
-
-@torch.no_grad()
-def _times_rate(direction: Params, rates: dict[str, float]) -> tuple[Params, float]:
-    """Writes rate ⊙ direction as a direction times a number; no copy where all rates are one."""
-    largest = max(rates.values())
-    return {
-        name: v if rates[name] == largest else v * (rates[name] / largest)
-        for name, v in direction.items()
-        if rates[name]
-    }, largest
+    return _derivatives(loss(params, leaves), leaves)
 
 
 def _double_backward(problem: _Problem) -> Params:
@@ -494,7 +473,7 @@ def _mixed_difference(problem: _Problem, direction: Params, radius: float) -> Pa
                 n: p + (sign * step) * direction[n] if n in direction else p
                 for n, p in problem.params.items()
             }
-        sides.append(_partial(problem.inner, near, problem.masks))
+        sides.append(_all_reached(_partial(problem.inner, near, problem.masks)))
         del near
     return {n: (side - sides[1][n]) / (2 * step) for n, side in sides[0].items()}
 

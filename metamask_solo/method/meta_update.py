@@ -71,7 +71,7 @@ def mask_hypergradient(
     for part in [*parts, *given.values()]:
         if isinstance(part, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise UserError(f"modules: give {type(part).__name__}'s own module, its .module")
-    logits = {name: getattr(m, "logits", m) for name, m in given.items()}
+    logits: dict[str, Any] = {name: getattr(m, "logits", m) for name, m in given.items()}
     own = nn.ModuleList([*parts, *(m for m in given.values() if isinstance(m, nn.Module))])
     holder = _Holder(own)
     names = {id(p): name for name, p in own.named_parameters()}

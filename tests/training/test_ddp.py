@@ -1,5 +1,6 @@
 """Several processes of Lightning's DDP (gloo on the CPU) against one."""
 
+import copy
 import json
 import os
 import socket
@@ -15,9 +16,9 @@ from omegaconf import OmegaConf
 from runs import pretrain_config
 from torch import nn
 
+from metamask_solo import DimensionalMask, TrialStep, mask_hypergradient
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.hosts import BACKBONE_PREFIX, pl
-from metamask_solo.method.meta_update import own_batch_statistics
 
 pytestmark = pytest.mark.ddp
 
@@ -301,19 +302,24 @@ def test_two_machines_train_as_two_processes_of_one(
 
 
 def test_sync_batchnorm_uses_this_processs_batch() -> None:
-    """Inside the block SyncBatchNorm is an ordinary BatchNorm, running statistics untouched."""
+    """In the meta-update SyncBatchNorm is an ordinary BatchNorm, running statistics untouched."""
     torch.manual_seed(0)
-    norm = nn.BatchNorm1d(4).double()
+    norm, mask = nn.BatchNorm1d(4).double(), DimensionalMask(4).double()
     nn.init.normal_(norm.weight)
-    synced: Any = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))[0]
+    synced: Any = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(norm)))[0]
     assert isinstance(synced, nn.SyncBatchNorm)
     x = torch.randn(6, 4, dtype=torch.float64)
-    expected = (x - x.mean(0)) / (x.var(0, correction=0) + norm.eps).sqrt() * norm.weight
-    before = synced.running_mean.clone()
-    with own_batch_statistics(synced):
-        assert synced.forward.func is nn.modules.batchnorm._BatchNorm.forward
-        torch.testing.assert_close(synced(x), expected + norm.bias)
-        # forward mode, which SyncBatchNorm does not have
-        torch.func.jvp(synced, (x,), (torch.ones_like(x),))
-    assert torch.equal(synced.running_mean, before)
-    assert "forward" not in synced.__dict__ and synced.track_running_stats
+    forward, before = nn.SyncBatchNorm.forward, copy.deepcopy(synced.state_dict())
+    found, expected = (
+        mask_hypergradient(
+            lambda module=module: (mask(module(x)) ** 3).sum(),  # type: ignore[misc]
+            module,
+            mask,
+            TrialStep(0.1),
+            "exact" if module is synced else "double_backward",
+        )
+        for module in (synced, norm)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in synced.state_dict().items())
+    assert nn.SyncBatchNorm.forward is forward
