@@ -3,7 +3,6 @@
 import csv
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
