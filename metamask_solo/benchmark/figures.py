@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from metamask_solo.analysis.figures import GREY, LOOKS, STYLE
-from metamask_solo.benchmark.plan import Plan
+from metamask_solo.benchmark.plan import Subject
 from metamask_solo.benchmark.rows import Row, group
 from metamask_solo.benchmark.statistics import best_settings, mean_and_deviation
 
@@ -20,7 +20,7 @@ AXIS = {
 }
 
 
-def draw_figures(plan: Plan, rows: Sequence[Row]) -> dict[str, bytes]:
+def draw_figures(plan: Subject, rows: Sequence[Row]) -> dict[str, bytes]:
     """PNG files by name; of a search, one setting of each method in all but the first."""
     groups = group(rows)
     if not groups:
@@ -48,7 +48,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 @_styled
-def accuracy_figure(plan: Plan, groups: dict[str, list[Row]]) -> Figure:
+def accuracy_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
     """Mean and standard deviation of each variant, and every seed."""
     names = list(groups)
     height = 1.4 + 0.32 * len(names)
@@ -76,7 +76,7 @@ def accuracy_figure(plan: Plan, groups: dict[str, list[Row]]) -> Figure:
 
 
 @_styled
-def time_figure(plan: Plan, groups: dict[str, list[Row]]) -> Figure:
+def time_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
     """What the accuracy costs: training and online validation, all epochs."""
     metric = plan.evaluations[0]
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")

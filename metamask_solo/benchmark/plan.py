@@ -351,7 +351,7 @@ def _references(names: Any, methods: dict[str, Any]) -> list[str]:
 def _only(names: Any, methods: dict[str, Any]) -> dict[str, Any]:
     if names is None:
         return methods
-    if not isinstance(names, list) or not names or not set(names) <= set(methods):
+    if not isinstance(names, list) or not set(names) <= set(methods):  # none: the references
         raise UserError(f"only={names}: must be a list of {', '.join(methods)}")
     return {name: method for name, method in methods.items() if name in names}
 

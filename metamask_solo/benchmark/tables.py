@@ -21,6 +21,13 @@ NAMES = {
     "knn_plain": "kNN %, no mask",
     "linear_plain": "linear %, no mask",
 }
+HOW = {
+    "knn": "kNN with k = 20, the cosine distance and temperature 0.07",
+    "linear": "linear: a logistic regression on the features of the plain images, which are "
+    "divided by one number for all dimensions, with the C of "
+    f"{', '.join(f'{c:g}' for c in STRENGTHS)} that is best on every {HELD_OUT}th training image "
+    "of a class",
+}
 REFERENCE_NAMES = {"random": "random backbone", "pixels": "raw pixels"}
 COSTS = {
     "seconds_per_epoch": ("s / epoch", ".1f"),
@@ -81,13 +88,8 @@ def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
         for cost, (_, form) in COSTS.items():
             cells.append(_mean([row[cost] for row in rows if row[cost] is not None], form))
         lines.append([REFERENCE_NAMES.get(name, name), str(len(rows)), *cells])
-    note = (
-        "Mean ± standard deviation over the seeds, on the validation images; kNN with k = 20, the "
-        "cosine distance and temperature 0.07; linear: a logistic regression on the features of "
-        "the plain images, which are divided by one number for all dimensions, with the C of "
-        f"{', '.join(f'{c:g}' for c in STRENGTHS)} that is best on every {HELD_OUT}th training "
-        "image of a class."
-    )
+    how = [HOW[name] for name in names]
+    note = f"Mean ± standard deviation over the seeds, on the validation images; {'; '.join(how)}."
     if not subject.searched:
         note += (
             " Bold: the best mean, where its paired differences to all others stay clear when "

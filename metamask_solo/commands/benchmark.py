@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         help="run nothing, need no data, write nothing: print the report of the rows in the file "
         "that the key rows names",
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
 
     from metamask_solo.benchmark.launch import execute
     from metamask_solo.benchmark.plan import read_plan, read_subject

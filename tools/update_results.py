@@ -1,0 +1,55 @@
+"""Renews the tables of docs/results.md from the rows in docs/results.
+
+Run by ``python tools/update_results.py``. A table stands between two comments. The first names the arguments of ``metamask-solo benchmark``
+that print it; headings of the report are lowered by two.
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "results.md"
+BLOCK = re.compile(
+    r"(<!-- metamask-solo benchmark (\S+) ([^>]*?) ?--from-rows -->\n).*?(<!-- end -->)", re.DOTALL
+)
+
+
+def renewed(text: str) -> str:
+    """The page with each table as its rows make it."""
+    from metamask_solo.benchmark.plan import read_subject
+    from metamask_solo.commands.benchmark import report_of_rows
+
+    def table(found: "re.Match[str]") -> str:
+        head, file, overrides, end = found.groups()
+        subject = read_subject(ROOT / file, [_from_root(word) for word in overrides.split()])
+        report = report_of_rows(subject).split("\n", 1)[1].strip()
+        return f"{head}\n{re.sub(r'^## ', '#### ', report, flags=re.MULTILINE)}\n\n{end}"
+
+    return BLOCK.sub(table, text)
+
+
+def _from_root(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}={ROOT / value}" if key == "rows" else override
+
+
+def draw(text: str) -> None:
+    """Draws anew the figures of the page, docs/<name of the rows>.png, that are there."""
+    from metamask_solo.benchmark.figures import draw_figures
+    from metamask_solo.benchmark.plan import read_subject
+    from metamask_solo.benchmark.rows import read_csv
+
+    for _, file, overrides, _ in BLOCK.findall(text):
+        subject = read_subject(ROOT / file, [_from_root(word) for word in overrides.split()])
+        if subject.rows is None:
+            continue
+        for name, content in draw_figures(subject, read_csv(subject.rows)).items():
+            ending = "" if name == "accuracy" else f"_{name}"
+            place = PAGE.parent / f"{subject.rows.stem}{ending}.png"
+            if f"({place.name})" in text:
+                place.write_bytes(content)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text()))
+    draw(PAGE.read_text())
