@@ -6,8 +6,10 @@ so that ``import solo`` works before ``import metamask_solo`` as well.
 """
 
 import functools
+import importlib
 import math
 import types
+import warnings
 from typing import Any
 
 import torch
@@ -45,6 +47,13 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
             return self.warmup_start_lr + rise * (base - self.warmup_start_lr)
         fall = (epoch - self.warmup_epochs) / max(1, self.max_epochs - self.warmup_epochs)
         return self.eta_min + (base - self.eta_min) * (1 + math.cos(math.pi * fall)) / 2
+
+
+def import_distutils() -> None:
+    """Bridge 7: DINO uses ``distutils.util``, but imports ``distutils`` alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        importlib.import_module("distutils.util")
 
 
 def bridge_validation(cls: type) -> None:

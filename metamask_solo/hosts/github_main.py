@@ -1,5 +1,6 @@
 """solo-learn's GitHub main: methods take a config."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,12 @@ from solo.methods import METHODS
 from solo.methods.base import BaseMethod
 from solo.methods.linear import LinearModel
 from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.misc import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts.optimization import configure_like, plan_of
 
 __all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
 
@@ -74,6 +79,9 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
 def build_method(cfg: DictConfig) -> pl.LightningModule:
     """The method that ``cfg.method`` names, from a completed config."""
     model = METHODS[cfg.method](cfg)
+    if type(model).configure_optimizers is BaseMethod.configure_optimizers:
+        plan = plan_of(cfg, BaseMethod._OPTIMIZERS[cfg.optimizer.name], _accumulation(cfg))
+        configure_like(model, plan, functools.partial(getattr, model, "learnable_params"))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     return model
@@ -87,9 +95,35 @@ def build_linear(
 ) -> pl.LightningModule:
     """solo-learn's linear (or fine-tuning) model on a backbone, from a completed config."""
     model = LinearModel(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
+    plan = plan_of(cfg, LinearModel._OPTIMIZERS[cfg.optimizer.name])
+    configure_like(model, plan, functools.partial(_linear_groups, model))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
     return model
+
+
+def _accumulation(cfg: DictConfig) -> int:
+    return cfg.accumulate_grad_batches or 1
+
+
+def _linear_groups(model: Any) -> list[dict[str, Any]]:
+    classifier = {"name": "classifier", "params": model.classifier.parameters()}
+    if not model.finetune:
+        return [classifier]
+    if not model.layer_decay:
+        return [{"name": "backbone", "params": model.backbone.parameters()}, classifier]
+    if not hasattr(model.backbone, "no_weight_decay"):
+        raise UserError(
+            f"optimizer.layer_decay={model.layer_decay}: only for backbones made of layers that "
+            "say no_weight_decay (ViT, Swin)"
+        )
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        model.backbone,
+        model.weight_decay,
+        no_weight_decay_list=model.backbone.no_weight_decay(),
+        layer_decay=model.layer_decay,
+    )
+    return [*groups, classifier]
 
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:

@@ -4,6 +4,7 @@ Gives this release the interface of ``github_main``, from YAML files in GitHub m
 it misses on Lightning 2 is bridged in ``bridges_1_0_2``.
 """
 
+import functools
 import os
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from solo.args.utils import N_CLASSES_PER_DATASET
-from solo.methods import METHODS
+from solo.methods import METHODS, base, linear
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
 from solo.utils import whitening
@@ -32,17 +34,28 @@ from torch.utils.data import Dataset
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
+from metamask_solo.hosts.lars import LARS, lars_from_sgd
+from metamask_solo.hosts.optimization import configure_like, plan_of
 
+bridges_1_0_2.import_distutils()
 bridges_1_0_2.bridge_validation(BaseMethod)
 bridges_1_0_2.bridge_validation(LinearModel)
 bridges_1_0_2.bridge_momentum_update(BaseMomentumMethod)
 bridges_1_0_2.bridge_gradient_clipping(METHODS["dino"])
 bridges_1_0_2.bridge_whitening(whitening)
 bridges_1_0_2.bridge_cosine(WeightedKNNClassifier)
+base.LARSWrapper = linear.LARSWrapper = lars_from_sgd
 
 __all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
 
 RELEASE = "1.0.2"
+# LARS is a wrapper in this release, which does nothing: it scales the gradients of the step before
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "lars": LARS,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
 BACKBONE_PREFIX = "encoder."
 
 
@@ -107,6 +120,9 @@ def build_method(cfg: DictConfig) -> pl.LightningModule:
         model.knn.distance_fx = OmegaConf.select(
             cfg, "knn_eval.distance_func", default=model.knn.distance_fx
         )
+    if method.configure_optimizers is BaseMethod.configure_optimizers:
+        plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name], model.accumulate_grad_batches)
+        configure_like(model, plan, functools.partial(getattr, model, "learnable_params"))
     return model
 
 
@@ -122,21 +138,28 @@ def build_linear(
         model_class = LinearModel
     if mixup_func is not None or OmegaConf.select(cfg, "label_smoothing", default=0):
         raise UserError("mixup, cutmix and label_smoothing: not in solo-learn 1.0.2; leave them 0")
-    scheduler = "cosine" if cfg.scheduler.name == "warmup_cosine" else cfg.scheduler.name
-    # its warm-up lasts a fixed ten epochs, so the cosine alone serves short runs better
-    return model_class(
+    model = model_class(
         backbone,
         num_classes=cfg.data.num_classes,
         max_epochs=cfg.max_epochs,
         batch_size=cfg.optimizer.batch_size,
         lr=cfg.optimizer.lr,
         weight_decay=cfg.optimizer.weight_decay,
-        scheduler=scheduler,
-        lr_decay_steps=OmegaConf.select(cfg, "scheduler.lr_decay_steps", default=None),
+        scheduler=cfg.scheduler.name,
         **_optimizer_arguments(
             cfg, ("optimizer", "lars", "exclude_bias_n_norm", "extra_optimizer_args")
         ),
     )
+    plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name])
+    configure_like(model, plan, functools.partial(_linear_groups, model))
+    return model
+
+
+def _linear_groups(model: Any) -> list[dict[str, Any]]:
+    classifier = {"name": "classifier", "params": model.classifier.parameters()}
+    if not isinstance(model, _FinetuneModel):
+        return [classifier]
+    return [{"name": "backbone", "params": model.backbone.parameters()}, classifier]
 
 
 class _FinetuneModel(LinearModel):
@@ -159,15 +182,6 @@ class _FinetuneModel(LinearModel):
         log = {"train_loss": loss, "train_acc1": acc1, "train_acc5": acc5}
         self.log_dict(log, on_epoch=True, sync_dist=True)
         return loss
-
-    def configure_optimizers(self) -> Any:
-        # the base class gives the classifier's parameters to its optimiser; here, all of them
-        classifier = self.classifier
-        self.classifier = self
-        try:
-            return super().configure_optimizers()
-        finally:
-            self.classifier = classifier
 
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
@@ -312,8 +326,6 @@ def _base_arguments(cfg: DictConfig) -> dict[str, Any]:
     def value(key: str, default: Any) -> Any:
         return OmegaConf.select(cfg, key, default=default)
 
-    if value("optimizer.exclude_bias_n_norm_wd", False):
-        raise UserError("optimizer.exclude_bias_n_norm_wd=true: not in solo-learn 1.0.2")
     backbone_args = {
         **_plain(cfg, "backbone.kwargs"),
         "cifar": cfg.data.dataset in ("cifar10", "cifar100"),
