@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from metamask_solo.hosts.bridges import bridge_knn
+from metamask_solo.hosts.optimization import Length
 from metamask_solo.hosts.trainer import forward_context, loss_scale, optimizer_step_was_skipped
 
 _solo = importlib.util.find_spec("solo")
@@ -34,6 +35,9 @@ with warnings.catch_warnings():
 RELEASE: str = _release.RELEASE
 METHODS: Any = _release.METHODS
 BACKBONE_PREFIX: str = _release.BACKBONE_PREFIX
+# names of optimizer.name to classes, and keys of optimizer that only linear training reads
+OPTIMIZERS: dict[str, Any] = _release.OPTIMIZERS
+LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = _release.LINEAR_OPTIMIZER_KEYS
 WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
 PluginMethod: Any = _release.PluginMethod
 pl: Any = _release.pl
@@ -52,7 +56,10 @@ DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
 __all__ = [
     "BACKBONE_PREFIX",
     "DATASETS",
+    "LINEAR_OPTIMIZER_KEYS",
+    "Length",
     "METHODS",
+    "OPTIMIZERS",
     "RELEASE",
     "PluginMethod",
     "WeightedKNNClassifier",

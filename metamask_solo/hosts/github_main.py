@@ -31,6 +31,8 @@ from metamask_solo.hosts.optimization import configure_like, plan_of
 __all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
 
 RELEASE = "main"
+OPTIMIZERS = BaseMethod._OPTIMIZERS
+LINEAR_OPTIMIZER_KEYS = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
 
 
@@ -80,7 +82,7 @@ def build_method(cfg: DictConfig) -> pl.LightningModule:
     """The method that ``cfg.method`` names, from a completed config."""
     model = METHODS[cfg.method](cfg)
     if type(model).configure_optimizers is BaseMethod.configure_optimizers:
-        plan = plan_of(cfg, BaseMethod._OPTIMIZERS[cfg.optimizer.name], _accumulation(cfg))
+        plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name], _accumulation(cfg))
         configure_like(model, plan, functools.partial(getattr, model, "learnable_params"))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)
@@ -95,7 +97,7 @@ def build_linear(
 ) -> pl.LightningModule:
     """solo-learn's linear (or fine-tuning) model on a backbone, from a completed config."""
     model = LinearModel(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
-    plan = plan_of(cfg, LinearModel._OPTIMIZERS[cfg.optimizer.name])
+    plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name])
     configure_like(model, plan, functools.partial(_linear_groups, model))
     if not cfg.performance.disable_channel_last:
         model = model.to(memory_format=torch.channels_last)

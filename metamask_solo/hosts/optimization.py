@@ -1,10 +1,10 @@
 """Optimiser and schedule of a run, built alike on both releases from what the file says.
 
 The releases differ here, each with faults of its own: 1.0.2 steps its schedules by epochs and has
-no working LARS; GitHub main's warm-up schedule gives every group one rate where there is no warm-up,
-and leaves the base rate where the warm-up is no whole number of steps. A resumed schedule of either
-goes on with the plan of the checkpoint, whatever the file says. Here a schedule is a plain function
-of how far a run is; its plan comes from the file, and the checkpoint says how far.
+no working LARS; GitHub main's warm-up schedule gives every group one rate where there is no
+warm-up, and exceeds the base rate where the warm-up is no whole number of steps. A resumed schedule
+of either goes on with the plan of the checkpoint, whatever the file says. Here a schedule is a
+plain function of how far a run is; its plan comes from the file, and the checkpoint says how far.
 """
 
 import functools
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -126,9 +125,7 @@ class Schedule(LRScheduler):
         fixed: indexes of the groups that keep their base rate.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, rate: Rate, per_epoch: int, fixed: Iterable[int] = ()
-    ):
+    def __init__(self, optimizer: Optimizer, rate: Rate, per_epoch: int, fixed: Iterable[int] = ()):
         self.rate = rate
         self.per_epoch = per_epoch
         self.fixed = frozenset(fixed)
@@ -140,7 +137,7 @@ class Schedule(LRScheduler):
 
     def get_lr(self) -> list[Any]:
         return [
-            base if i in self.fixed else self.rate(base, self.last_epoch)
+            base if i in self.fixed else self.rate(float(base), self.last_epoch)
             for i, base in enumerate(self.base_lrs)
         ]
 
@@ -161,9 +158,9 @@ class Schedule(LRScheduler):
 
 
 def warmup_cosine(warmup: float, total: float, start: float, end: float) -> Rate:
-    """A linear rise from ``start`` over ``warmup`` positions, then a cosine to ``end`` at ``total``.
+    """A linear rise from ``start`` over ``warmup`` positions, then a cosine to ``end``.
 
-    The last position of the rise has the base rate. Past ``total`` the rate stays ``end``.
+    The last position of the rise has the base rate. From ``total`` on the rate is ``end``.
     """
 
     def rate(base: float, position: float) -> float:
@@ -236,9 +233,7 @@ def build(plan: Plan, groups: list[dict[str, Any]], length: Length) -> Any:
     }
 
 
-def configure_like(
-    model: Any, plan: Plan, groups: Callable[[], list[dict[str, Any]]]
-) -> None:
+def configure_like(model: Any, plan: Plan, groups: Callable[[], list[dict[str, Any]]]) -> None:
     """Gives one model a ``configure_optimizers`` of ours in the place of its host's.
 
     Args:

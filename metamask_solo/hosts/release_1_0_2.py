@@ -56,6 +56,7 @@ OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ()
 BACKBONE_PREFIX = "encoder."
 
 

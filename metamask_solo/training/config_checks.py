@@ -1,5 +1,7 @@
 """Checks of a run's config that come before any work: one line each, naming key and value."""
 
+import difflib
+import inspect
 import math
 import re
 from collections.abc import Iterator
@@ -13,11 +15,27 @@ from omegaconf import DictConfig, OmegaConf
 from metamask_solo.checkpoints.reading import check_backbone_name
 from metamask_solo.data.images import check_class_folders
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import DATASETS, METHODS
+from metamask_solo.hosts import DATASETS, LINEAR_OPTIMIZER_KEYS, METHODS, OPTIMIZERS, Length
 
-OPTIMIZERS = ("sgd", "lars", "adam", "adamw")
 PRETRAIN_SCHEDULERS = ("none", "warmup_cosine", "cosine", "step")
-LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce", "exponential")
+LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce")
+OPTIMIZER_KEYS = (
+    "name",
+    "batch_size",
+    "lr",
+    "weight_decay",
+    "classifier_lr",
+    "exclude_bias_n_norm_wd",
+    "kwargs",
+)
+SCHEDULER_KEYS = (
+    "name",
+    "warmup_epochs",
+    "warmup_start_lr",
+    "min_lr",
+    "interval",
+    "lr_decay_steps",
+)
 NOT_TRAINABLE = ("base", "linear", "mae")
 AUGMENTATION_KEYS = (
     "rrc",
@@ -58,6 +76,7 @@ SWITCHES = (
     "wandb.offline",
     "momentum.classifier",
     "performance.disable_channel_last",
+    "optimizer.exclude_bias_n_norm_wd",
     "sync_batchnorm",
     "fold_at_end",
     "finetune",
@@ -84,6 +103,7 @@ NUMBERS = {
     "scheduler.warmup_epochs": (0.0, math.inf),
     "scheduler.warmup_start_lr": (0.0, math.inf),
     "scheduler.min_lr": (0.0, math.inf),
+    "optimizer.layer_decay": (0.0, 1.0),
     "momentum.base_tau": (0.0, 1.0),
     "momentum.final_tau": (0.0, 1.0),
     "data.fraction": (-1.0, 1.0),
@@ -152,9 +172,45 @@ def check_pretrain_config(cfg: DictConfig) -> None:
         _number(cfg, "optimizer.classifier_lr", 0.0)
 
 
+def _check_optimization(
+    cfg: DictConfig, schedulers: tuple[str, ...], more_keys: tuple[str, ...] = ()
+) -> None:
+    """Names, and keys that this release reads: another one would be ignored without a word."""
+    optimizer = _required(cfg, "optimizer.name", str)
+    if optimizer not in OPTIMIZERS:
+        raise UserError(f"optimizer.name={optimizer}: allowed are {', '.join(OPTIMIZERS)}")
+    scheduler = _required(cfg, "scheduler.name", str)
+    if scheduler not in schedulers:
+        raise UserError(f"scheduler.name={scheduler}: allowed are {', '.join(schedulers)}")
+    arguments = inspect.signature(OPTIMIZERS[optimizer].__init__).parameters
+    own = [name for name in arguments if name not in ("self", "params", "lr", "weight_decay")]
+    for section, known in {
+        "optimizer": [*OPTIMIZER_KEYS, *more_keys],
+        "scheduler": list(SCHEDULER_KEYS),
+        "optimizer.kwargs": own,
+    }.items():
+        for key, value in (OmegaConf.select(cfg, section) or {}).items():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise UserError(
+                    f"{section}.{key}={value}: unknown; {hint}allowed are {', '.join(known)}"
+                )
+    interval = OmegaConf.select(cfg, "scheduler.interval")
+    if interval not in (None, "step", "epoch"):
+        raise UserError(f"scheduler.interval={interval}: must be step or epoch")
+
+
+def check_optimization(model: Any, cfg: DictConfig, loader: Any) -> None:
+    """Builds optimiser and schedule of a model, as its run will, and drops them."""
+    if hasattr(model, "build_optimizers"):  # else the method has its own way to make them
+        steps = math.ceil(len(loader) / (cfg.accumulate_grad_batches or 1))
+        model.build_optimizers(Length(steps * cfg.max_epochs, steps))
+
+
 def check_linear_config(cfg: DictConfig) -> None:
     """Raises UserError for the first thing in a linear or fine-tuning config that cannot work."""
-    _check_shared(cfg, LINEAR_SCHEDULERS)
+    _check_shared(cfg, LINEAR_SCHEDULERS, LINEAR_OPTIMIZER_KEYS)
     _required(cfg, "pretrained_feature_extractor", str)
     _required(cfg, "data.val_path", str)
     if cfg.data.dataset == "custom" and cfg.data.get("format", "image_folder") == "image_folder":
@@ -201,7 +257,9 @@ def _switch(cfg: DictConfig, key: str, required: bool = False) -> None:
         raise UserError(f"{key}={value}: must be true or false")
 
 
-def _check_shared(cfg: DictConfig, schedulers: tuple[str, ...]) -> None:
+def _check_shared(
+    cfg: DictConfig, schedulers: tuple[str, ...], more_keys: tuple[str, ...] = ()
+) -> None:
     for key in MAPPINGS:
         value = OmegaConf.select(cfg, key)
         if value is not None and not OmegaConf.is_dict(value):
@@ -225,21 +283,16 @@ def _check_shared(cfg: DictConfig, schedulers: tuple[str, ...]) -> None:
     if not isinstance(workers, int) or workers < 0:
         raise UserError(f"data.num_workers={workers}: must be an integer of at least 0")
     OmegaConf.update(cfg, "data.num_workers", workers, force_add=True)
-    optimizer = _required(cfg, "optimizer.name", str)
-    if optimizer not in OPTIMIZERS:
-        raise UserError(f"optimizer.name={optimizer}: allowed are {', '.join(OPTIMIZERS)}")
+    _check_optimization(cfg, schedulers, more_keys)
     _number(cfg, "optimizer.lr", 0.0)
     _number(cfg, "optimizer.weight_decay", 0.0)
     for key, least in (("optimizer.batch_size", 2), ("max_epochs", 1)):
         value = _required(cfg, key, int)
         if value < least:
             raise UserError(f"{key}={value}: must be an integer of at least {least}")
-    scheduler = _required(cfg, "scheduler.name", str)
-    if scheduler not in schedulers:
-        raise UserError(f"scheduler.name={scheduler}: allowed are {', '.join(schedulers)}")
     steps = OmegaConf.select(cfg, "scheduler.lr_decay_steps")
     listed = OmegaConf.is_list(steps) and all(isinstance(step, int) for step in steps)
-    if not listed and (scheduler == "step" or steps is not None):
+    if not listed and (cfg.scheduler.name == "step" or steps is not None):
         raise UserError(f"scheduler.lr_decay_steps={steps}: must be a list of epochs")
     for key in COUNTS:
         value = OmegaConf.select(cfg, key, default=1)

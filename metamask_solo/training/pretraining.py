@@ -15,7 +15,11 @@ from metamask_solo.hosts import (
     pl,
     pretrain_dataset,
 )
-from metamask_solo.training.config_checks import buildable, check_pretrain_config
+from metamask_solo.training.config_checks import (
+    buildable,
+    check_optimization,
+    check_pretrain_config,
+)
 from metamask_solo.training.hydra_app import open_config
 from metamask_solo.training.runs import FitResult, finished_run
 from metamask_solo.training.sampling import training_loader
@@ -66,6 +70,7 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         pl.seed_everything(cfg.seed)
         model = build_method(cfg)
         train_loader = training_loader(pretrain_dataset(cfg), cfg)
+        check_optimization(model, cfg, train_loader)
         val_loader = None
         if cfg.data.val_path is not None and not cfg.data.no_labels:
             transform = evaluation_transform(cfg)

@@ -16,7 +16,11 @@ from metamask_solo.data.images import (
 )
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import build_linear, classification_datasets, complete_linear_config, pl
-from metamask_solo.training.config_checks import buildable, check_linear_config
+from metamask_solo.training.config_checks import (
+    buildable,
+    check_linear_config,
+    check_optimization,
+)
 from metamask_solo.training.hydra_app import open_config
 from metamask_solo.training.runs import FitResult
 from metamask_solo.training.sampling import training_loader
@@ -55,7 +59,9 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
             batch_size=cfg.optimizer.batch_size,
             num_workers=cfg.data.num_workers,
         )
-        return model, cfg, training_loader(train, cfg), val_loader
+        train_loader = training_loader(train, cfg)
+        check_optimization(model, cfg, train_loader)
+        return model, cfg, train_loader, val_loader
 
 
 def _loss_and_mixup(cfg: DictConfig) -> tuple[Any, Any]:

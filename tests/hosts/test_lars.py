@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from metamask_solo import hosts
-from metamask_solo.config import check_linear_config, check_pretrain_config
+from metamask_solo.training.config_checks import check_linear_config, check_pretrain_config
 
 STEPS = 3
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
