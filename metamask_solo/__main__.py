@@ -7,7 +7,7 @@ import traceback
 
 COMMANDS = {
     "demo": "from nothing to a table: data, three methods, two evaluations, one figure",
-    "data": "write image folders made from data that Python packages carry",
+    "data": "write small data sets made from Python packages, or split a folder of your own images",
     "pretrain": "pretrain any method of solo-learn from a YAML file",
     "linear": "train a linear probe on a checkpoint's frozen features",
     "finetune": "train backbone and classifier, starting from a checkpoint",

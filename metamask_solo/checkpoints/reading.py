@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import backbone_names, build_backbone
+from metamask_solo.hosts.stem import stem_of
 from metamask_solo.method.mask import DimensionalMask, mask_from_logits
 
 PREFIXES = ("backbone.", "encoder.")
@@ -148,8 +149,11 @@ def load_backbone(
     if masked and checkpoint.mask is None:
         raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
     check_backbone_name(config)
-    backbone = build_backbone(config)
     state = checkpoint.backbone_state()
+    if str(config.backbone.name).startswith("resnet") and (found := stem_of(state)):
+        # the weights know it best: a probe's config, or another data set, need not tell of it
+        config = OmegaConf.merge(config, {"backbone": {"stem": found}})  # type: ignore[assignment]
+    backbone = build_backbone(config)
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:

@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 from metamask_solo.training import hydra_app
 from metamask_solo.training.probing import probe_run
 
+HELP = "train backbone and classifier, starting from a checkpoint"
+
 
 def main(argv: list[str]) -> None:
     """Hydra's command line, and the configs of ``metamask-solo linear``."""

@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 from metamask_solo.training import hydra_app
 from metamask_solo.training.probing import probe_run
 
+HELP = "train a linear probe on a checkpoint's frozen features"
+
 
 def main(argv: list[str]) -> None:
     """Hydra's command line; masked=true|false chooses the features of a MetaMask checkpoint."""

@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 from metamask_solo.training import hydra_app
 from metamask_solo.training.pretraining import check_run, pretrain_run
 
+HELP = "pretrain any method of solo-learn from a YAML file"
+
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""

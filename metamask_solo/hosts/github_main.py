@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts.optimization import configure_like, plan_of
+from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
 
 __all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
 
@@ -43,7 +44,8 @@ class PluginMethod(BaseMethod):
     resolve_settings: Callable[[dict[str, Any]], dict[str, Any]]
 
     def __init__(self, cfg: DictConfig):
-        super().__init__(cfg)
+        with dataset_of_stem(cfg):
+            super().__init__(cfg)
         self.method_settings = _plain(self.cfg.method_kwargs)
         self.optimizer_name: str = self.optimizer
 
@@ -72,7 +74,7 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
     )
     if name.startswith("resnet"):
         backbone.fc = nn.Identity()
-        if cfg.data.dataset in ("cifar10", "cifar100"):
+        if stem(cfg) == SMALL:
             backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
             backbone.maxpool = nn.Identity()
     return backbone
@@ -80,7 +82,8 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
 
 def build_method(cfg: DictConfig) -> pl.LightningModule:
     """The method that ``cfg.method`` names, from a completed config."""
-    model = METHODS[cfg.method](cfg)
+    with dataset_of_stem(cfg):
+        model = METHODS[cfg.method](cfg)
     if type(model).configure_optimizers is BaseMethod.configure_optimizers:
         plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name], _accumulation(cfg))
         configure_like(model, plan, functools.partial(getattr, model, "learnable_params"))

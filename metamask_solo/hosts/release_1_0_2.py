@@ -36,6 +36,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
 from metamask_solo.hosts.lars import LARS, lars_from_sgd
 from metamask_solo.hosts.optimization import configure_like, plan_of
+from metamask_solo.hosts.stem import SMALL, stem
 
 bridges_1_0_2.import_distutils()
 bridges_1_0_2.bridge_validation(BaseMethod)
@@ -329,7 +330,7 @@ def _base_arguments(cfg: DictConfig) -> dict[str, Any]:
 
     backbone_args = {
         **_plain(cfg, "backbone.kwargs"),
-        "cifar": cfg.data.dataset in ("cifar10", "cifar100"),
+        "cifar": stem(cfg) == SMALL,
     }
     if not cfg.backbone.name.startswith("resnet"):
         crop = value("augmentations[0].crop_size", value("data.augmentations.crop_size", 224))

@@ -16,6 +16,8 @@ from metamask_solo.checkpoints.reading import check_backbone_name
 from metamask_solo.data.images import check_class_folders
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import DATASETS, LINEAR_OPTIMIZER_KEYS, METHODS, OPTIMIZERS, Length
+from metamask_solo.hosts.stem import KEY as STEM_KEY
+from metamask_solo.hosts.stem import SMALL, STEMS
 
 PRETRAIN_SCHEDULERS = ("none", "warmup_cosine", "cosine", "step")
 LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce")
@@ -275,6 +277,7 @@ def _check_shared(
     _required(cfg, "name", str)
     _required(cfg, "backbone.name", str)
     check_backbone_name(cfg)
+    _check_stem(cfg)
     dataset = _required(cfg, "data.dataset", str)
     if dataset not in DATASETS:
         raise UserError(f"data.dataset={dataset}: allowed are {', '.join(DATASETS)}")
@@ -302,6 +305,14 @@ def _check_shared(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be an integer of at least 0 and below 2^32")
     cfg.devices = _devices(cfg)
+
+
+def _check_stem(cfg: DictConfig) -> None:
+    given = OmegaConf.select(cfg, STEM_KEY)
+    if given is not None and given not in STEMS:
+        raise UserError(f"{STEM_KEY}={given}: allowed are {', '.join(STEMS)}, or null")
+    if given == SMALL and not cfg.backbone.name.startswith("resnet"):
+        raise UserError(f"{STEM_KEY}={given}: only a ResNet has one, not {cfg.backbone.name}")
 
 
 def _devices(cfg: DictConfig) -> list[int]:

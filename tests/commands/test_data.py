@@ -28,10 +28,10 @@ def test_it_writes_the_named_sets(
     assert data.main(["digits", "textured-digits"]) == 0
 
     assert written == [("digits", "datasets", False), ("textured-digits", "datasets", False)]
-    assert capsys.readouterr().out.splitlines() == [
-        "datasets/digits: already there",
-        "datasets/textured-digits: written",
-    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[::2] == ["datasets/digits: already there", "datasets/textured-digits: written"]
+    for line, name in zip(printed[1::2], ("digits", "textured-digits"), strict=True):
+        assert line.startswith("next: metamask-solo pretrain") and line.count(f"/{name} ") == 1
 
 
 def test_it_passes_folder_and_force_on(written: list[tuple[str, str, bool]]) -> None:

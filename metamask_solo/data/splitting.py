@@ -1,0 +1,156 @@
+"""Splits a folder of images into train/ and val/, by links: no image is copied or moved."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from metamask_solo.errors import UserError
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Split:
+    """What :func:`split_folder` made.
+
+    Attributes:
+        out: the folder that holds train/ and val/.
+        train, val: numbers of images.
+        classes: names of the classes; empty where the images are flat, without labels.
+        beside: images beside the class folders, which were left out.
+        written: False where all of it was there already.
+    """
+
+    out: Path
+    train: int
+    val: int
+    classes: list[str]
+    beside: int
+    written: bool
+
+
+def split_folder(
+    folder: str | Path, out: str | Path, share: float, seed: int = 0, flat: bool = False
+) -> Split:
+    """Links the images of a folder into ``out``/train and ``out``/val.
+
+    Of each class the share is drawn by itself, one image at least for either side. Which images it
+    gets is decided by a digest of seed and name, so it is the same on every machine, and an image
+    that is added later moves no other.
+
+    Args:
+        folder: holds class folders, or images without labels, at any depth.
+        out: new, or what an earlier call made; its links are brought up to date.
+        share: of the images that go to val, above 0 and below 1.
+        seed: another one draws other images.
+        flat: take all images below as one set without labels, even from class folders.
+
+    Raises:
+        UserError: a value is not allowed, a class has a single image, two files would have one
+            name, or ``out`` holds something else.
+    """
+    folder, out = Path(folder), Path(out)
+    if not 0 < share < 1:
+        raise UserError(f"--val={share}: must be above 0 and below 1")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    inside = out.resolve().is_relative_to(folder.resolve())
+    if inside:
+        raise UserError(f"--out={out}: lies in {folder}, and would be split the next time")
+    if all((folder / split).is_dir() for split in SPLITS):
+        raise UserError(f"{folder}: holds train/ and val/ already: it is split")
+    groups = _groups(folder, flat)
+    beside = len(_images(folder, deep=False)) if "" not in groups else 0
+    links: dict[Path, Path] = {}
+    counts = {split: 0 for split in SPLITS}
+    for name, images in groups.items():
+        for split, chosen in _draw(folder, name, images, share, seed).items():
+            counts[split] += len(chosen)
+            for image in chosen:
+                links[_place(out / split, folder, name, image)] = image.resolve()
+    if len(links) != sum(counts.values()):
+        raise UserError(f"{folder}: two images would have one name; keep them in class folders")
+    written = _write(out, links)
+    names = [name for name in groups if name]
+    return Split(out, counts["train"], counts["val"], names, beside, written)
+
+
+def _groups(folder: Path, flat: bool) -> dict[str, list[Path]]:
+    """The images of each class; of a set without labels, all of them under an empty name."""
+    folders = [entry for entry in sorted(folder.iterdir()) if _visible(entry) and entry.is_dir()]
+    classes = {} if flat else {entry.name: _images(entry) for entry in folders}
+    classes = {name: images for name, images in classes.items() if images}
+    if classes:
+        return classes
+    images = _images(folder)
+    if not images:
+        raise UserError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+    return {"": images}
+
+
+def _images(folder: Path, deep: bool = True) -> list[Path]:
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if deep and not name.startswith("."))
+        paths = (Path(place, name) for name in sorted(files))
+        found += [p for p in paths if _visible(p) and p.suffix.lower() in IMG_EXTENSIONS]
+    return found
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _draw(
+    folder: Path, name: str, images: list[Path], share: float, seed: int
+) -> dict[str, list[Path]]:
+    if len(images) < 2:
+        where = f"class folder {name}" if name else str(folder)
+        raise UserError(f"{where}: has {len(images)} image; train and val need one each")
+    count = min(max(1, round(share * len(images))), len(images) - 1)
+
+    def place(image: Path) -> bytes:
+        text = f"{seed}/{image.relative_to(folder).as_posix()}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+
+    drawn = sorted(images, key=place)
+    return {"train": drawn[count:], "val": drawn[:count]}
+
+
+def _place(split: Path, folder: Path, name: str, image: Path) -> Path:
+    """Where the link of an image goes; sets without labels are read from one folder."""
+    inner = image.relative_to(folder / name if name else folder)
+    return split / name / inner if name else split / "_".join(inner.parts)
+
+
+def _write(out: Path, links: dict[Path, Path]) -> bool:
+    """Makes the links that lack, and takes away those of an earlier split."""
+    there = {path for split in SPLITS for path in _files(out / split)}
+    foreign = sorted(path for path in there if not path.is_symlink())
+    if foreign:
+        raise UserError(f"{out}: holds {foreign[0].relative_to(out)}, which is no link of a split")
+    kept = {path for path in there if path in links and path.resolve() == links[path]}
+    try:
+        for path in there - kept:
+            path.unlink()
+        for path in links.keys() - kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(links[path])
+        for split in SPLITS:
+            _remove_empty(out / split)
+    except OSError as error:
+        raise UserError(f"{out}: no links can be made ({error.strerror or error})") from error
+    return kept != links.keys()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+
+
+def _remove_empty(folder: Path) -> None:
+    for place, _, _ in os.walk(folder, topdown=False):
+        if not any(Path(place).iterdir()):
+            Path(place).rmdir()
