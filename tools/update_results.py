@@ -1,7 +1,7 @@
 """Renews the tables of docs/results.md from the rows in docs/results.
 
-Run by ``python tools/update_results.py``. A table stands between two comments. The first names the arguments of ``metamask-solo benchmark``
-that print it; headings of the report are lowered by two.
+Run it by ``python tools/update_results.py``. A table stands between two comments; the first names
+the arguments of ``metamask-solo benchmark`` that print it. Its headings are lowered by two.
 """
 
 import re

@@ -105,6 +105,12 @@ class Run:
         """The method and its setting: what the runs of several seeds have in common."""
         return " ".join([self.method, *override_list(self.setting)])
 
+    @property
+    def training(self) -> Path:
+        """The folder of the pretraining run, once there is one."""
+        found = sorted(self.folder.glob("training/*/*/args.json"))
+        return found[-1].parent if found else self.folder / "training"
+
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
 
@@ -187,7 +193,9 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
     data = _data(given["data"])
     methods = _methods(given["methods"])
     subject = read_subject(file, overrides)
-    methods = _only(given["only"], methods)
+    wanted = _only(given["only"], methods)
+    first = next(iter(methods))  # whose backbone and images the references have
+    methods = {label: m for label, m in methods.items() if label == first or label in wanted}
     out = Path(given["out"] or Path("benchmarks") / given["name"])
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is not a folder")
@@ -216,11 +224,12 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
         (label, setting, seed, config)
         for seed in seeds  # all methods of one seed first: an early table compares all
         for label, setting, config in variants
-        if seed in methods[label].get("seeds", seeds)
+        if label in wanted and seed in methods[label].get("seeds", seeds)
     ]
     files = _fingerprints(data)
     runs = [_run(*one, data, files, subject.evaluations, out) for one in planned]
-    notes = _notes({label: config["method"] for label, _, config in variants}, processes)
+    used = {label: config["method"] for label, _, config in variants if label in wanted}
+    notes = _notes(used, processes)
     return Plan(
         **{**vars(subject), "data": data, "notes": notes},
         out=out,
@@ -348,12 +357,12 @@ def _references(names: Any, methods: dict[str, Any]) -> list[str]:
     return [name for name in REFERENCES if name in names]
 
 
-def _only(names: Any, methods: dict[str, Any]) -> dict[str, Any]:
+def _only(names: Any, methods: dict[str, Any]) -> list[str]:
     if names is None:
-        return methods
+        return list(methods)
     if not isinstance(names, list) or not set(names) <= set(methods):  # none: the references
         raise UserError(f"only={names}: must be a list of {', '.join(methods)}")
-    return {name: method for name, method in methods.items() if name in names}
+    return list(names)
 
 
 def _noise_floor(pair: Any, methods: dict[str, Any]) -> tuple[str, str] | None:

@@ -210,9 +210,11 @@ def test_references_seeds_and_only(benchmark_file: Callable[..., Path]) -> None:
     references = [("random", 0), ("random", 1), ("pixels", 0)]
     assert runs() == [*references, ("simclr", 0), ("simclr", 1), ("metamask", 1)]
     assert runs("only=[metamask]") == [*references, ("metamask", 1)]
+    assert runs("only=[]") == references
     # an epoch more of the methods is nothing to them
     before = {run.digest for run in read_plan(file, []).runs[:3]}
     assert {run.digest for run in read_plan(file, ["epochs=9"]).runs[:3]} == before
+    assert {run.digest for run in read_plan(file, ["only=[metamask]"]).runs[:3]} == before
 
 
 def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) -> None:
@@ -260,15 +262,17 @@ def test_the_files_of_the_repository_are_good(
     monkeypatch.chdir(tmp_path)  # no data set is there yet
     plan = read_plan(SCRIPTS / name, [])
 
-    assert plan.out == tmp_path / "benchmarks" / Path(name).stem
-    if "digits" in name or name == "smoke.yaml":
-        assert plan.data == Path(name).stem.replace("_search", "-search").replace("smoke", "digits")
+    assert plan.out == tmp_path / (
+        "demo" if name == "demo.yaml" else f"benchmarks/{Path(name).stem}"
+    )
+    if "digits" in name:
+        assert plan.data == Path(name).stem.replace("_search", "-search")
     assert plan.searched == name.endswith("_search.yaml")
     assert len(plan.runs) == len({run.folder for run in plan.runs})
     names = {run.config["name"] for run in plan.runs}
-    assert len(names) == len(plan.methods)
+    assert len(names) == len(plan.methods)  # of references too: their labels
     assert not list(tmp_path.iterdir())
-    if "digits" not in name and not plan.searched:
+    if "digits" not in name and name != "demo.yaml" and not plan.searched:
         assert plan.noise_floor == ("joint", "fixed_mask")
         assert plan.methods[:2] == ["random", "pixels"]
         methods = {

@@ -35,7 +35,7 @@ def test_a_table_a_figure_and_no_work_twice(
     arguments = ["--epochs", "1", "--out", str(tmp_path)]
     arguments += ["optimizer.batch_size=10", "data.num_workers=0", "+num_sanity_val_steps=0"]
 
-    demo.main(arguments)
+    assert demo.main(arguments) == 0
 
     table = table_of(tmp_path)
     assert tuple(table) == ROWS
@@ -45,13 +45,13 @@ def test_a_table_a_figure_and_no_work_twice(
     assert (tmp_path / "digits.txt").read_text() in capsys.readouterr().out
     with Image.open(tmp_path / "digits.png") as figure:
         assert figure.width > figure.height > 100
-    runs = sorted((tmp_path / "runs").glob("*/*"))
+    runs = sorted((tmp_path / "runs").glob("*/*/training/*/*"))
     assert [run.parent.name for run in runs] == ["barlow_twins", "metamask", "simclr"]
     steps = {run: [row["step"] for row in read_metrics(run)] for run in runs}
     assert all(steps.values())
 
     demo.main(arguments)
 
-    assert sorted((tmp_path / "runs").glob("*/*")) == runs
+    assert sorted((tmp_path / "runs").glob("*/*/training/*/*")) == runs
     assert {run: [row["step"] for row in read_metrics(run)] for run in runs} == steps
     assert table_of(tmp_path) == table
