@@ -13,7 +13,12 @@ from typing import Any
 
 from metamask_solo.hosts.bridges import bridge_knn
 from metamask_solo.hosts.optimization import Length
-from metamask_solo.hosts.trainer import forward_context, loss_scale, optimizer_step_was_skipped
+from metamask_solo.hosts.trainer import (
+    forward_context,
+    loss_scale,
+    step_was_dropped,
+    watch_dropped_steps,
+)
 
 _solo = importlib.util.find_spec("solo")
 if _solo is None:
@@ -73,7 +78,8 @@ __all__ = [
     "dataset_transforms",
     "forward_context",
     "loss_scale",
-    "optimizer_step_was_skipped",
     "pl",
     "pretrain_dataset",
+    "step_was_dropped",
+    "watch_dropped_steps",
 ]

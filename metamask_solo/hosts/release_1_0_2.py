@@ -4,7 +4,9 @@ Gives this release the interface of ``github_main``, from YAML files in GitHub m
 it misses on Lightning 2 is bridged in ``bridges_1_0_2``.
 """
 
+import difflib
 import functools
+import inspect
 import os
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -14,11 +16,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from solo.args.dataset import augmentations_args, custom_dataset_args, dataset_args
 from solo.args.utils import N_CLASSES_PER_DATASET
 from solo.methods import METHODS, base, linear
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
 from solo.utils import whitening
+from solo.utils.auto_resumer import AutoResumer
+from solo.utils.checkpointer import Checkpointer
 from solo.utils.classification_dataloader import (
     prepare_datasets as prepare_classification,
 )
@@ -59,6 +64,22 @@ OPTIMIZERS = {
 }
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ()
 BACKBONE_PREFIX = "encoder."
+# what main_pretrain.py adds to what was given on its command line, and flags of older Lightnings
+DERIVED = {
+    "method",
+    "unique_augs",
+    "transform_kwargs",
+    "num_classes",
+    "backbone_args",
+    "extra_optimizer_args",
+    "num_large_crops",
+    "num_small_crops",
+    "gpus",
+    "resume_from_checkpoint",
+    "save_checkpoint",
+    "auto_umap",
+    "auto_resume",
+}
 
 
 class PluginMethod(BaseMethod):
@@ -70,12 +91,17 @@ class PluginMethod(BaseMethod):
     """
 
     setting_names: tuple[str, ...] = ()
-    resolve_settings: Callable[[dict[str, Any]], dict[str, Any]]
+    resolve_settings: Callable[..., dict[str, Any]]
 
     def __init__(self, **kwargs: Any):
         own = {name: kwargs.pop(name) for name in self.setting_names if name in kwargs}
+        for name in kwargs.keys() - _known_keywords():  # the base class would take any
+            close = difflib.get_close_matches(name, [*self.setting_names, *_base_keywords()], n=1)
+            allowed = ", ".join(self.setting_names)
+            hint = f"did you mean {close[0]}?" if close else f"this method's own are {allowed}"
+            raise UserError(f"{name}={kwargs[name]!r}: unknown setting; {hint}")
         super().__init__(**kwargs)
-        self.method_settings = type(self).resolve_settings(own)
+        self.method_settings = type(self).resolve_settings(own, prefix="")
         self.optimizer_name = "lars" if self.lars else self.optimizer
 
     @property
@@ -88,6 +114,29 @@ class PluginMethod(BaseMethod):
 
     def to_memory_format(self, images: Tensor) -> Tensor:
         return images
+
+
+def _base_keywords() -> set[str]:
+    return set(inspect.signature(BaseMethod.__init__).parameters) - {"self", "kwargs"}
+
+
+@functools.cache
+def _known_keywords() -> set[str]:
+    """What this release's main_pretrain.py passes to every method, needed or not."""
+    parser = ArgumentParser(conflict_handler="resolve")
+    for add in (
+        dataset_args,
+        augmentations_args,
+        custom_dataset_args,
+        BaseMomentumMethod.add_model_specific_args,
+        Checkpointer.add_checkpointer_args,
+        AutoResumer.add_autoresumer_args,
+    ):
+        add(parser)
+    given = {action.dest for action in parser._actions}
+    return (
+        given | _base_keywords() | set(inspect.signature(pl.Trainer.__init__).parameters) | DERIVED
+    )
 
 
 def backbone_names() -> list[str]:
@@ -240,8 +289,6 @@ def _complete_shared(cfg: DictConfig) -> None:
         "method_kwargs": {},
     }.items():
         _default(cfg, key, value)
-    if cfg.data.format != "image_folder":
-        raise UserError(f"data.format={cfg.data.format}: solo-learn 1.0.2 reads image_folder only")
     if cfg.data.fraction > 0:
         raise UserError(f"data.fraction={cfg.data.fraction}: not in solo-learn 1.0.2; leave it -1")
     if cfg.data.dataset in N_CLASSES_PER_DATASET:

@@ -1,4 +1,4 @@
-"""The meta-update on ordinary modules: hypergradient, trial step of an optimiser, mask optimiser.
+"""The meta-update on ordinary modules: hypergradient, trial step of an optimiser.
 
 Torch only. The method itself is in metamask.py, the mathematics in hypergradient.py.
 """
@@ -207,77 +207,3 @@ def mean_over_processes(gradient: Tensor) -> Tensor:
     total = gradient.clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()
-
-
-class MaskOptimizer:
-    """The mask's own optimiser and schedule, and what they did so far.
-
-    Args:
-        logits: the mask logits, moved in place.
-        optimizer: ``sgd`` or ``adam``.
-        lr, momentum, weight_decay: as in torch; for Adam ``momentum`` is the first beta.
-        schedule: ``fixed``, or ``cosine`` from ``lr`` to 0 over ``total_updates``.
-        clip_grad: largest norm of a gradient, or None.
-        total_updates: number of updates in the whole run, for the cosine schedule.
-    """
-
-    def __init__(
-        self,
-        logits: nn.Parameter,
-        *,
-        optimizer: str,
-        lr: float,
-        momentum: float,
-        weight_decay: float,
-        schedule: str,
-        clip_grad: float | None,
-        total_updates: int,
-    ):
-        self.logits = logits
-        self.clip_grad = clip_grad
-        self.skipped = 0
-        if optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                [logits], lr=lr, momentum=momentum, weight_decay=weight_decay
-            )
-        else:
-            self.optimizer = torch.optim.Adam(
-                [logits], lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay
-            )
-        self.scheduler = (
-            torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, total_updates))
-            if schedule == "cosine"
-            else None
-        )
-
-    def step(self, gradient: Tensor) -> bool:
-        """Moves the logits along ``gradient``; a gradient that is not finite is skipped, counted.
-
-        Returns:
-            Whether the logits moved.
-        """
-        finite = bool(gradient.isfinite().all())
-        if finite:
-            self.logits.grad = gradient.to(self.logits.dtype)
-            if self.clip_grad is not None:
-                nn.utils.clip_grad_norm_([self.logits], self.clip_grad)
-            self.optimizer.step()
-            self.logits.grad = None
-        else:
-            self.skipped += 1
-        if self.scheduler is not None and self.scheduler.last_epoch < self.scheduler.T_max:
-            self.scheduler.step()  # past its end a cosine would rise again
-        return finite
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "skipped": self.skipped,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None and state["scheduler"] is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.skipped = state["skipped"]

@@ -5,6 +5,7 @@ arguments of ``MetaMask`` on 1.0.2 (``mask`` and ``meta`` are mappings there).
 """
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             None,
             _number,
-            "a finite number",
+            "a number within ±10 (sigmoid), or of a size from 0.001 to 1000 (linear)",
             "where all logits start; null: 0 for sigmoid (m = 0.5), 1 for linear (m = 1)",
         )
     ),
@@ -128,6 +129,11 @@ SETTINGS: dict[str, Setting] = {
     "meta.batch_fraction": _positive("part of the batch that the mask update uses", 1.0, 1.0),
 }
 
+# where the logit's derivative is still right in single precision, and above BatchNorm's eps:
+# σ(a) (1 − σ(a)) is off by 0.1 % at 10, by 18 % at 15, and exactly 0 from 17
+LARGEST_SIGMOID_LOGIT = 10.0
+SMALLEST_LINEAR_LOGIT, LARGEST_LINEAR_LOGIT = 1e-3, 1e3
+
 GROUPS = sorted({key.partition(".")[0] for key in SETTINGS if "." in key})
 NAMES = tuple(dict.fromkeys(key.partition(".")[0] for key in SETTINGS))
 
@@ -159,14 +165,86 @@ def resolve_settings(given: Mapping[str, Any], prefix: str = "method_kwargs.") -
             raise UserError(f"{prefix}{key}={value!r}: must be {setting.allowed}")
         group, _, name = key.rpartition(".")
         (resolved[group] if group else resolved)[name] = value
-    kind, logit = resolved["mask"]["kind"], resolved["mask"]["initial_logit"]
-    if logit is not None and (logit == 0 if kind == "linear" else abs(logit) > 50):
-        allowed = "not be 0" if kind == "linear" else "lie within -50 and 50"
-        raise UserError(
-            f"{prefix}mask.initial_logit={logit}: must {allowed} with mask.kind={kind}, where the "
-            "gradient would vanish"
-        )
+    _check_initial_logit(resolved["mask"], prefix)
     return resolved
+
+
+def describe_settings() -> str:
+    """The settings as text, one a line: name, default, what is allowed, what it is for."""
+    return "\n".join(
+        f"{name} = {_yaml(setting.default)}: {setting.meaning} ({setting.allowed})"
+        for name, setting in SETTINGS.items()
+    )
+
+
+def idle_settings(settings: Mapping[str, Any], steps: float, sgd: bool) -> list[str]:
+    """Settings that differ from their default, or forbid the mask to move, and do nothing.
+
+    Args:
+        settings: completed settings.
+        steps: steps of the network in the whole run, infinity where nobody knows.
+        sgd: whether the network's optimiser is SGD.
+
+    Returns:
+        For each a few words: the setting, and why.
+    """
+    mask, meta = settings["mask"], settings["meta"]
+    found = []
+
+    def idle(key: str, why: str, always: bool = False) -> None:
+        group, _, name = key.rpartition(".")
+        value = (settings[group] if group else settings)[name]
+        if always or value != SETTINGS[key].default:
+            found.append(f"{key}={_yaml(value)} ({why})")
+
+    if settings["alpha"] == settings["scale_loss"] == 0:
+        found.append("alpha=0 and scale_loss=0 (the network learns nothing)")
+    elif settings["scale_loss"] == 0:
+        idle("lamb", "scale_loss is 0")
+    if not meta["enabled"]:
+        for key in SETTINGS:
+            if key.startswith(("mask.", "meta.")) and key not in (
+                "meta.enabled",
+                "mask.kind",
+                "mask.initial_logit",
+            ):
+                idle(key, "meta.enabled is false")
+        return found
+    if meta["every_n_steps"] > steps:
+        idle("meta.every_n_steps", f"the run has {int(steps)} steps, so the mask never moves", True)
+    if mask["lr"] == 0:
+        idle("mask.lr", "the mask never moves", True)
+    if meta["hypergradient"] != "finite_difference":
+        idle("meta.radius", "only finite_difference uses it")
+    if meta["hypergradient"] == "plain":
+        for name in ("trial_lr", "trial_momentum", "trial_weight_decay"):
+            idle(f"meta.{name}", "hypergradient is plain, without a trial step")
+    elif meta["trial_lr"] == 0:
+        idle("meta.trial_lr", "no trial step: the plain gradient at the trial step's cost", True)
+    if not sgd:
+        idle("meta.trial_momentum", "only SGD's momentum can take part")
+    return found
+
+
+def _check_initial_logit(mask: Mapping[str, Any], prefix: str) -> None:
+    logit, kind = mask["initial_logit"], mask["kind"]
+    if logit is None:
+        return
+    if kind == "linear":
+        good = SMALLEST_LINEAR_LOGIT <= abs(logit) <= LARGEST_LINEAR_LOGIT
+        allowed = f"be of a size from {SMALLEST_LINEAR_LOGIT:g} to {LARGEST_LINEAR_LOGIT:g}"
+    else:
+        good = abs(logit) <= LARGEST_SIGMOID_LOGIT
+        allowed = f"lie within -{LARGEST_SIGMOID_LOGIT:g} and {LARGEST_SIGMOID_LOGIT:g}"
+    if not good:
+        raise UserError(
+            f"{prefix}mask.initial_logit={logit}: must {allowed} with mask.kind={kind}, where "
+            "single precision still has its gradient"
+        )
+
+
+def _yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _accepts(setting: Setting, value: Any) -> bool:

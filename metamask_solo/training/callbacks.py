@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from metamask_solo.atomic_files import atomic_write, remove_leftovers
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped
-from metamask_solo.hosts import loss_scale, pl
+from metamask_solo.hosts import loss_scale, pl, step_was_dropped, watch_dropped_steps
 
 ADVICE = (
     "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
@@ -160,15 +160,20 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
     def __init__(self, checkpointer: Checkpointer | None):
         self.checkpointer = checkpointer
         self.skipped = 0
-        self._scale = 0.0
+        self._step = 0
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        self._step = trainer.global_step
+        watch_dropped_steps(trainer)
 
     def on_train_batch_end(
         self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         scale = loss_scale(trainer)
         if scale is not None:
-            self.skipped += int(scale < self._scale)
-            self._scale = scale
+            if trainer.global_step > self._step:  # with accumulation, not after every batch
+                self.skipped += int(step_was_dropped(trainer))
+                self._step = trainer.global_step
             model.log("skipped_steps", float(self.skipped))
         logged = trainer.global_step % trainer.log_every_n_steps == 0
         if not logged or outputs is None or (scale is not None and scale >= 1):

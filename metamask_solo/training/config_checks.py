@@ -282,6 +282,12 @@ def _check_shared(
     if dataset not in DATASETS:
         raise UserError(f"data.dataset={dataset}: allowed are {', '.join(DATASETS)}")
     _required(cfg, "data.train_path", str)
+    # GitHub main would read "dali" as image folders, without a word
+    if cfg.data.get("format") not in (None, "image_folder"):
+        raise UserError(
+            f"data.format={cfg.data.format}: must be image_folder; h5 and dali are read by "
+            "solo-learn's own scripts only"
+        )
     workers = OmegaConf.select(cfg, "data.num_workers", default=4)
     if not isinstance(workers, int) or workers < 0:
         raise UserError(f"data.num_workers={workers}: must be an integer of at least 0")

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
+from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.callbacks import (
@@ -53,6 +54,8 @@ def fit(
     """
     root = Path(cfg.checkpoint.dir) / kind
     resume = checkpoint_to_resume(cfg, root)
+    if resume is not None and hasattr(model, "check_resumable"):
+        model.check_resumable(load_raw(resume))  # before anything is written
     # a checkpoint from elsewhere starts a run of its own
     continued = resume if resume and resume.parent.parent == root else None
     folder = continued.parent if continued else new_folder(root)

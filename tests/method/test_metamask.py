@@ -314,9 +314,9 @@ def test_a_bad_hypergradient_is_skipped_counted_and_logged(images: Path, tmp_pat
             )
 
     model, result = train(pretrain_config(images, tmp_path, log_every_n_steps=1), Poison())
-    assert model.mask_optimizer.skipped == 1
+    assert model.mask_learner.skipped == 1
     assert model.mask.logits.isfinite().all()
-    assert int(model.mask_optimizer.optimizer.state[model.mask.logits]["momentum_buffer"].numel())
+    assert int(model.mask_learner.optimizer.state[model.mask.logits]["momentum_buffer"].numel())
     logged = [
         r["mask_skipped_updates"] for r in rows(result.folder) if r.get("mask_skipped_updates")
     ]

@@ -120,7 +120,7 @@ def test_training_in_other_precisions(precision: str, images: Path, tmp_path: Pa
     model, _ = train(cfg)
     assert model.mask.logits.isfinite().all()
     assert not torch.equal(model.mask.logits, torch.zeros_like(model.mask.logits))
-    assert model.mask_optimizer.skipped == 0
+    assert model.mask_learner.skipped == 0
 
 
 def test_a_dropped_optimiser_step_gives_no_mask_update(images: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "temperature": real(0.02, 100),
     "alpha": real(0),
     "mask.kind": st.sampled_from(["sigmoid", "linear"]),
-    "mask.initial_logit": st.none() | real(-50, -1e-3) | real(1e-3, 50),
+    "mask.initial_logit": st.none() | real(-10, -1e-3) | real(1e-3, 10),
     "mask.optimizer": st.sampled_from(["sgd", "adam"]),
     "mask.lr": real(0),
     "mask.momentum": real(0, 0.999),
