@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pydoc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
-from runs import pretrain_config, train
+from runs import SMALL_HEADS, pretrain_config, train
 from torch import nn
 from torch.func import functional_call
 
@@ -19,6 +20,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import METHODS, pl
 from metamask_solo.method.mask import mask_statistics
 from metamask_solo.method.meta_update import trial_step
+from metamask_solo.method.settings import SETTINGS
 
 TWO_VIEW_METHODS = sorted(set(METHODS) - {"base", "linear", "mae"})
 # the smallest settings with which each method runs two steps of ten images
@@ -358,6 +360,12 @@ def test_masked_features_everywhere(images: Path, tmp_path: Path) -> None:
         ({"method_kwargs.meta.batch_fraction": 0}, "batch_fraction=0"),
         ({"method_kwargs.meta.every_n_steps": 0}, "every_n_steps=0"),
         ({"method_kwargs.meta.every_n_setps": 1}, "every_n_steps"),
+        ({"method_kwargs.meta.batch_fraction": 0.3}, "batch_fraction=0.3: leaves 3 of the 10"),
+        ({"optimizer.batch_size": 2}, "at least 4"),
+        ({"method_kwargs.mask.initial_logit": 17}, "within -10 and 10"),
+        ({"method_kwargs.mask": {"kind": "linear", "initial_logit": 1e-9}}, "from 0.001 to 1000"),
+        ({"data.format": "dali"}, "data.format=dali"),
+        ({"data.format": "h5"}, "data.format=h5"),
         ({"method": "metamsk"}, "method=metamsk"),
         ({"backbone.name": "resnet19"}, "backbone.name=resnet19"),
         ({"data.dataset": "mnist"}, "data.dataset=mnist"),
@@ -406,3 +414,119 @@ def test_an_empty_class_folder_is_named(images: Path, tmp_path: Path) -> None:
     (data / "train" / "empty").mkdir()
     with pytest.raises(UserError, match="class folder empty is empty"):
         train(pretrain_config(data, tmp_path / "out"))
+
+
+def test_with_more_images_the_same_fraction_is_taken(images: Path, tmp_path: Path) -> None:
+    cfg = pretrain_config(images, tmp_path, method_kwargs__meta={"batch_fraction": 0.3})
+    cfg.optimizer.batch_size = 20
+    model, _ = train(cfg, small=True)
+    assert model.mask_learner.updates == 1
+
+
+@pytest.mark.parametrize("logit", [-10.0, 10.0])
+def test_the_largest_initial_logit_has_its_derivative(logit: float) -> None:
+    """In single precision, to 0.2 %; at 17 there is none."""
+
+    def derivative(at: float) -> float:
+        a = torch.tensor(at, requires_grad=True)
+        torch.sigmoid(a).backward()
+        return float(a.grad)  # type: ignore[arg-type]
+
+    exact = 1 / (2 + math.exp(logit) + math.exp(-logit))
+    assert derivative(logit) == pytest.approx(exact, rel=2e-3)
+    assert derivative(17.0) == 0
+
+
+def test_unknown_keywords_are_refused() -> None:
+    """A config has its own check; 1.0.2's base class takes any keyword without a word."""
+    from metamask_solo.hosts import RELEASE
+
+    if RELEASE == "main":
+        pytest.skip("GitHub main takes a config")
+    base = {
+        "encoder": "resnet18",
+        "num_classes": 2,
+        "backbone_args": {},
+        "max_epochs": 1,
+        "batch_size": 8,
+        "optimizer": "sgd",
+        "lars": False,
+        "lr": 0.1,
+        "weight_decay": 0.0,
+        "classifier_lr": 0.1,
+        "exclude_bias_n_norm": False,
+        "accumulate_grad_batches": 1,
+        "extra_optimizer_args": {},
+        "scheduler": "none",
+        "min_lr": 0.0,
+        "warmup_start_lr": 0.0,
+        "warmup_epochs": 0,
+        "num_large_crops": 2,
+        "num_small_crops": 0,
+    }
+    # what solo-learn's own script passes to every method
+    script = {"dataset": "custom", "data_dir": "x", "num_workers": 4, "gpus": [0], "precision": 16}
+    assert METHODS["metamask"](**base, **SMALL_HEADS, **script).alpha == 10
+    for name, near in [("alhpa", "alpha"), ("weigth_decay", "weight_decay")]:
+        with pytest.raises(UserError, match=f"{name}=3: unknown setting; did you mean {near}"):
+            METHODS["metamask"](**base, **{name: 3})
+    with pytest.raises(UserError, match="frobnicate=3: unknown setting; this method's own are"):
+        METHODS["metamask"](**base, frobnicate=3)
+    with pytest.raises(UserError, match="^mask.lrr: unknown setting; did you mean mask.lr"):
+        METHODS["metamask"](**base, mask={"lrr": 3})
+
+
+def test_the_help_shows_every_setting() -> None:
+    text = pydoc.render_doc(MetaMask, renderer=pydoc.plaintext)
+    for name, setting in SETTINGS.items():
+        assert f"{name} = " in text and setting.meaning in text and setting.allowed in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "updates"),
+    [
+        ({}, [], "2"),
+        ({"mask": {"lr": 0}}, ["mask.lr=0"], "2"),
+        ({"meta": {"every_n_steps": 3}}, ["meta.every_n_steps=3", "2 steps"], "none"),
+        (
+            {"meta": {"hypergradient": "plain", "trial_lr": 0.1, "radius": 0.5}},
+            ["meta.trial_lr=0.1", "meta.radius=0.5"],
+            "2",
+        ),
+        ({"alpha": 0, "scale_loss": 0}, ["alpha=0 and scale_loss=0"], "2"),
+        ({"meta": {"enabled": False}, "mask": {"lr": 0.5}}, ["mask.lr=0.5"], "none"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_settings_that_do_nothing_get_one_warning(
+    settings: dict[str, Any],
+    words: list[str],
+    updates: str,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = pretrain_config(images, tmp_path)
+    cfg.data.val_path = None
+    cfg.method_kwargs.update(settings)
+    train(cfg, small=True)
+    out, err = capsys.readouterr()
+    warnings = [line for line in err.splitlines() if line.startswith("warning: settings that do")]
+    assert len(warnings) == bool(words)
+    assert all(word in warnings[0] for word in words)
+    (line,) = [line for line in out.splitlines() if line.startswith("mask updates: ")]
+    assert line.startswith(f"mask updates: {updates}")
+
+
+def test_a_run_is_continued_with_its_own_settings(images: Path, tmp_path: Path) -> None:
+    """Another rate is refused in one line, and nothing is written."""
+    _, first = train(pretrain_config(images, tmp_path / "first"), small=True)
+    cfg = pretrain_config(images, tmp_path / "second", max_epochs=2)
+    cfg.resume_from_checkpoint = str(first.checkpoint)
+    cfg.method_kwargs.mask = {"lr": 0.5}
+    with pytest.raises(UserError, match="mask.lr=0.5: the checkpoint has 0.001"):
+        train(cfg, small=True)
+    assert not (tmp_path / "second").exists()
+    cfg.method_kwargs.mask = {}
+    model, _ = train(cfg, small=True)
+    assert model.mask_learner.updates == 4

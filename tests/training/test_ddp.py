@@ -13,7 +13,7 @@ import pytest
 import torch
 from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
-from runs import pretrain_config
+from runs import pretrain_config, use_small_backbone
 from torch import nn
 
 from metamask_solo import DimensionalMask, TrialStep, mask_hypergradient
@@ -92,10 +92,7 @@ def small_model(data: Path, out: Path) -> Any:
     cfg.optimizer.batch_size = 5
     cfg.method_kwargs.update(LOSSES, mask={"lr": 1.0})
     model, *_ = prepare_pretraining(cfg)
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(4)]
-    backbone = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 512))
-    setattr(model, BACKBONE_PREFIX.rstrip("."), backbone)
+    use_small_backbone(model)
     return model.double()
 
 
