@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "idea.svg"
-WIDTH, HEIGHT = 960, 330
+WIDTH, HEIGHT = 960, 312
 INK, QUIET, DASHED = "#1f2933", "#52606d", "#b4500b"
 PLAIN, BLUE, ORANGE, GREEN = "#eef1f4", "#d7e6f5", "#ffe2c6", "#d8eedd"
 
@@ -79,9 +79,9 @@ def picture() -> str:
         box(588, 142, 138, 56, BLUE, "contrastive head"),
         arrow("M726 78 L774 78"),
         arrow("M726 170 L774 170"),
-        box(778, 50, 154, 56, GREEN, "Barlow Twins loss", "fewer equal dimensions"),
+        box(778, 50, 154, 56, GREEN, "Barlow Twins loss", "no repeated dimensions"),
         box(778, 142, 154, 56, GREEN, "NT-Xent loss", "views find each other"),
-        note(855, 34, "their sum trains backbone and heads"),
+        note(838, 34, "their sum trains backbone and heads"),
         arrow("M855 198 L855 262 L734 262", dashed=True),
         box(500, 232, 230, 60, PLAIN, "trial step", "on a copy; the weights stay"),
         arrow("M500 262 L450 262 L450 170", dashed=True),

@@ -4,7 +4,6 @@ Each page is one session in a folder of its own, as if a reader typed all of it 
 commands run in this process, with overrides appended that make them small.
 """
 
-import contextlib
 import json
 import re
 import shutil
@@ -53,7 +52,7 @@ TINY = {
     "finetune": TINY_RUN,
     "analyze": ["--draws", "2", "--num-workers", "0"],
     "benchmark": ["--tables-only"],
-    "demo": ["--epochs", "1", "optimizer.batch_size=16", "data.num_workers=0", *TINY_HEADS],
+    "demo": ["--epochs", "1", "optimizer.batch_size=16", "data.num_workers=0"],
     "knn": ["--num-workers", "0"],
     "umap": ["--num-workers", "0"],
     "step-cost": ["--rounds", "1", "--stem", "standard", "--batch-size", "4", "--only", "heads"],
@@ -132,12 +131,14 @@ def run_ours(arguments: list[str], block: Block) -> None:
         tiny.append("++augmentations.0.crop_size=32")
     if any("custom" in word for word in arguments) and name in ("linear", "finetune"):
         tiny.append("++data.augmentations.crop_size=32")
-    if {"--help", "-h", "--version", "--cfg-check"} & set(arguments):
-        tiny = tiny if "--cfg-check" in arguments else []
+    if {"--help", "-h", "--version"} & set(arguments):
+        tiny = []
+    try:
+        code = main([*arguments, *tiny])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code if isinstance(stopped.code, int) else 0
     # a table of runs that were not made says so in the exit code
-    expected = (0, 1) if name == "benchmark" else (0, None)
-    with contextlib.suppress(SystemExit) if not tiny else contextlib.nullcontext():
-        assert main([*arguments, *tiny]) in expected, f"{block}: metamask-solo {arguments}"
+    assert code in ((0, 1) if name == "benchmark" else (0,)), f"{block}: {arguments}"
 
 
 @pytest.fixture
@@ -159,8 +160,10 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
         (work / name).symlink_to(ROOT / name)
     monkeypatch.setattr(digits, "write_dataset", write)
     monkeypatch.chdir(work)
-    shutil.copytree(tmp_path / "small" / "train", work / "photos")
-    shutil.copytree(tmp_path / "small", work / "datasets" / "custom")
+    shutil.copytree(tmp_path / "small", work / "photos")
+    (work / "photos" / "all").mkdir()
+    for image in (tmp_path / "small" / "train").glob("*/*"):
+        shutil.copyfile(image, work / "photos" / "all" / f"{image.parent.name}-{image.name}")
     return Shell(work)
 
 
