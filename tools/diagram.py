@@ -58,7 +58,7 @@ def picture() -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="14" role="img" '
         'aria-label="Two views go through the backbone; the mask weighs each feature dimension; '
-        'two heads and their losses follow. A trial step leads from the contrastive loss back to '
+        "two heads and their losses follow. A trial step leads from the contrastive loss back to "
         'the mask.">',
         f"<defs>{marker('head', QUIET)}{marker('dashed-head', DASHED)}</defs>",
         f'<rect x="1" y="1" width="{WIDTH - 2}" height="{HEIGHT - 2}" rx="14" fill="#ffffff" '

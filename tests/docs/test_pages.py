@@ -160,10 +160,11 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
         (work / name).symlink_to(ROOT / name)
     monkeypatch.setattr(digits, "write_dataset", write)
     monkeypatch.chdir(work)
-    shutil.copytree(tmp_path / "small", work / "photos")
-    (work / "photos" / "all").mkdir()
+    shutil.copytree(tmp_path / "small", work / "my")
+    shutil.copytree(tmp_path / "small" / "train", work / "photos")
+    (work / "unlabelled").mkdir()
     for image in (tmp_path / "small" / "train").glob("*/*"):
-        shutil.copyfile(image, work / "photos" / "all" / f"{image.parent.name}-{image.name}")
+        shutil.copyfile(image, work / "unlabelled" / f"{image.parent.name}-{image.name}")
     return Shell(work)
 
 
@@ -174,7 +175,9 @@ def test_commands_files_and_settings_in_the_text_are_real(page: Path) -> None:
     for span in spans:
         if span.startswith("metamask-solo ") and not span.split()[1].isupper():
             assert span.split()[1] in COMMANDS or span.split()[1].startswith("-"), span
-        if re.fullmatch(r"(scripts|tools|tests|docs|metamask_solo)/[\w./-]+", span):
+        place = re.fullmatch(r"(scripts|tools|tests|docs|metamask_solo)/[\w./-]+", span)
+        # what a benchmark writes may not be there yet
+        if place and not span.startswith("docs/results/"):
             assert (ROOT / span).exists(), span
         if re.fullmatch(r"(mask|meta)\.[a-z_]+", span):
             assert span in SETTINGS, span
