@@ -1,6 +1,7 @@
 """What an analysis reads: the data folder, its backgrounds, checkpoints and their features."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,18 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.study import Background, Subject, bracket_images
 from metamask_solo.analysis.subsets import Split
 from metamask_solo.checkpoints.reading import Checkpoint, load_backbone
-from metamask_solo.data.images import evaluation_transform, image_loader
+from metamask_solo.data.datasets import pretrain_dataset
+from metamask_solo.data.folders import check_same_classes, find_images
+from metamask_solo.data.images import READING_KEYS, image_loader, image_settings
+from metamask_solo.data.reading import shown
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
-from metamask_solo.hosts import pretrain_dataset
 
 METADATA = "metadata.csv"
 COLOURS = ("mean_red", "mean_green", "mean_blue")
@@ -50,31 +52,22 @@ def check_data(root: Path) -> int:
     """
     if not root.is_dir():
         raise UserError(f"--data={root}: no such folder; it must hold train/ and val/")
-    train, val = _classes(root / "train"), _classes(root / "val")
-    if train != val:
-        odd = min(train ^ val)
-        here, there = ("train", "val") if odd in train else ("val", "train")
-        raise UserError(
-            f"--data={root}: {len(train)} classes in train and {len(val)} in val must be the same; "
-            f"class {odd} is in {here} and not in {there}"
-        )
-    if len(train) < 2:
-        raise UserError(f"--data={root}: has {len(train)} classes; at least 2 are needed")
-    return len(train)
-
-
-def _classes(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        raise UserError(f"--data={folder.parent}: has no folder {folder.name}/")
-    classes = {entry.name for entry in folder.iterdir() if entry.is_dir()}
-    for name in sorted(classes):
-        images = sum(file.suffix.lower() in IMG_EXTENSIONS for file in (folder / name).rglob("*"))
-        if images < 2:
+    for split in ("train", "val"):
+        if not (root / split).is_dir():
+            raise UserError(f"--data={root}: has no folder {split}/")
+    names = check_same_classes(root / "train", root / "val", "--data, train", "--data, val")
+    if len(names) < 2:
+        raise UserError(f"--data={root}: has {len(names)} classes; at least 2 are needed")
+    for split in ("train", "val"):
+        found = find_images(root / split, f"--data, {split}")
+        counts = Counter(label for _, label in found.samples)
+        label = min(counts, key=lambda label: counts[label])
+        if counts[label] < 2:
             raise UserError(
-                f"--data={folder.parent}: class folder {folder.name}/{name} has {images} images; "
-                "each needs at least 2"
+                f"--data={root}: class folder {split}/{shown(names[label])} has {counts[label]} "
+                "images; each needs at least 2"
             )
-    return classes
+    return len(names)
 
 
 def title(checkpoint: Checkpoint) -> str:
@@ -103,8 +96,8 @@ def two_view_data(checkpoint: Checkpoint, folder: Path) -> Dataset[Any] | None:
     if len(sizes) < 2 or sizes[0] != sizes[1]:
         return None
     # a folder of images is custom data, which solo-learn scales as the pipeline says
-    normalize = evaluation_transform(config).transforms[-1]  # type: ignore[attr-defined]
-    scale = {"mean": list(normalize.mean), "std": list(normalize.std)}
+    settings = image_settings(config)
+    scale = {"mean": list(settings.mean), "std": list(settings.std)}
     here = config.copy()
     here.augmentations = [OmegaConf.merge(pipeline, scale) for pipeline in pipelines]
     here.data = {
@@ -113,6 +106,7 @@ def two_view_data(checkpoint: Checkpoint, folder: Path) -> Dataset[Any] | None:
         "format": "image_folder",
         "no_labels": False,
         "fraction": -1,
+        **{key: config.data[key] for key in READING_KEYS if key in config.data},
     }
     try:
         return pretrain_dataset(here)
@@ -157,6 +151,7 @@ def _split(
         reading.num_workers,
         limit=reading.samples,
         seed=reading.seed,
+        key=f"--data, {split}",
     )
     found, labels = extract_features(backbone, loader, reading.device, f"{name} {split}")
     features = found.numpy()

@@ -27,12 +27,13 @@ import metamask_solo
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.rows import MEASURED, RESULT, RUN
 from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.data.datasets import classification_datasets
 from metamask_solo.data.images import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import extract_features, pick_device
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
-from metamask_solo.hosts import build_backbone, classification_datasets, pl
+from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.runs import FitResult, read_metrics
 

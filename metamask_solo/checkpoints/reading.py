@@ -128,6 +128,12 @@ def newest_whole(folder: Path) -> Path:
     raise UserError(f"{folder}: holds no whole checkpoint (*.ckpt)")
 
 
+def config_beside(path: str | Path) -> DictConfig | None:
+    """The config that a run wrote beside its checkpoints, from a checkpoint or the run's folder."""
+    path = Path(path)
+    return _read_config((path if path.is_dir() else path.parent) / "args.json")
+
+
 def load_backbone(
     path: str | Path, masked: bool | None = None, config: DictConfig | None = None
 ) -> tuple[nn.Module, Checkpoint]:

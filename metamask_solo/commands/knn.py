@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
 
 def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Training and validation images, of the same classes and enough of them."""
+    from metamask_solo.data.datasets import say_doubts
     from metamask_solo.data.images import class_names, split_loader
     from metamask_solo.errors import UserError
 
@@ -75,6 +76,7 @@ def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
         )
         for split in ("train", "val")
     }
+    say_doubts(loaders["train"].dataset, loaders["val"].dataset)
     odd = set(class_names(loaders["train"])) ^ set(class_names(loaders["val"]))
     if odd:
         raise UserError(

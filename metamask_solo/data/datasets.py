@@ -132,9 +132,8 @@ def count_classes(cfg: DictConfig) -> None:
 
 def say_doubts(train: Any, val: Any) -> None:
     """Lines for a single class, and for validation images that are training images too."""
-    if isinstance(train.source, FolderSource):
-        folders = isinstance(getattr(val, "source", None), FolderSource)
-        say_doubtful(train.source, val.source if folders else None)
+    if isinstance(getattr(train, "source", None), FolderSource):
+        say_doubtful(train.classes, train.samples, getattr(val, "samples", []))
 
 
 def _source(cfg: DictConfig, split: str, purpose: str, labels: bool = True) -> Any:
@@ -161,9 +160,10 @@ def _packed(name: str, path: str, key: str, purpose: str) -> PackedSource:
         dataset = getattr(torchvision.datasets, kind)(path, download=True, **arguments[purpose])
     except Exception as error:  # network, disk, archive
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        state = "holds no whole" if there else "no such folder, so no"
+        state = f"holds no whole {title}" if there else "no such folder"
         raise UserError(
-            f"{key}={shown(path)}: {state} {title}, and it could not be downloaded ({reason})"
+            f"{key}={shown(path)}: cannot be read as {name}: {state}, and it could not be "
+            f"downloaded ({reason})"
         ) from error
     return PackedSource(dataset, f"{title} in {shown(Path(path))}")
 

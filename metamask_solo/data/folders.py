@@ -1,13 +1,15 @@
 """One rule of what a folder of images holds, for every reader and every check.
 
-Links to images and folders are followed; one that leads back to a folder above it is refused, and so
-is a folder that is reached under two class names. Names that begin with a dot are ignored. An image
-is a file with an ending that Pillow reads, or one that begins as a PNG, JPEG, GIF, WebP, AVIF or
-JPEG 2000 file does, whatever its name. What else is there is counted, and said in one line.
+Links to images and folders are followed; one that leads back to a folder above it is refused, and
+so is a folder that is reached under two class names. Names that begin with a dot are ignored. An
+image is a file with an ending that Pillow reads, or one whose ending says nothing (none, or an
+unknown one) and that begins as a PNG, JPEG, GIF, WebP, AVIF or JPEG 2000 file does. What else is
+there is counted, and said in one line.
 """
 
 import functools
 import hashlib
+import mimetypes
 import os
 import shutil
 import sys
@@ -59,7 +61,7 @@ def find_images(folder: str | Path, key: str, labels: bool = True) -> Found:
     for label, name in enumerate(found.classes):
         files = walk.images(os.path.join(folder, name), name)
         if not files:
-            raise UserError(f"{walk.where}: class folder {shown(name)} holds no image")
+            raise walk.no_image_of(name)
         found.samples += [(path, label) for path in files]
     walk.count_beside()
     return found
@@ -84,7 +86,7 @@ def check_class_folders(folder: str | Path, key: str) -> list[str]:
     names = walk.classes()
     for name in names:
         if next(walk.files(os.path.join(folder, name), name), None) is None:
-            raise UserError(f"{walk.where}: class folder {shown(name)} holds no image")
+            raise walk.no_image_of(name)
     return names
 
 
@@ -106,10 +108,13 @@ def check_same_classes(
     names = class_folders(train, train_key)
     others = class_folders(val, val_key)
     if odd := sorted(set(names) ^ set(others)):
-        key, folder = (val_key, val) if odd[0] in names else (train_key, train)
+        here, key, folder = (
+            ("train", val_key, val) if odd[0] in names else ("val", train_key, train)
+        )
         raise UserError(
-            f"{key}={shown(folder)}: has no class folder {shown(odd[0])}; train has {len(names)} "
-            f"classes, val {len(others)}, and they must be the same"
+            f"{key}={shown(folder)}: has no class folder {shown(odd[0])}; {len(names)} classes "
+            f"in train and {len(others)} in val must be the same; class {shown(odd[0])} is in "
+            f"{here} only"
         )
     return names
 
@@ -123,14 +128,16 @@ def say_left_out(found: Found, folder: str | Path, key: str) -> None:
         say(f"{key}={shown(folder)}: {total} files left out, no images: {kinds}{more}")
 
 
-def say_doubtful(train: Found, val: Found | None) -> None:
+def say_doubtful(
+    classes: list[str], train: list[tuple[str, int]], val: list[tuple[str, int]]
+) -> None:
     """One line each for a single class, and for validation images that are training images too."""
-    if len(train.classes) == 1:
-        say(f"data: only 1 class ({shown(train.classes[0])}); every accuracy will be 100 %")
-    if val is not None and (same := count_shared(train.samples, val.samples)):
+    if len(classes) == 1:
+        say(f"data: only 1 class ({shown(classes[0])}); every accuracy will be 100 %")
+    if same := count_shared(train, val):
         say(
-            f"data: {same} of {len(val.samples)} validation images are, byte for byte, among the "
-            "training images; accuracies will be too high"
+            f"data: {same} of {len(val)} validation images are, byte for byte, among the training "
+            "images; accuracies will be too high"
         )
 
 
@@ -193,6 +200,13 @@ def image_endings() -> frozenset[str]:
     return frozenset(end for end, name in Image.registered_extensions().items() if name in readable)
 
 
+@functools.cache
+def _is_known_otherwise(ending: str) -> bool:
+    """Whether an ending, such as .txt, says that a file is no image, whatever it holds."""
+    kind, packing = mimetypes.MimeTypes(()).guess_type(f"name{ending}")
+    return packing is not None or (kind is not None and not kind.startswith("image/"))
+
+
 def _begins_as_image(path: str) -> bool:
     try:
         with open(path, "rb") as stream:
@@ -203,7 +217,9 @@ def _begins_as_image(path: str) -> bool:
         head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a"))
         or head.startswith(b"\0\0\0\x0cjP  \r\n")
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis") and ".avif" in image_endings())
+        or (
+            head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis") and ".avif" in image_endings()
+        )
     )
 
 
@@ -249,6 +265,10 @@ class _Walk:
         for entry in self._entries(self.folder):
             if not self._is_folder(entry, self.above):
                 self.left_out[BESIDE] += 1
+
+    def no_image_of(self, name: str) -> UserError:
+        holds = f"holds no image{self.instead()}" if self.left_out else "is empty"
+        return UserError(f"{self.where}: class folder {shown(name)} {holds}")
 
     def instead(self) -> str:
         if not self.left_out:
@@ -299,7 +319,9 @@ class _Walk:
                 )
             self.left_out["links to nothing" if nowhere else "no files"] += 1
             return False
-        if ending in image_endings() or _begins_as_image(entry.path):
+        if ending in image_endings():
+            return True
+        if not _is_known_otherwise(ending) and _begins_as_image(entry.path):
             return True
         self.left_out[shown(ending) or "no ending"] += 1
         return False

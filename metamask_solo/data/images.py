@@ -1,52 +1,141 @@
-"""From images to features: evaluation transforms, loaders, and one pass over a data set."""
+"""From images to batches: transforms as a run's config says, loaders, and their messages."""
 
-import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
+from metamask_solo.data.datasets import FORMATS, classification_dataset, is_folder
+from metamask_solo.data.folders import find_images, say_left_out
+from metamask_solo.data.reading import reading_rule, shown
+from metamask_solo.data.sources import FolderSource, Images
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import classification_datasets, dataset_transforms
+from metamask_solo.hosts import dataset_transforms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# what solo-learn's own transforms of a data set make of an image
+DEFAULT_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
+IMAGENETS = ("imagenet", "imagenet100")
+# up to this size an image is scaled to the crop itself, above it in the proportion of 256 to 224
+LARGEST_WHOLE = 96
+READING_KEYS = ("background", "exif_orientation")
 
 
-def _image_settings(cfg: DictConfig) -> tuple[int, Any, Any]:
-    """Crop size, mean and standard deviation, from a pretraining or a linear config."""
+@dataclass(frozen=True)
+class ImageSettings:
+    """What the transforms of an evaluation, a probe or fine-tuning need to know.
 
-    def value(key: str, default: Any) -> Any:
-        pretraining = OmegaConf.select(cfg, f"augmentations[0].{key}", default=default)
-        return OmegaConf.select(cfg, f"data.augmentations.{key}", default=pretraining)
+    Attributes:
+        size: height and width in pixels.
+        mean: of each channel.
+        std: of each channel.
+        crop_min_scale: least part of a training image that a random crop takes.
+        horizontal_flip: probability of it in training.
+        bicubic: how validation images are scaled; solo-learn's ImageNet transform is bilinear.
+    """
 
-    return value("crop_size", 224), value("mean", IMAGENET_MEAN), value("std", IMAGENET_STD)
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_min_scale: float
+    horizontal_flip: float
+    bicubic: bool
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{x:.4g}" for x in part) for part in (self.mean, self.std))
+        return (
+            f"{self.size} x {self.size} pixels, mean {mean}, std {std}; training crops from "
+            f"{self.crop_min_scale:g} of the area, flipped with chance {self.horizontal_flip:g}"
+        )
+
+
+def image_settings(cfg: DictConfig) -> ImageSettings:
+    """The settings of a pretraining config, or of a probe's that is complete.
+
+    A built-in data set keeps its own mean and standard deviation, as in solo-learn; of the size,
+    what the config says counts for all.
+    """
+    dataset = cfg.data.dataset
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if dataset != "custom":
+        normalize: Any = dataset_transforms(dataset)[1].transforms[-1]  # type: ignore[attr-defined]
+        mean, std = normalize.mean, normalize.std
+    else:
+        mean, std = _setting(cfg, "mean", mean), _setting(cfg, "std", std)
+    return ImageSettings(
+        size=int(_setting(cfg, "crop_size", DEFAULT_SIZES.get(dataset, 224))),
+        mean=tuple(float(x) for x in mean),
+        std=tuple(float(x) for x in std),
+        crop_min_scale=float(OmegaConf.select(cfg, f"{PROBE}.crop_min_scale", default=0.08)),
+        horizontal_flip=float(OmegaConf.select(cfg, f"{PROBE}.horizontal_flip", default=0.5)),
+        bicubic=dataset not in IMAGENETS,
+    )
+
+
+PROBE = "data.augmentations"
+
+
+def _setting(cfg: DictConfig, key: str, default: Any) -> Any:
+    """A value of a probe's config, or of the first pipeline of a pretraining config."""
+    pretraining = OmegaConf.select(cfg, f"augmentations[0].{key}", default=default)
+    value = OmegaConf.select(cfg, f"{PROBE}.{key}", default=pretraining)
+    return default if value is None else value
+
+
+def complete_image_settings(cfg: DictConfig, run: DictConfig | None) -> None:
+    """Gives a probe's config what it does not say of images from the run that it probes.
+
+    Args:
+        cfg: config of a linear probe or fine-tuning; gets ``data.augmentations`` and the keys of
+            reading.
+        run: config of the pretraining run, or None where it has none.
+    """
+    found: dict[str, Any] = {}
+    if run is not None:
+        own = image_settings(run)
+        found = {"crop_size": own.size}
+        if cfg.data.dataset == "custom":
+            found |= {"mean": list(own.mean), "std": list(own.std)}
+            scale = OmegaConf.select(run, "augmentations[0].rrc.crop_min_scale", default=None)
+            flip = OmegaConf.select(run, "augmentations[0].horizontal_flip.prob", default=None)
+            probed = OmegaConf.select(run, PROBE, default=None)  # itself fine-tuned
+            found["crop_min_scale"] = own.crop_min_scale if probed or scale is None else scale
+            found["horizontal_flip"] = own.horizontal_flip if probed or flip is None else flip
+        for key in READING_KEYS:
+            value = OmegaConf.select(run, f"data.{key}", default=None)
+            if value is not None and OmegaConf.select(cfg, f"data.{key}", default=None) is None:
+                OmegaConf.update(cfg, f"data.{key}", value, force_add=True)
+    for key, value in found.items():
+        if OmegaConf.select(cfg, f"{PROBE}.{key}", default=None) is None:
+            OmegaConf.update(cfg, f"{PROBE}.{key}", value, force_add=True)
 
 
 def evaluation_transform(cfg: DictConfig) -> Callable[..., Tensor]:
-    """The transform for evaluation: solo-learn's own for its built-in data sets.
+    """The transform for evaluation: the crop size of the run, its mean and standard deviation.
 
-    For custom data, solo-learn always makes 224 × 224 images; here they have the crop size, mean
-    and standard deviation of the run. Above 96 pixels a larger image is resized, and its centre
-    taken, in the usual proportion of 256 to 224.
+    The shorter side becomes the crop size, above 96 pixels more in the usual proportion of 256 to
+    224, and the centre is taken. At the sizes that solo-learn's own transforms of the built-in data
+    sets have, this gives the same numbers as they.
     """
-    if cfg.data.dataset != "custom":
-        return dataset_transforms(cfg.data.dataset)[1]
-    size, mean, std = _image_settings(cfg)
-    resized = size if size <= 96 else round(size * 256 / 224)
+    settings = image_settings(cfg)
+    size = settings.size
+    bicubic, bilinear = transforms.InterpolationMode.BICUBIC, transforms.InterpolationMode.BILINEAR
     return transforms.Compose(
         [
-            transforms.Resize(resized, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.Resize(
+                size if size <= LARGEST_WHOLE else round(size * 256 / 224),
+                interpolation=bicubic if settings.bicubic else bilinear,
+            ),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
-            transforms.Normalize(mean, std),
+            transforms.Normalize(settings.mean, settings.std),
         ]
     )
 
@@ -54,20 +143,16 @@ def evaluation_transform(cfg: DictConfig) -> Callable[..., Tensor]:
 def linear_training_transform(cfg: DictConfig) -> Callable[..., Tensor]:
     """The transform that trains a linear probe: random crop, and a flip where the data allow it.
 
-    For custom data ``data.augmentations`` may set ``crop_min_scale`` (default 0.08) and
-    ``horizontal_flip`` (probability, default 0.5).
+    ``data.augmentations`` may set ``crop_min_scale`` (default 0.08) and ``horizontal_flip``
+    (probability, default 0.5).
     """
-    if cfg.data.dataset != "custom":
-        return dataset_transforms(cfg.data.dataset)[0]
-    size, mean, std = _image_settings(cfg)
-    least = OmegaConf.select(cfg, "data.augmentations.crop_min_scale", default=0.08)
-    flip = OmegaConf.select(cfg, "data.augmentations.horizontal_flip", default=0.5)
+    settings = image_settings(cfg)
     return transforms.Compose(
         [
-            transforms.RandomResizedCrop(size, scale=(least, 1.0)),
-            transforms.RandomHorizontalFlip(flip),
+            transforms.RandomResizedCrop(settings.size, scale=(settings.crop_min_scale, 1.0)),
+            transforms.RandomHorizontalFlip(settings.horizontal_flip),
             transforms.ToTensor(),
-            transforms.Normalize(mean, std),
+            transforms.Normalize(settings.mean, settings.std),
         ]
     )
 
@@ -79,6 +164,8 @@ def image_loader(
     num_workers: int = 0,
     limit: int | None = None,
     seed: int = 0,
+    key: str = "data",
+    labels: bool = True,
 ) -> DataLoader[Any]:
     """A loader of a tree of class folders, with the evaluation transform of a run's config.
 
@@ -86,67 +173,34 @@ def image_loader(
         folder: holds one folder of images for each class.
         cfg: config of the run, or None for the images as they are, scaled to 0..1.
         limit: at most this many images, drawn by ``seed``; None for all.
+        key: the option that names the folder, for messages.
+        labels: False for all images at any depth, with the label −1.
 
     Raises:
         UserError: the folder is missing, or a class folder is empty.
     """
-    check_class_folders(folder, "data")
+    found = find_images(folder, key, labels)
+    say_left_out(found, folder, key)
     transform = transforms.ToTensor() if cfg is None else evaluation_transform(cfg)
-    dataset: Any = ReadableImages(ImageFolder(str(folder), transform))
-    if limit is not None and limit < len(dataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        dataset = Subset(dataset, sorted(order[:limit].tolist()))
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    dataset = Images(FolderSource(found, reading_rule(cfg)), transform)
+    return plain_loader(_limited(dataset, limit, seed), batch_size, num_workers)
 
 
-class ReadableImages(Dataset[Any]):
-    """A data set that names the image that cannot be read, with the ImageFolder's attributes.
-
-    Args:
-        dataset: torchvision's ImageFolder, solo-learn's folder without labels, or any other.
-    """
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-        for name in ("classes", "samples"):
-            if hasattr(dataset, name):
-                setattr(self, name, getattr(dataset, name))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        # all that Pillow raises for missing and for damaged files
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            zlib.error,
-            Image.DecompressionBombError,
-        ) as error:
-            raise UserError(f"{self._name(index)}: cannot be read ({error})") from error
-
-    def _name(self, index: int) -> str:
-        if hasattr(self.dataset, "samples"):
-            return str(self.dataset.samples[index][0])
-        if hasattr(self.dataset, "images"):
-            return str(Path(self.dataset.root) / self.dataset.images[index])
-        return f"image {index}"
+def plain_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """A loader in the order of the data set; draws nothing from the process's random numbers."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
-def check_class_folders(folder: str | Path, key: str) -> None:
-    """Refuses a data folder that torchvision could not read, before anything is built."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{key}={folder}: no such folder")
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
-        raise UserError(f"{key}={folder}: holds no class folder")
-    for entry in classes:
-        if not any(file.is_file() for file in entry.rglob("*")):
-            raise UserError(f"{key}={folder}: class folder {entry.name} is empty")
+def _limited(dataset: Images, limit: int | None, seed: int) -> Dataset[Any]:
+    if limit is None or limit >= len(dataset):
+        return dataset
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, sorted(order[:limit].tolist()))
 
 
 SPLITS = ("train", "val")
@@ -174,34 +228,30 @@ def split_loader(
     """
     own = config.data
     if data is not None:
-        return image_loader(Path(data) / split, config, batch_size, num_workers, limit, seed)
+        return image_loader(
+            Path(data) / split, config, batch_size, num_workers, limit, seed, f"--data, {split}"
+        )
+    key = f"data.{split}_path"
     folder = own.get(f"{split}_path")
     if folder is None:
-        raise UserError(f"data.{split}_path: missing in the run's args.json; give --data FOLDER")
-    if own.dataset == "custom" and own.get("format") in (None, "image_folder"):
+        raise UserError(f"{key}: missing in the run's args.json; give --data FOLDER")
+    if is_folder(config):
         if not Path(folder).is_dir():
-            raise UserError(f"data.{split}_path={folder}: no such folder; give --data FOLDER")
-        return image_loader(folder, config, batch_size, num_workers, limit, seed)
-    dataset = _datasets_of_run(config)[SPLITS.index(split)]
-    if limit is not None and limit < len(dataset):
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-        dataset = Subset(dataset, sorted(order[:limit].tolist()))
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
-
-
-def _datasets_of_run(config: DictConfig) -> tuple[Any, Any]:
-    """Both splits of what solo-learn reads in a way of its own: CIFAR, STL-10, ImageNet, h5."""
-    config = config.copy()
-    OmegaConf.update(config, "data.fraction", -1, force_add=True)  # all images, as main_knn.py
-    transform = evaluation_transform(config)
+            raise UserError(f"{key}={shown(folder)}: no such folder; give --data FOLDER")
+        return image_loader(folder, config, batch_size, num_workers, limit, seed, key)
+    if own.get("format") not in (None, *FORMATS):
+        raise UserError(f"data.format={own.format}: cannot be read here; give --data FOLDER")
     try:
-        return classification_datasets(config, transform, transform)
+        # all images, as main_knn.py
+        dataset = classification_dataset(config, split, evaluation_transform(config), whole=True)
+    except UserError as error:
+        raise UserError(f"{error}; give --data FOLDER") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"data.train_path={config.data.train_path}, data.val_path={config.data.val_path}: "
-            f"cannot be read as {config.data.dataset} ({reason}); give --data FOLDER"
+            f"{key}={shown(folder)}: cannot be read as {own.dataset} ({reason}); give --data FOLDER"
         ) from error
+    return plain_loader(_limited(dataset, limit, seed), batch_size, num_workers)
 
 
 def class_names(loader: DataLoader[Any]) -> list[str]:
@@ -209,4 +259,21 @@ def class_names(loader: DataLoader[Any]) -> list[str]:
     dataset: Any = loader.dataset
     if isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return [str(name) for name in getattr(dataset, "classes", [])]
+    return [shown(name) for name in getattr(dataset, "classes", [])]
+
+
+def loader_failure(error: RuntimeError) -> UserError | None:
+    """One line for a loader's worker that the system ended, or for images of different sizes.
+
+    Returns:
+        None where the error is another one.
+    """
+    text = str(error)
+    if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
+        return UserError(
+            "data.num_workers: a process that reads images was ended from outside (often for want "
+            "of memory, or of shared memory in /dev/shm); fewer workers, or 0, may help"
+        )
+    if "stack expects each tensor to be equal size" in text:
+        return UserError("data: the images of a batch have different sizes after the transform")
+    return None

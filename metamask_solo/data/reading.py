@@ -50,15 +50,14 @@ def reading_rule(cfg: DictConfig | None) -> ReadingRule:
     orientation = OmegaConf.select(cfg, "data.exif_orientation", default=None)
     if orientation not in (None, True, False):
         raise UserError(f"data.exif_orientation={orientation}: must be true or false")
-    return ReadingRule(
-        _colour(OmegaConf.select(cfg, "data.background", default=None)), bool(orientation)
-    )
+    colour = _colour(OmegaConf.select(cfg, "data.background", default=None))
+    return ReadingRule(colour, bool(orientation))
 
 
 def _colour(value: Any) -> tuple[int, int, int]:
     if value is None:
         return ReadingRule.background
-    listed = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    listed: Any = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
     try:
         if isinstance(listed, str):
             red, green, blue = ImageColor.getrgb(listed)[:3]
@@ -165,9 +164,7 @@ def _float_values(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values * 255.0 if most <= 1 else values
 
 
-def _integers(
-    image: Image.Image, values: np.ndarray[Any, Any]
-) -> tuple[np.ndarray[Any, Any], int]:
+def _integers(image: Image.Image, values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
     """Values and the largest that the file could hold."""
     tags = getattr(image, "tag_v2", {})
     bits, unsigned = 16, False

@@ -90,7 +90,11 @@ class H5Source:
     """
 
     def __init__(
-        self, path: str, listed: Sequence[tuple[str, str, int]], classes: list[str], rule: ReadingRule
+        self,
+        path: str,
+        listed: Sequence[tuple[str, str, int]],
+        classes: list[str],
+        rule: ReadingRule,
     ):
         self.path = path
         self.listed = list(listed)

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamask_solo.checkpoints.reading import PREFIXES, Checkpoint, load_backbone, read_checkpoint
+from metamask_solo.data.images import loader_failure
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX, METHODS, build_method
 
@@ -110,7 +111,12 @@ def extract_features(
     """
     backbone = backbone.to(device).eval()
     features, labels = [], []
-    for images, targets in tqdm(loader, desc=label, leave=False):
-        features.append(backbone(images.to(device)).float().cpu())
-        labels.append(targets)
+    try:
+        for images, targets in tqdm(loader, desc=label, leave=False):
+            features.append(backbone(images.to(device)).float().cpu())
+            labels.append(targets)
+    except RuntimeError as error:
+        if (failure := loader_failure(error)) is not None:
+            raise failure from error
+        raise
     return torch.cat(features), torch.cat(labels)

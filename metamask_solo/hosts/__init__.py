@@ -43,6 +43,7 @@ BACKBONE_PREFIX: str = _release.BACKBONE_PREFIX
 # names of optimizer.name to classes, and keys of optimizer that only linear training reads
 OPTIMIZERS: dict[str, Any] = _release.OPTIMIZERS
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = _release.LINEAR_OPTIMIZER_KEYS
+CLASSES: dict[str, int] = _release.CLASSES
 WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
 PluginMethod: Any = _release.PluginMethod
 pl: Any = _release.pl
@@ -52,14 +53,15 @@ build_linear = _release.build_linear
 build_method = _release.build_method
 complete_linear_config = _release.complete_linear_config
 complete_pretrain_config = _release.complete_pretrain_config
-classification_datasets = _release.classification_datasets
 dataset_transforms = _release.dataset_transforms
-pretrain_dataset = _release.pretrain_dataset
+h5_dataset = _release.h5_dataset
+pretrain_transform = _release.pretrain_transform
 
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
 
 __all__ = [
     "BACKBONE_PREFIX",
+    "CLASSES",
     "DATASETS",
     "LINEAR_OPTIMIZER_KEYS",
     "Length",
@@ -72,14 +74,14 @@ __all__ = [
     "build_backbone",
     "build_linear",
     "build_method",
-    "classification_datasets",
     "complete_linear_config",
     "complete_pretrain_config",
     "dataset_transforms",
     "forward_context",
+    "h5_dataset",
     "loss_scale",
     "pl",
-    "pretrain_dataset",
+    "pretrain_transform",
     "step_was_dropped",
     "watch_dropped_steps",
 ]

@@ -8,14 +8,13 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from solo.args.linear import parse_cfg as parse_linear
+from solo.args.pretrain import _N_CLASSES_PER_DATASET
 from solo.args.pretrain import parse_cfg as parse_pretrain
-from solo.data.classification_dataloader import prepare_datasets as prepare_classification
 from solo.data.classification_dataloader import prepare_transforms
 from solo.data.pretrain_dataloader import (
     FullTransformPipeline,
     NCropAugmentation,
     build_transform_pipeline,
-    prepare_datasets,
 )
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod
@@ -23,7 +22,9 @@ from solo.methods.linear import LinearModel
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.misc import param_groups_layer_decay
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torchvision.transforms import Normalize
+
+from metamask_solo.errors import UserError
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts.optimization import configure_like, plan_of
@@ -35,6 +36,7 @@ RELEASE = "main"
 OPTIMIZERS = BaseMethod._OPTIMIZERS
 LINEAR_OPTIMIZER_KEYS = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
+CLASSES: dict[str, int] = _N_CLASSES_PER_DATASET
 
 
 class PluginMethod(BaseMethod):
@@ -142,40 +144,32 @@ def complete_linear_config(cfg: DictConfig) -> DictConfig:
     return LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
 
 
-def pretrain_dataset(cfg: DictConfig) -> Dataset[Any]:
-    """The training data of pretraining: items are (index, views, label)."""
-    crops = [
-        NCropAugmentation(build_transform_pipeline(cfg.data.dataset, aug), aug.num_crops)
-        for aug in cfg.augmentations
-    ]
-    return prepare_datasets(
-        cfg.data.dataset,
-        FullTransformPipeline(crops),
-        train_data_path=cfg.data.train_path,
-        data_format=cfg.data.format,
-        no_labels=cfg.data.no_labels,
-        data_fraction=cfg.data.fraction,
-    )
+def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
+    """From an image to the views that a pretraining config asks for."""
+    crops = []
+    for aug in cfg.augmentations:
+        pipeline = build_transform_pipeline(cfg.data.dataset, aug)
+        for part in pipeline.transforms:
+            if isinstance(part, Normalize):  # OmegaConf's lists would be converted for each image
+                part.mean, part.std = [float(m) for m in part.mean], [float(s) for s in part.std]
+        crops.append(NCropAugmentation(pipeline, aug.num_crops))
+    return FullTransformPipeline(crops)
+
+
+def h5_dataset(dataset: str, path: str) -> tuple[list[tuple[str, str, int]], list[str]]:
+    """Group, entry and label of each image of one of solo-learn's HDF5 files, and the classes."""
+    try:
+        from solo.data.h5_dataset import H5Dataset
+    except ImportError as error:
+        raise UserError("data.format=h5: needs h5py; install it with `pip install h5py`") from error
+    listed = H5Dataset(dataset, path)._data
+    classes = {label: group for group, _, label in listed}
+    return list(listed), [classes[label] for label in sorted(classes)]
 
 
 def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """solo-learn's training and evaluation transforms of one of its built-in data sets."""
     return prepare_transforms(dataset)
-
-
-def classification_datasets(
-    cfg: DictConfig, train_transform: Callable[..., Tensor], val_transform: Callable[..., Tensor]
-) -> tuple[Dataset[Any], Dataset[Any]]:
-    """Labelled training and validation data: items are (image, label)."""
-    return prepare_classification(
-        cfg.data.dataset,
-        train_transform,
-        val_transform,
-        train_data_path=cfg.data.train_path,
-        val_data_path=cfg.data.val_path,
-        data_format=cfg.data.format,
-        data_fraction=OmegaConf.select(cfg, "data.fraction", default=-1),
-    )
 
 
 def _plain(node: Any) -> dict[str, Any]:

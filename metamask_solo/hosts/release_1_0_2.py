@@ -10,7 +10,6 @@ import inspect
 import os
 from argparse import ArgumentParser
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,18 +23,10 @@ from solo.methods.linear import LinearModel
 from solo.utils import whitening
 from solo.utils.auto_resumer import AutoResumer
 from solo.utils.checkpointer import Checkpointer
-from solo.utils.classification_dataloader import (
-    prepare_datasets as prepare_classification,
-)
 from solo.utils.classification_dataloader import prepare_transforms
 from solo.utils.knn import WeightedKNNClassifier
-from solo.utils.pretrain_dataloader import (
-    prepare_datasets,
-    prepare_n_crop_transform,
-    prepare_transform,
-)
+from solo.utils.pretrain_dataloader import prepare_n_crop_transform, prepare_transform
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
@@ -80,6 +71,7 @@ DERIVED = {
     "auto_umap",
     "auto_resume",
 }
+CLASSES: dict[str, int] = N_CLASSES_PER_DATASET
 
 
 class PluginMethod(BaseMethod):
@@ -312,20 +304,17 @@ def _default(cfg: DictConfig, key: str, value: Any) -> None:
         OmegaConf.update(cfg, key, value, force_add=True)
 
 
-def pretrain_dataset(cfg: DictConfig) -> Dataset[Any]:
-    """The training data of pretraining: items are (index, views, label)."""
+def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
+    """From an image to the views that a pretraining config asks for."""
     transforms = [
         prepare_transform(cfg.data.dataset, **_transform_arguments(cfg.data.dataset, aug))
         for aug in cfg.augmentations
     ]
-    crops = prepare_n_crop_transform(transforms, [aug.num_crops for aug in cfg.augmentations])
-    return prepare_datasets(
-        cfg.data.dataset,
-        crops,
-        data_dir=Path(cfg.data.train_path),
-        train_dir=".",
-        no_labels=cfg.data.no_labels,
-    )
+    return prepare_n_crop_transform(transforms, [aug.num_crops for aug in cfg.augmentations])
+
+
+def h5_dataset(dataset: str, path: str) -> tuple[list[tuple[str, str, int]], list[str]]:
+    raise UserError("data.format=h5: solo-learn 1.0.2 reads image_folder only")
 
 
 def _transform_arguments(dataset: str, aug: DictConfig) -> dict[str, Any]:
@@ -354,19 +343,6 @@ def _transform_arguments(dataset: str, aug: DictConfig) -> dict[str, Any]:
 
 def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     return prepare_transforms(dataset)
-
-
-def classification_datasets(
-    cfg: DictConfig, train_transform: Callable[..., Tensor], val_transform: Callable[..., Tensor]
-) -> tuple[Dataset[Any], Dataset[Any]]:
-    return prepare_classification(
-        cfg.data.dataset,
-        train_transform,
-        val_transform,
-        data_dir=Path(""),
-        train_dir=cfg.data.train_path,
-        val_dir=cfg.data.val_path,
-    )
 
 
 def _base_arguments(cfg: DictConfig) -> dict[str, Any]:

@@ -6,18 +6,18 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.checkpoints.reading import check_backbone_name
-from metamask_solo.data.images import check_class_folders
+from metamask_solo.data.datasets import check_folders
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import DATASETS, LINEAR_OPTIMIZER_KEYS, METHODS, OPTIMIZERS, Length
 from metamask_solo.hosts.stem import KEY as STEM_KEY
 from metamask_solo.hosts.stem import SMALL, STEMS
+from metamask_solo.training.sampling import workers_of
 
 PRETRAIN_SCHEDULERS = ("none", "warmup_cosine", "cosine", "step")
 LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce")
@@ -70,6 +70,8 @@ MAPPINGS = (
 )
 SWITCHES = (
     "data.no_labels",
+    "data.exif_orientation",
+    "data.persistent_workers",
     "checkpoint.enabled",
     "checkpoint.keep_prev",
     "auto_resume.enabled",
@@ -163,13 +165,7 @@ def check_pretrain_config(cfg: DictConfig) -> None:
                     f"augmentations[{i}].{key}={value}: must be an integer from 1 to 10000"
                 )
         _check_augmentation(cfg, f"augmentations[{i}]")
-    if cfg.data.dataset == "custom" and cfg.data.get("format", "image_folder") == "image_folder":
-        if not cfg.data.get("no_labels", False):
-            check_class_folders(cfg.data.train_path, "data.train_path")
-        if cfg.data.get("val_path") is not None:
-            check_class_folders(cfg.data.val_path, "data.val_path")
-            if not cfg.data.get("no_labels", False):
-                _same_classes(cfg)
+    check_folders(cfg, labels=not cfg.data.get("no_labels", False))
     if cfg.data.get("val_path") is not None:
         _number(cfg, "optimizer.classifier_lr", 0.0)
 
@@ -215,21 +211,7 @@ def check_linear_config(cfg: DictConfig) -> None:
     _check_shared(cfg, LINEAR_SCHEDULERS, LINEAR_OPTIMIZER_KEYS)
     _required(cfg, "pretrained_feature_extractor", str)
     _required(cfg, "data.val_path", str)
-    if cfg.data.dataset == "custom" and cfg.data.get("format", "image_folder") == "image_folder":
-        for key in ("train_path", "val_path"):
-            check_class_folders(cfg.data[key], f"data.{key}")
-        _same_classes(cfg)
-
-
-def _same_classes(cfg: DictConfig) -> None:
-    """A class that one of both lacks would shift the labels of all that follow, without a word."""
-    train, val = (
-        {entry.name for entry in Path(cfg.data[key]).iterdir() if entry.is_dir()}
-        for key in ("train_path", "val_path")
-    )
-    if train != val:
-        lacking, key = (min(train - val), "val") if train - val else (min(val - train), "train")
-        raise UserError(f"data.{key}_path={cfg.data[f'{key}_path']}: has no class folder {lacking}")
+    check_folders(cfg)
 
 
 def _check_augmentation(cfg: DictConfig, prefix: str) -> None:
@@ -282,16 +264,6 @@ def _check_shared(
     if dataset not in DATASETS:
         raise UserError(f"data.dataset={dataset}: allowed are {', '.join(DATASETS)}")
     _required(cfg, "data.train_path", str)
-    # GitHub main would read "dali" as image folders, without a word
-    if cfg.data.get("format") not in (None, "image_folder"):
-        raise UserError(
-            f"data.format={cfg.data.format}: must be image_folder; h5 and dali are read by "
-            "solo-learn's own scripts only"
-        )
-    workers = OmegaConf.select(cfg, "data.num_workers", default=4)
-    if not isinstance(workers, int) or workers < 0:
-        raise UserError(f"data.num_workers={workers}: must be an integer of at least 0")
-    OmegaConf.update(cfg, "data.num_workers", workers, force_add=True)
     _check_optimization(cfg, schedulers, more_keys)
     _number(cfg, "optimizer.lr", 0.0)
     _number(cfg, "optimizer.weight_decay", 0.0)
@@ -311,6 +283,7 @@ def _check_shared(
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: must be an integer of at least 0 and below 2^32")
     cfg.devices = _devices(cfg)
+    OmegaConf.update(cfg, "data.num_workers", workers_of(cfg), force_add=True)
 
 
 def _check_stem(cfg: DictConfig) -> None:

@@ -3,17 +3,20 @@
 from typing import Any
 
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
-from metamask_solo.data.images import ReadableImages, evaluation_transform
+from metamask_solo.data.datasets import (
+    classification_dataset,
+    count_classes,
+    pretrain_dataset,
+    say_doubts,
+)
+from metamask_solo.data.images import evaluation_transform, plain_loader
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     build_method,
-    classification_datasets,
     complete_pretrain_config,
     pl,
-    pretrain_dataset,
 )
 from metamask_solo.training.config_checks import (
     buildable,
@@ -67,19 +70,16 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     check_pretrain_config(cfg)
     with buildable():
         cfg = complete_pretrain_config(cfg)
+        count_classes(cfg)
         pl.seed_everything(cfg.seed)
         model = build_method(cfg)
-        train_loader = training_loader(pretrain_dataset(cfg), cfg)
+        data = pretrain_dataset(cfg)
+        train_loader, val_loader, val_data = training_loader(data, cfg), None, None
         check_optimization(model, cfg, train_loader)
-        val_loader = None
         if cfg.data.val_path is not None and not cfg.data.no_labels:
-            transform = evaluation_transform(cfg)
-            _, val_dataset = classification_datasets(cfg, transform, transform)
-            val_loader = DataLoader(
-                ReadableImages(val_dataset),
-                batch_size=cfg.optimizer.batch_size,
-                num_workers=cfg.data.num_workers,
-            )
+            val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
+            val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)
+        say_doubts(data, val_data)
         return model, cfg, train_loader, val_loader
 
 

@@ -1,21 +1,25 @@
 """Linear probes and fine-tuning from a config: checks, model and data, the run."""
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
-from torch.utils.data import DataLoader
 
-from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.checkpoints.reading import config_beside, load_backbone
+from metamask_solo.data.datasets import classification_datasets, count_classes, say_doubts
+from metamask_solo.data.folders import say
 from metamask_solo.data.images import (
-    ReadableImages,
+    complete_image_settings,
     evaluation_transform,
+    image_settings,
     linear_training_transform,
+    plain_loader,
 )
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import build_linear, classification_datasets, complete_linear_config, pl
+from metamask_solo.hosts import build_linear, complete_linear_config, pl
 from metamask_solo.training.config_checks import (
     buildable,
     check_linear_config,
@@ -48,17 +52,18 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         raise UserError(f"masked={masked}: must be true, false or null")
     with buildable():
         cfg = complete_linear_config(cfg)
+        count_classes(cfg)
         pl.seed_everything(cfg.seed)
+        # before the backbone is built: some need the size of the images
+        complete_image_settings(cfg, config_beside(cfg.pretrained_feature_extractor))
+        say(f"images: {image_settings(cfg)}")
         backbone, _ = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
         backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
         model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
         train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
         train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
-        val_loader = DataLoader(
-            ReadableImages(val),
-            batch_size=cfg.optimizer.batch_size,
-            num_workers=cfg.data.num_workers,
-        )
+        say_doubts(train, val)
+        val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
         train_loader = training_loader(train, cfg)
         check_optimization(model, cfg, train_loader)
         return model, cfg, train_loader, val_loader
@@ -80,12 +85,30 @@ def _loss_and_mixup(cfg: DictConfig) -> tuple[Any, Any]:
 
 
 def _auto_augment(cfg: DictConfig) -> Any:
-    size = OmegaConf.select(cfg, "data.augmentations.crop_size", default=224)
-    return create_transform(
-        size,
+    """timm's RandAugment, of the size and with the normalisation of the validation images."""
+    settings = image_settings(cfg)
+    transform = create_transform(
+        settings.size,
         is_training=True,
         color_jitter=0.0,
         auto_augment="rand-m9-mstd0.5-inc1",
         interpolation="bicubic",
         re_prob=0.25,
+        mean=settings.mean,
+        std=settings.std,
     )
+    for part in transform.transforms:
+        for operation in getattr(part, "ops", []):
+            if "Posterize" in operation.name:
+                operation.level_fn = _AtLeastOneBit(operation.level_fn)
+    return transform
+
+
+class _AtLeastOneBit:
+    """timm's strength of Posterize goes down to 0 bits, which Pillow no longer takes."""
+
+    def __init__(self, level: Callable[..., tuple[Any, ...]]):
+        self.level = level
+
+    def __call__(self, *arguments: Any) -> tuple[int]:
+        return (max(1, int(self.level(*arguments)[0])),)

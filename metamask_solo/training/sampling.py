@@ -1,23 +1,27 @@
-"""The order of the training images: shuffled by seed and epoch alone."""
+"""The order of the training images, and what is drawn for each: by seed and epoch alone."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Dataset
+from omegaconf import DictConfig, OmegaConf
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from metamask_solo.data.images import ReadableImages
+from metamask_solo.data.seeds import Draw, image_seed
+from metamask_solo.data.sources import Images
 from metamask_solo.errors import UserError
 
 
-class EpochShuffle(DistributedSampler[int]):
+class EpochShuffle(DistributedSampler[Any]):
     """Shuffles by (seed, epoch) alone, so that a resumed run sees the batches it would have seen.
 
-    The loader must draw its workers' seeds from ``generator`` as well. With several processes,
-    each gets its own share of the same order. It is a DistributedSampler so that Lightning does
-    not put one around it, which would hide ``skip``.
+    Each image comes with the seed of its augmentation, which depends on the run's seed, the epoch
+    and the image: not on the worker that reads it, nor on the number of processes. So workers may
+    live on from epoch to epoch, and a run may go on in the middle of an epoch. With several
+    processes, each gets its own share of the same order. It is a DistributedSampler so that
+    Lightning does not put one around it, which would hide ``skip``.
 
     Attributes:
         skip: how many images of this epoch this process has seen already.
@@ -27,6 +31,7 @@ class EpochShuffle(DistributedSampler[int]):
         # the processes are not there yet: their number is asked for when an epoch starts
         super().__init__(dataset, num_replicas=1, rank=0, seed=seed)
         self.size = len(dataset)
+        # for what a loader draws itself, so that it takes nothing from the process's numbers
         self.generator = torch.Generator()
         self.start_at(0, 0)
 
@@ -40,12 +45,14 @@ class EpochShuffle(DistributedSampler[int]):
         """Called by Lightning before each epoch."""
         self.start_at(epoch, self.skip if epoch == self.epoch else 0)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Draw]:
         # a generator of its own: how much of the other was drawn must not decide the order
         generator = torch.Generator().manual_seed(self.epoch_seed)
         order = torch.randperm(self.size, generator=generator).tolist()
         processes, rank = _processes()
-        return iter(order[: self.size - self.size % processes][rank::processes][self.skip :])
+        share = order[: self.size - self.size % processes][rank::processes][self.skip :]
+        epoch = self.epoch
+        return iter((index, image_seed(self.seed, epoch, index)) for index in share)
 
     def __len__(self) -> int:
         return self.size // _processes()[0]
@@ -58,7 +65,7 @@ def _processes() -> tuple[int, int]:
     return 1, 0
 
 
-def training_loader(dataset: Dataset[Any], cfg: DictConfig) -> DataLoader[Any]:
+def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
     """The shuffled training loader of a config."""
     sampler = EpochShuffle(dataset, cfg.seed)
     processes = len(cfg.devices) * cfg.num_nodes
@@ -68,12 +75,51 @@ def training_loader(dataset: Dataset[Any], cfg: DictConfig) -> DataLoader[Any]:
             f"optimizer.batch_size={cfg.optimizer.batch_size}: the training data have only "
             f"{len(sampler)} images{share}"
         )
+    workers = cfg.data.num_workers
+    persistent = OmegaConf.select(cfg, "data.persistent_workers", default=None)
     return DataLoader(
-        ReadableImages(dataset),
+        dataset,
         batch_size=cfg.optimizer.batch_size,
         sampler=sampler,
         generator=sampler.generator,
-        num_workers=cfg.data.num_workers,
+        num_workers=workers,
+        persistent_workers=workers > 0 and persistent is not False,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
+
+
+def workers_of(cfg: DictConfig) -> int:
+    """``data.num_workers`` as a number; ``auto`` is decided by the device and the cores.
+
+    Where a GPU trains, each process gets its share of the cores but one, 12 at most. Where the CPU
+    trains, workers take cores from training: none up to 4 cores, a quarter of them above.
+
+    Raises:
+        UserError: it is neither ``auto`` nor an integer of at least 0.
+    """
+    workers = OmegaConf.select(cfg, "data.num_workers", default=4)
+    if workers == "auto":
+        return automatic_workers(
+            cores=available_cores(),
+            processes=len(cfg.devices) if OmegaConf.is_list(cfg.get("devices")) else 1,
+            on_gpu=torch.cuda.is_available() and cfg.get("accelerator") != "cpu",
+        )
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
+        raise UserError(f"data.num_workers={workers}: must be an integer of at least 0, or auto")
+    return workers
+
+
+def automatic_workers(cores: int, processes: int, on_gpu: bool) -> int:
+    """The rule of :func:`workers_of`."""
+    share = cores // max(1, processes)
+    if on_gpu:
+        return max(1, min(12, share - 1))
+    return 0 if share <= 4 else min(12, share // 4)
+
+
+def available_cores() -> int:
+    """The cores that this process may use, which in a container are fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

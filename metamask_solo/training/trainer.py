@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.data.images import loader_failure
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.callbacks import (
@@ -85,6 +86,8 @@ def fit(
     except pl.utilities.exceptions.MisconfigurationException as error:
         raise UserError(str(error).splitlines()[0]) from error
     except RuntimeError as error:
+        if (failure := loader_failure(error)) is not None:
+            raise failure from error
         if "loading state_dict" not in str(error):
             raise
         reason = str(error).splitlines()[1].strip()

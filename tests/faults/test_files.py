@@ -13,13 +13,14 @@ from checkpoints_of_runs import write_run
 from fragile_runs import FullDisk, fragile_config, run
 from omegaconf import DictConfig, OmegaConf
 from runs import pretrain_config, train
-from torchvision.datasets import ImageFolder
 
 from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
 from metamask_solo.atomic_files import atomic_folder, atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.data.images import ReadableImages
+from metamask_solo.data.folders import find_images
+from metamask_solo.data.reading import ReadingRule
+from metamask_solo.data.sources import FolderSource, Images
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 
@@ -138,7 +139,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_an_image_that_cannot_be_read_is_named(damage: str, data: Path) -> None:
-    dataset = ReadableImages(ImageFolder(str(data / "train")))
+    source = FolderSource(find_images(data / "train", "data"), ReadingRule())
+    dataset = Images(source, lambda image: image)
     index = len(dataset) - 2
     image, label = dataset[index]
     assert image.size == (32, 32) and label == 4

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from metamask_solo import hosts
+from metamask_solo.data.datasets import pretrain_dataset
 from metamask_solo.training.config_checks import check_linear_config, check_pretrain_config
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -175,7 +176,7 @@ def test_the_augmentations_give_two_views(folder: str, images: Path) -> None:
             "data.dataset=custom",
         )
         size = cfg.augmentations[0].crop_size
-        _, views, label = hosts.pretrain_dataset(cfg)[-1]
+        _, views, label = pretrain_dataset(cfg)[-1]
 
         assert label == 4
         assert [tuple(view.shape) for view in views] == [(3, size, size)] * 2
