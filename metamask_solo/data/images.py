@@ -22,9 +22,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # what solo-learn's own transforms of a data set make of an image
 DEFAULT_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
+# main_linear.py writes this size into args.json for them as well, and does not use it
+FILLED_IN = 224
 IMAGENETS = ("imagenet", "imagenet100")
 # up to this size an image is scaled to the crop itself, above it in the proportion of 256 to 224
 LARGEST_WHOLE = 96
+PROBE = "data.augmentations"  # where the config of a probe has its settings
 READING_KEYS = ("background", "exif_orientation")
 
 
@@ -69,17 +72,18 @@ def image_settings(cfg: DictConfig) -> ImageSettings:
         mean, std = normalize.mean, normalize.std
     else:
         mean, std = _setting(cfg, "mean", mean), _setting(cfg, "std", std)
+    size = _setting(cfg, "crop_size", DEFAULT_SIZES.get(dataset, 224))
+    probed = OmegaConf.select(cfg, f"{PROBE}.crop_size", default=None)
+    if dataset in DEFAULT_SIZES and probed == FILLED_IN:
+        size = DEFAULT_SIZES[dataset]
     return ImageSettings(
-        size=int(_setting(cfg, "crop_size", DEFAULT_SIZES.get(dataset, 224))),
+        size=int(size),
         mean=tuple(float(x) for x in mean),
         std=tuple(float(x) for x in std),
         crop_min_scale=float(OmegaConf.select(cfg, f"{PROBE}.crop_min_scale", default=0.08)),
         horizontal_flip=float(OmegaConf.select(cfg, f"{PROBE}.horizontal_flip", default=0.5)),
         bicubic=dataset not in IMAGENETS,
     )
-
-
-PROBE = "data.augmentations"
 
 
 def _setting(cfg: DictConfig, key: str, default: Any) -> Any:

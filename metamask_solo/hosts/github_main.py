@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from metamask_solo.errors import UserError
-
-from metamask_solo.errors import UserError
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
 

@@ -51,12 +51,12 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     if masked not in (None, True, False):
         raise UserError(f"masked={masked}: must be true, false or null")
     with buildable():
+        # first of all: solo-learn would fill in 224 pixels, and some backbones need the size
+        complete_image_settings(cfg, config_beside(cfg.pretrained_feature_extractor))
+        say(f"images: {image_settings(cfg)}")
         cfg = complete_linear_config(cfg)
         count_classes(cfg)
         pl.seed_everything(cfg.seed)
-        # before the backbone is built: some need the size of the images
-        complete_image_settings(cfg, config_beside(cfg.pretrained_feature_extractor))
-        say(f"images: {image_settings(cfg)}")
         backbone, _ = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
         backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
         model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))

@@ -1,0 +1,154 @@
+"""What a probe makes of images: size and normalisation of the run, auto_augment, solo-learn's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from runs import pretrain_config
+
+from metamask_solo.checkpoints.reading import read_checkpoint
+from metamask_solo.data.images import (
+    evaluation_transform,
+    image_loader,
+    image_settings,
+    linear_training_transform,
+)
+from metamask_solo.hosts import build_method, complete_pretrain_config, dataset_transforms
+from metamask_solo.training.hydra_app import open_config
+from metamask_solo.training.probing import _auto_augment, prepare_probe
+
+MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+
+
+def write_run(folder: Path, data: Path, **changes: Any) -> Path:
+    """A SimCLR run on 32 pixels with a mean of its own, as its end leaves it."""
+    cfg = pretrain_config(data, folder, method="simclr")
+    cfg.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
+    cfg.augmentations[0].update({"mean": MEAN, "std": STD})
+    cfg.augmentations[0].horizontal_flip.prob = 0.0
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    cfg.devices = [0]
+    args = complete_pretrain_config(open_config(cfg))
+    folder.mkdir()
+    state = build_method(args).state_dict()
+    torch.save({"state_dict": state}, folder / "a-ep=0.ckpt")
+    (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(args, resolve=True)))
+    return folder / "a-ep=0.ckpt"
+
+
+def probe_config(data: Path, checkpoint: Path, **changes: Any) -> DictConfig:
+    cfg = pretrain_config(data, checkpoint.parent / "runs")
+    for key in ("augmentations", "method", "method_kwargs"):
+        del cfg[key]
+    cfg.pretrained_feature_extractor = str(checkpoint)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", images)
+
+
+def pixels(path: str) -> Any:
+    with Image.open(path) as image:
+        return (np.asarray(image) / 255 - MEAN) / STD
+
+
+def test_what_the_file_does_not_say_comes_from_the_run(
+    images: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, cfg, train, val = prepare_probe(probe_config(images, checkpoint))
+    first, _ = val.dataset[0]
+    expected = pixels(val.dataset.samples[0][0])
+    assert np.abs(first.permute(1, 2, 0).numpy() - expected).max() < 1e-5
+    assert train.dataset[0][0].shape == (3, 32, 32)
+    settings = cfg.data.augmentations
+    assert (settings.crop_size, settings.horizontal_flip, settings.crop_min_scale) == (32, 0.0, 0.5)
+    assert list(settings.mean) == MEAN and list(settings.std) == STD
+    assert "images: 32 x 32 pixels, mean 0.1 0.2 0.3" in capsys.readouterr().err
+
+
+def test_what_the_file_says_counts(images: Path, checkpoint: Path) -> None:
+    said = {"crop_size": 24, "mean": [0.5] * 3}
+    cfg = probe_config(images, checkpoint, data__augmentations=said, data__background="black")
+    _, cfg, train, val = prepare_probe(cfg)
+    assert train.dataset[0][0].shape == val.dataset[0][0].shape == (3, 24, 24)
+    assert list(cfg.data.augmentations.mean) == [0.5] * 3
+    assert list(cfg.data.augmentations.std) == STD
+    assert train.dataset.source.rule.background == (0, 0, 0)
+
+
+def test_the_rule_of_reading_comes_from_the_run(images: Path, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", images, data__background="#010203")
+    path.parent.joinpath("args.json").touch()
+    _, _, train, val = prepare_probe(probe_config(images, path))
+    assert train.dataset.source.rule.background == (1, 2, 3) == val.dataset.source.rule.background
+    loader: Any = image_loader(images / "val", read_checkpoint(path).config)
+    assert loader.dataset.source.rule.background == (1, 2, 3)
+
+
+def test_auto_augment_normalises_as_validation(images: Path, checkpoint: Path) -> None:
+    _, cfg, train, val = prepare_probe(probe_config(images, checkpoint, auto_augment=True))
+    last = {type(t).__name__: t for t in train.dataset.transform.transforms}["Normalize"]
+    assert torch.allclose(torch.as_tensor(last.mean), torch.tensor(MEAN))
+    assert torch.allclose(torch.as_tensor(last.std), torch.tensor(STD))
+    assert train.dataset[0][0].shape == val.dataset[0][0].shape == (3, 32, 32)
+
+
+def test_auto_augment_takes_every_image(images: Path, checkpoint: Path) -> None:
+    cfg = probe_config(images, checkpoint, data__augmentations={"crop_size": 32})
+    transform = _auto_augment(cfg)
+    (chosen,) = [part for part in transform.transforms if hasattr(part, "ops")]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+    for operation in chosen.ops:  # each at all strengths, which it else takes by chance
+        for magnitude in range(11):
+            operation.magnitude, operation.prob, operation.magnitude_std = magnitude, 1.0, 0
+            assert operation(image).size == image.size, operation.name
+
+
+@pytest.mark.parametrize("filled", [{}, {"augmentations": {"crop_size": 224}}])
+@pytest.mark.parametrize(("dataset", "size"), [("cifar10", 32), ("cifar100", 32), ("stl10", 96)])
+def test_built_in_data_sets_have_solo_learns_transforms(
+    dataset: str, size: int, filled: dict[str, Any]
+) -> None:
+    cfg = OmegaConf.create({"data": {"dataset": dataset, **filled}})
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size, size, 3), np.uint8))
+    train, val = dataset_transforms(dataset)
+    assert torch.equal(evaluation_transform(cfg)(image), val(image))
+    torch.manual_seed(0)
+    expected = train(image)
+    torch.manual_seed(0)
+    assert torch.equal(linear_training_transform(cfg)(image), expected)
+
+
+def test_imagenet_has_solo_learns_transform(tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"data": {"dataset": "imagenet100"}})
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 280, 3), np.uint8))
+    assert torch.equal(
+        evaluation_transform(cfg)(image), dataset_transforms("imagenet100")[1](image)
+    )
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "stl10"])
+def test_other_sizes_are_scaled_for_runs_on_built_in_data(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    size = {"cifar10": 32, "stl10": 96}[dataset]
+    for i, shape in enumerate([(64, 64), (50, 90), (200, 41), (size, size)]):
+        level = np.full((*shape, 3), 50 * (i + 1), np.uint8)
+        Image.fromarray(level).save(tmp_path / "a" / f"{i}.png")
+    cfg = OmegaConf.create({"data": {"dataset": dataset}})
+    (batch,) = [images for images, _ in image_loader(tmp_path, cfg)]
+    assert batch.shape == (4, 3, size, size)
+    settings = image_settings(cfg)
+    for i in range(4):
+        expected = (50 * (i + 1) / 255 - torch.tensor(settings.mean)) / torch.tensor(settings.std)
+        assert torch.allclose(batch[i].mean((1, 2)), expected, atol=1e-4)
