@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
-from metamask_solo.data.datasets import FORMATS, classification_dataset, is_folder
+from metamask_solo.data.datasets import classification_dataset, is_folder
 from metamask_solo.data.folders import find_images, say_left_out
 from metamask_solo.data.reading import reading_rule, shown
 from metamask_solo.data.sources import FolderSource, Images
@@ -243,18 +243,11 @@ def split_loader(
         if not Path(folder).is_dir():
             raise UserError(f"{key}={shown(folder)}: no such folder; give --data FOLDER")
         return image_loader(folder, config, batch_size, num_workers, limit, seed, key)
-    if own.get("format") not in (None, *FORMATS):
-        raise UserError(f"data.format={own.format}: cannot be read here; give --data FOLDER")
     try:
         # all images, as main_knn.py
         dataset = classification_dataset(config, split, evaluation_transform(config), whole=True)
     except UserError as error:
         raise UserError(f"{error}; give --data FOLDER") from error
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{key}={shown(folder)}: cannot be read as {own.dataset} ({reason}); give --data FOLDER"
-        ) from error
     return plain_loader(_limited(dataset, limit, seed), batch_size, num_workers)
 
 

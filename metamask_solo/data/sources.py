@@ -4,7 +4,6 @@ All classes are at module level and hold nothing that cannot be pickled, so load
 workers in any way. Imports no solo-learn, so that such workers start quickly.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -80,52 +79,6 @@ class PackedSource:
         labels = getattr(self.dataset, "targets", None)
         labels = self.dataset.labels if labels is None else labels
         return [int(label) for label in labels]
-
-
-class H5Source:
-    """solo-learn's HDF5 files: one group for each class, whose entries are encoded images.
-
-    Args:
-        listed: class, entry and label of each image.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        listed: Sequence[tuple[str, str, int]],
-        classes: list[str],
-        rule: ReadingRule,
-    ):
-        self.path = path
-        self.listed = list(listed)
-        self.classes = classes
-        self.rule = rule
-        self._file: Any = None
-
-    def __len__(self) -> int:
-        return len(self.listed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_file": None}  # an open file cannot go to a worker
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        import h5py
-
-        group, entry, label = self.listed[index]
-        try:
-            if self._file is None:
-                self._file = h5py.File(self.path, "r")
-            content = io.BytesIO(bytes(self._file[group][entry][:]))
-        except Exception as error:
-            raise UserError(f"{self.name(index)}: cannot be read ({error})") from error
-        return read_image(content, self.rule, self.name(index)), label
-
-    def name(self, index: int) -> str:
-        group, entry, _ = self.listed[index]
-        return f"{self.path}, {group}/{entry}"
-
-    def labels(self) -> list[int]:
-        return [label for _, _, label in self.listed]
 
 
 class Images(Dataset[Any]):

@@ -54,7 +54,6 @@ build_method = _release.build_method
 complete_linear_config = _release.complete_linear_config
 complete_pretrain_config = _release.complete_pretrain_config
 dataset_transforms = _release.dataset_transforms
-h5_dataset = _release.h5_dataset
 pretrain_transform = _release.pretrain_transform
 
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
@@ -78,7 +77,6 @@ __all__ = [
     "complete_pretrain_config",
     "dataset_transforms",
     "forward_context",
-    "h5_dataset",
     "loss_scale",
     "pl",
     "pretrain_transform",

@@ -154,17 +154,6 @@ def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
     return FullTransformPipeline(crops)
 
 
-def h5_dataset(dataset: str, path: str) -> tuple[list[tuple[str, str, int]], list[str]]:
-    """Group, entry and label of each image of one of solo-learn's HDF5 files, and the classes."""
-    try:
-        from solo.data.h5_dataset import H5Dataset
-    except ImportError as error:
-        raise UserError("data.format=h5: needs h5py; install it with `pip install h5py`") from error
-    listed = H5Dataset(dataset, path)._data
-    classes = {label: group for group, _, label in listed}
-    return list(listed), [classes[label] for label in sorted(classes)]
-
-
 def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """solo-learn's training and evaluation transforms of one of its built-in data sets."""
     return prepare_transforms(dataset)

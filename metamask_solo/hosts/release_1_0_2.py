@@ -313,10 +313,6 @@ def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
     return prepare_n_crop_transform(transforms, [aug.num_crops for aug in cfg.augmentations])
 
 
-def h5_dataset(dataset: str, path: str) -> tuple[list[tuple[str, str, int]], list[str]]:
-    raise UserError("data.format=h5: solo-learn 1.0.2 reads image_folder only")
-
-
 def _transform_arguments(dataset: str, aug: DictConfig) -> dict[str, Any]:
     if not aug.rrc.enabled or aug.equalization.prob:
         raise UserError(

@@ -166,10 +166,10 @@ def test_a_folder_without_labels_and_images_is_refused(data: Path) -> None:
         prepare_pretraining(cfg)
 
 
-@pytest.mark.parametrize("value", ["imagefolder", "image-folder", "dali", "H5"])
+@pytest.mark.parametrize("value", ["imagefolder", "image-folder", "dali", "h5"])
 def test_a_misspelt_format_is_refused(value: str, data: Path) -> None:
     cfg = pretrain_config(data, data / "runs", data__format=value)
-    with pytest.raises(UserError, match=f"data.format={value}: allowed are image_folder"):
+    with pytest.raises(UserError, match=f"data.format={value}: must be image_folder"):
         prepare_pretraining(cfg)
 
 
