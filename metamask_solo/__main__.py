@@ -1,6 +1,7 @@
 """The command line: ``metamask-solo COMMAND …``, also ``python -m metamask_solo COMMAND …``."""
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -42,9 +43,20 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 for bad input; 1 for numerical trouble, or where the system refuses
-        something else; 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1.
+        something else; 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1, 141 for a closed pipe.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_anywhere()
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of `metamask-solo … | head` has seen enough
+        # what is buffered still must not end in a message when Python exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
+
+
+def _run(arguments: list[str]) -> int:
     # what stands behind `run SCRIPT` is the script's
     ours = arguments[:1] if arguments[:1] == ["run"] else arguments
     show = TRACEBACK in ours or bool(os.environ.get("METAMASK_SOLO_TRACEBACK"))
@@ -62,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         module = importlib.import_module(f"metamask_solo.commands.{name.replace('-', '_')}")
         return module.main(rest) or 0
+    except BrokenPipeError:
+        raise
     except (UserError, ImportError, RunStopped, OSError) as error:
         if show:
             traceback.print_exc()
@@ -72,6 +86,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"metamask-solo {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _print_anywhere() -> None:
+    """Shows a letter that the terminal lacks as an escape, rather than ending in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import sys
 
 from omegaconf import DictConfig
 
-from metamask_solo.training import hydra_app
+from metamask_solo.training import hydra_app, sweeps
 from metamask_solo.training.probing import probe_run
 
 HELP = "train a linear probe on a checkpoint's frozen features"
@@ -12,12 +12,12 @@ HELP = "train a linear probe on a checkpoint's frozen features"
 
 def main(argv: list[str]) -> None:
     """Hydra's command line; masked=true|false chooses the features of a MetaMask checkpoint."""
-    hydra_app.run("linear", argv, linear)
+    hydra_app.run("linear", argv, linear, {"limit_val_batches": (0,)})
 
 
 def linear(cfg: DictConfig) -> float:
     """Trains the probe, or backbone and probe with ``finetune``; returns the final accuracy."""
-    return probe_run(cfg).metrics.get("val_acc1", 0.0)
+    return sweeps.objective(probe_run(cfg).metrics, "val_acc1")
 
 
 if __name__ == "__main__":  # the other processes of DDP

@@ -4,17 +4,25 @@ import sys
 
 from omegaconf import DictConfig
 
-from metamask_solo.training import hydra_app
+from metamask_solo.training import hydra_app, sweeps
 from metamask_solo.training.pretraining import check_run, pretrain_run
 
 HELP = "pretrain any method of solo-learn from a YAML file"
+
+# without one of these there is no kNN accuracy for a search to maximise
+NO_OBJECTIVE: sweeps.Objective = {
+    "knn_eval.enabled": (False, None),
+    "data.val_path": (None,),
+    "data.no_labels": (True,),
+    "limit_val_batches": (0,),
+}
 
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""
     check_only = hydra_app.CHECK in argv
     argv = [a for a in argv if a != hydra_app.CHECK]
-    hydra_app.run("pretrain", argv, check if check_only else pretrain)
+    hydra_app.run("pretrain", argv, check if check_only else pretrain, NO_OBJECTIVE)
 
 
 def check(cfg: DictConfig) -> None:
@@ -24,7 +32,7 @@ def check(cfg: DictConfig) -> None:
 
 def pretrain(cfg: DictConfig) -> float:
     """Pretrains as ``cfg`` says; returns the final kNN accuracy (or 0 without one) for sweepers."""
-    return pretrain_run(cfg).metrics.get("val_knn_acc1", 0.0)
+    return sweeps.objective(pretrain_run(cfg).metrics, "val_knn_acc1")
 
 
 if __name__ == "__main__":  # the other processes of DDP

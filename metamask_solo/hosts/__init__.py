@@ -7,11 +7,18 @@ package index's 1.0.2. To drop 1.0.2, delete its modules and its branch below.
 
 import importlib
 import importlib.util
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from metamask_solo.hosts.bridges import bridge_knn
+from metamask_solo.hosts.online_metrics import (
+    bridge_accuracy,
+    bridge_labels,
+    bridge_neighbours,
+    log_nothing_of_labels,
+)
 from metamask_solo.hosts.optimization import Length
 from metamask_solo.hosts.trainer import (
     forward_context,
@@ -45,6 +52,10 @@ OPTIMIZERS: dict[str, Any] = _release.OPTIMIZERS
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = _release.LINEAR_OPTIMIZER_KEYS
 CLASSES: dict[str, int] = _release.CLASSES
 WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
+bridge_neighbours(WeightedKNNClassifier)
+bridge_accuracy(sys.modules[_release.BaseMethod.__module__])
+bridge_labels(_release.BaseMethod, "_base_shared_step")
+bridge_labels(_release.BaseMomentumMethod, "_shared_step_momentum")
 PluginMethod: Any = _release.PluginMethod
 pl: Any = _release.pl
 backbone_names = _release.backbone_names
@@ -55,6 +66,7 @@ complete_linear_config = _release.complete_linear_config
 complete_pretrain_config = _release.complete_pretrain_config
 dataset_transforms = _release.dataset_transforms
 pretrain_transform = _release.pretrain_transform
+setting_names = _release.setting_names
 
 DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
 
@@ -77,9 +89,11 @@ __all__ = [
     "complete_pretrain_config",
     "dataset_transforms",
     "forward_context",
+    "log_nothing_of_labels",
     "loss_scale",
     "pl",
     "pretrain_transform",
+    "setting_names",
     "step_was_dropped",
     "watch_dropped_steps",
 ]

@@ -1,6 +1,8 @@
 """solo-learn's GitHub main: methods take a config."""
 
 import functools
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,7 @@ from solo.data.pretrain_dataloader import (
     build_transform_pipeline,
 )
 from solo.methods import METHODS
-from solo.methods.base import BaseMethod
+from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.misc import param_groups_layer_decay
@@ -28,7 +30,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
 
-__all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
+__all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]
 
 RELEASE = "main"
 OPTIMIZERS = BaseMethod._OPTIMIZERS
@@ -59,6 +61,18 @@ class PluginMethod(BaseMethod):
     def to_memory_format(self, images: Tensor) -> Tensor:
         """Images in the memory format in which this release trains."""
         return images if self.no_channel_last else images.to(memory_format=torch.channels_last)
+
+
+def setting_names(method: str) -> set[str] | None:
+    """The keys of ``method_kwargs`` that a method reads; None where it checks them itself.
+
+    The host ignores others without a word. Which ones it reads stands in its source only.
+    """
+    found = METHODS.get(method)
+    if found is None or hasattr(found, "setting_names"):
+        return None
+    own = (c for c in found.__mro__ if c.__module__.startswith("solo.methods"))
+    return {n for c in own for n in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(c))}
 
 
 def backbone_names() -> list[str]:

@@ -43,7 +43,7 @@ bridges_1_0_2.bridge_whitening(whitening)
 bridges_1_0_2.bridge_cosine(WeightedKNNClassifier)
 base.LARSWrapper = linear.LARSWrapper = lars_from_sgd
 
-__all__ = ["METHODS", "WeightedKNNClassifier", "pl"]
+__all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]
 
 RELEASE = "1.0.2"
 # LARS is a wrapper in this release, which does nothing: it scales the gradients of the step before
@@ -131,6 +131,13 @@ def _known_keywords() -> set[str]:
     )
 
 
+def setting_names(method: str) -> set[str] | None:
+    found = METHODS.get(method)
+    if found is None or hasattr(found, "setting_names"):
+        return None
+    return set(_argparse_defaults(found))
+
+
 def backbone_names() -> list[str]:
     return list(BaseMethod._SUPPORTED_ENCODERS)
 
@@ -147,10 +154,6 @@ def build_method(cfg: DictConfig) -> pl.LightningModule:
     if own:
         method.resolve_settings(given)  # the base class would take an unknown key without a word
     defaults = {} if own else _argparse_defaults(method)
-    if not own and (unknown := given.keys() - defaults.keys()):
-        raise UserError(
-            f"method_kwargs.{min(unknown)}: unknown setting of {cfg.method} in solo-learn 1.0.2"
-        )
     arguments = {**defaults, **_base_arguments(cfg), **given}
     if issubclass(method, BaseMomentumMethod):
         arguments |= {

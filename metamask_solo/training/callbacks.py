@@ -1,6 +1,7 @@
 """Lightning callbacks of every run: checkpoints that are whole, losses that are finite, signals."""
 
 import json
+import os
 import random
 import signal
 import threading
@@ -18,6 +19,7 @@ from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped
 from metamask_solo.hosts import loss_scale, pl, step_was_dropped, watch_dropped_steps
 
+LOOK_EVERY = 10  # steps, where none is logged
 ADVICE = (
     "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
     "data"
@@ -36,7 +38,7 @@ class SafeCheckpointIO(pl.plugins.TorchCheckpointIO):  # type: ignore[name-defin
 
 
 class Checkpointer(pl.Callback):  # type: ignore[name-defined]
-    """Saves where solo-learn does, but never half a file, and always the last epoch.
+    """Saves where solo-learn does, but never half a file, and always the last state.
 
     A file is written under a temporary name and then renamed; the one before it is removed only
     after that (``keep_prev`` keeps it). Random states go into it too. Weights that are not finite
@@ -49,6 +51,7 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         self.last: Path | None = None
         self.metrics: dict[str, float] = {}
         self.save_this_epoch = False  # whatever the frequency
+        self._saved_step: int | None = None
         self._random: dict[str, Any] | None = None
 
     def setup(self, trainer: Any, model: Any, stage: str) -> None:
@@ -66,8 +69,16 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         epoch = trainer.current_epoch
-        last = trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs
+        # the step or time limit ends a run within an epoch, which is its last one then
+        steps = 0 < trainer.max_steps <= trainer.global_step
+        last = steps or trainer.should_stop
+        last = last or (trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs)
         if last or self.save_this_epoch or epoch % self.cfg.checkpoint.frequency == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Any, model: Any) -> None:
+        # a callback behind this one can have ended the run after its last epoch
+        if trainer.global_step != self._saved_step:
             self.save(trainer)
 
     def save(self, trainer: Any) -> None:
@@ -83,6 +94,7 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         self.metrics = logged_metrics(trainer)
         trainer.save_checkpoint(path)
         self.last = path
+        self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             self.tidy()
 
@@ -149,6 +161,21 @@ def _set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
 
 
+class OnlineNeighbours(pl.Callback):  # type: ignore[name-defined]
+    """Keeps the features of one epoch at most for solo-learn's kNN on the way.
+
+    The host collects from one validation to the next, however long that takes: old features of
+    other weights would be among the neighbours, and memory would grow.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if getattr(model, "knn_eval", False):
+            for bank in (model.knn.train_features, model.knn.train_targets):
+                del bank[: max(0, len(bank) - int(trainer.num_training_batches))]
+
+
 class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
     """Stops a run whose loss is no longer finite, and counts the steps that fp16 overflow skips.
 
@@ -175,7 +202,8 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
                 self.skipped += int(step_was_dropped(trainer))
                 self._step = trainer.global_step
             model.log("skipped_steps", float(self.skipped))
-        logged = trainer.global_step % trainer.log_every_n_steps == 0
+        # 0 means that nothing is logged: a look now and then is due nevertheless
+        logged = trainer.global_step % (trainer.log_every_n_steps or LOOK_EVERY) == 0
         if not logged or outputs is None or (scale is not None and scale >= 1):
             return
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
@@ -199,10 +227,11 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
 
 
 class Interruption(pl.Callback):  # type: ignore[name-defined]
-    """SIGTERM and SIGUSR1 end a run after the step that is under way, with a checkpoint.
+    """SIGTERM, SIGUSR1 and Ctrl-C end a run after the step that is under way, with a checkpoint.
 
-    In a validation they wait for its end. Inside Slurm, SIGUSR1 is Lightning's own, which saves
-    and puts the job into the queue again. A resumed run goes on in the middle of the epoch.
+    In a validation they wait for its end; a second Ctrl-C waits for nothing. Inside Slurm, SIGUSR1
+    is Lightning's own, which saves and puts the job into the queue again. A resumed run goes on in
+    the middle of the epoch.
     """
 
     def __init__(self, checkpointer: Checkpointer | None, loader: DataLoader[Any]):
@@ -212,6 +241,8 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         self.where = "before the first step"
         self._pass_on: Any = None
         self._save = False
+        self._speaks = False
+        self._before: dict[signal.Signals, Any] = {}
 
     def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
         epoch, batches = position(checkpoint)
@@ -225,11 +256,25 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
             return  # Python hands signals to the main thread only
         # Lightning's handler would end the run wherever it is: it is told between two steps
         self._pass_on = signal.getsignal(signal.SIGTERM)
+        self._speaks = trainer.is_global_zero
         signal.signal(signal.SIGTERM, self._note)
-        if getattr(signal, "SIGUSR1", None) and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:
-            signal.signal(signal.SIGUSR1, self._note)
+        # others than Python's own are somebody's: Lightning's in Slurm, or those of nohup
+        for name, own in (("SIGUSR1", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == own:
+                self._before[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Gives the signals back; Lightning does so with SIGTERM."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self.received is signal.SIGINT:
+                raise KeyboardInterrupt
+            if self._speaks:  # not print: it may be what was interrupted
+                os.write(2, b"\nCtrl-C: saving after this step; once more to stop at once\n")
         self.received = signal.Signals(number)
 
     def on_train_batch_end(
@@ -263,9 +308,11 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         self.where = f"in epoch {trainer.current_epoch}, after step {trainer.global_step}"
         self._pass_on(signal.SIGTERM, None)
 
-    def report(self) -> RunStopped:
+    def report(self, where: str | None = None) -> RunStopped:
         """The one line for the user; the exit code is that of a process that the signal ended."""
         name = self.received or signal.SIGTERM
+        if where is not None:
+            return RunStopped(f"{name.name} {where}", 128 + name)
         left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
         return RunStopped(
             f"stopped by {name.name} {self.where}; {left}; auto_resume.enabled=True continues",

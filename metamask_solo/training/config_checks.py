@@ -17,7 +17,9 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import DATASETS, LINEAR_OPTIMIZER_KEYS, METHODS, OPTIMIZERS, Length
 from metamask_solo.hosts.stem import KEY as STEM_KEY
 from metamask_solo.hosts.stem import SMALL, STEMS
+from metamask_solo.training.config_keys import check_keys
 from metamask_solo.training.sampling import workers_of
+from metamask_solo.training.trainer_checks import check_trainer
 
 PRETRAIN_SCHEDULERS = ("none", "warmup_cosine", "cosine", "step")
 LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce")
@@ -81,6 +83,8 @@ SWITCHES = (
     "momentum.classifier",
     "performance.disable_channel_last",
     "optimizer.exclude_bias_n_norm_wd",
+    "performance.compile",
+    "data.persistent_workers",
     "sync_batchnorm",
     "fold_at_end",
     "finetune",
@@ -146,6 +150,7 @@ def buildable() -> Iterator[None]:
 
 def check_pretrain_config(cfg: DictConfig) -> None:
     """Raises UserError for the first thing in a pretraining config that cannot work."""
+    check_keys(cfg, "pretrain")
     _check_shared(cfg, PRETRAIN_SCHEDULERS)
     method = _required(cfg, "method", str)
     trainable = sorted(set(METHODS) - set(NOT_TRAINABLE))
@@ -208,9 +213,18 @@ def check_optimization(model: Any, cfg: DictConfig, loader: Any) -> None:
 
 def check_linear_config(cfg: DictConfig) -> None:
     """Raises UserError for the first thing in a linear or fine-tuning config that cannot work."""
+    check_keys(cfg, "linear")
     _check_shared(cfg, LINEAR_SCHEDULERS, LINEAR_OPTIMIZER_KEYS)
     _required(cfg, "pretrained_feature_extractor", str)
     _required(cfg, "data.val_path", str)
+    for key in ("mixup", "cutmix", "label_smoothing"):
+        if OmegaConf.select(cfg, key) is not None:
+            _number(cfg, key, 0.0)
+    if any(cfg.get(key) for key in ("mixup", "cutmix")) and cfg.optimizer.batch_size % 2:
+        raise UserError(
+            f"optimizer.batch_size={cfg.optimizer.batch_size}: must be even, mixup and cutmix mix "
+            "pairs of images"
+        )
     check_folders(cfg)
 
 
@@ -284,6 +298,7 @@ def _check_shared(
         raise UserError(f"seed={seed}: must be an integer of at least 0 and below 2^32")
     cfg.devices = _devices(cfg)
     OmegaConf.update(cfg, "data.num_workers", workers_of(cfg), force_add=True)
+    check_trainer(cfg)
 
 
 def _check_stem(cfg: DictConfig) -> None:

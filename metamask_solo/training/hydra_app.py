@@ -2,8 +2,9 @@
 
 import importlib.machinery
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,71 @@ import hydra
 import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from metamask_solo.errors import UserError
+from metamask_solo.errors import RunStopped, UserError
+from metamask_solo.training import sweeps
+from metamask_solo.training.overrides import add_known_keys, check_overrides, composed_config
 
+# keys of paths, in which `~` is the home
+PATHS = (
+    "data.train_path",
+    "data.val_path",
+    "checkpoint.dir",
+    "resume_from_checkpoint",
+    "pretrained_feature_extractor",
+)
 CHECK = "--cfg-check"
 
 
-def run(name: str, argv: list[str], task: Callable[[DictConfig], Any]) -> None:
+def run(
+    name: str,
+    argv: list[str],
+    task: Callable[[DictConfig], Any],
+    objective: sweeps.Objective | None = None,
+) -> None:
     """Runs ``task`` on the config that Hydra composes from ``argv``, for each job of a sweep.
+
+    Args:
+        name: the command's.
+        argv: its arguments.
+        task: takes the config; returns what a search optimises.
+        objective: dotted keys to the values of which each leaves nothing to optimise.
 
     Raises:
         UserError: Hydra or YAML cannot make a config of ``argv``.
+        RunStopped: a signal ended the run, and with it the sweep.
     """
     if not any(a.split("=")[0] in ("--config-name", "-cn") for a in argv) and not _informs(argv):
         raise UserError("--config-name: missing; give --config-path FOLDER --config-name FILE")
+    sweeps.begin()
+    argv = _absolute_config_path(argv)
+    check_overrides(argv)
+    composed = composed_config(argv)
+    argv = add_known_keys(argv, name, composed)
+    if any(a in sweeps.SWEEP for a in argv):
+        sweeps.check_objective(composed, argv, objective or {})
+        argv = argv + sweeps.optuna_overrides(argv, composed)
     before = sys.argv
     main_module = sys.modules["__main__"]
     own_spec = main_module.__spec__
     # Lightning starts the other processes of DDP as `python -m` what the spec names
     main_module.__spec__ = importlib.machinery.ModuleSpec(f"metamask_solo.commands.{name}", None)
     full = os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [f"metamask-solo {name}", *_absolute_config_path(argv)]
+    sys.argv = [f"metamask-solo {name}", *argv]
     # Hydra else prints errors itself and exits; raised, they become one line
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.2", config_path=None)(task)()
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        with sweeps.quiet_jobs(), sweeps.signals_passed_on(argv, composed):
+            hydra.main(version_base="1.2", config_path=None)(sweeps.Job(task))()
+    except sweeps.Leave as left:
+        raise left.error from left
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {reason(error)}") from error
+    except ValueError as error:
+        if "No trials are completed" not in str(error):
+            raise
+        raise RunStopped("every trial of the search failed") from error
     except SystemExit as error:  # --help and --cfg leave this way
         if error.code not in (0, None):
             raise UserError(f"hydra could not read the command line: {' '.join(argv)}") from error
@@ -55,7 +93,44 @@ def open_config(cfg: DictConfig) -> DictConfig:
     """A copy of a composed config that takes new keys, as solo-learn's scripts need it."""
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # type: ignore[assignment]
     OmegaConf.set_struct(cfg, False)
+    for key in PATHS:
+        # `~` is the shell's, which leaves it alone behind a `key=`
+        value = resolved(cfg, key)
+        if isinstance(value, str) and value.startswith("~"):
+            OmegaConf.update(cfg, key, os.path.expanduser(value))
+    check_interpolations(cfg)
     return cfg
+
+
+def resolved(cfg: DictConfig, key: str) -> Any:
+    """A value of a config; None where it is missing or cannot be resolved."""
+    try:
+        return OmegaConf.select(cfg, key, default=None)
+    except OmegaConfBaseException:
+        return None
+
+
+def check_interpolations(cfg: DictConfig) -> None:
+    """Raises UserError for the first ``${…}`` that cannot be resolved, with its key."""
+    for key, node in _nodes(cfg):
+        try:
+            OmegaConf.select(cfg, key)
+        except InterpolationResolutionError as error:
+            lines = str(error).splitlines()
+            variable = re.search(r"Environment variable '(.+?)' not found", lines[0])
+            why = f"environment variable {variable[1]} is not set" if variable else lines[0]
+            raise UserError(f"{key}={node}: {why}") from error
+
+
+def _nodes(cfg: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    plain: Any = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg
+    items = plain.items() if isinstance(plain, dict) else enumerate(plain)
+    for name, value in items:
+        key = f"{prefix}.{name}".lstrip(".")
+        if isinstance(value, dict | list):
+            yield from _nodes(value, key)
+        elif isinstance(value, str) and "${" in value:
+            yield key, value
 
 
 def _informs(argv: list[str]) -> bool:
@@ -78,6 +153,7 @@ def _absolute_config_path(argv: list[str]) -> list[str]:
 def _absolute(path: str) -> str:
     if "://" in path:
         return path
+    path = os.path.expanduser(path)
     if not Path(path).is_dir():
         raise UserError(f"--config-path={path}: no such folder")
     return str(Path(path).resolve())
@@ -85,6 +161,8 @@ def _absolute(path: str) -> str:
 
 def reason(error: Exception) -> str:
     """The innermost cause in one line: Hydra wraps what OmegaConf and YAML say."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"a YAML file is not UTF-8 ({error})"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

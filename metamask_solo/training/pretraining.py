@@ -16,6 +16,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     build_method,
     complete_pretrain_config,
+    log_nothing_of_labels,
     pl,
 )
 from metamask_solo.training.config_checks import (
@@ -50,6 +51,8 @@ def pretrain_run(
         if folded and result.checkpoint is not None:
             _fold(result.checkpoint)
         print(result)
+    if result.stopped is not None:
+        raise result.stopped
     return result
 
 
@@ -73,6 +76,8 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         count_classes(cfg)
         pl.seed_everything(cfg.seed)
         model = build_method(cfg)
+        if cfg.data.no_labels:
+            log_nothing_of_labels(model)
         data = pretrain_dataset(cfg)
         train_loader, val_loader, val_data = training_loader(data, cfg), None, None
         check_optimization(model, cfg, train_loader)

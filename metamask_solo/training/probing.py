@@ -41,6 +41,8 @@ def probe_run(cfg: DictConfig) -> FitResult:
     result = fit(model, cfg, train_loader, val_loader, "linear")
     if model.global_rank == 0:
         print(result)
+    if result.stopped is not None:
+        raise result.stopped
     return result
 
 

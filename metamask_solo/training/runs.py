@@ -1,43 +1,50 @@
 """Run folders: what lies in them, which one is continued, and the metrics that were logged."""
 
 import csv
+import hashlib
 import json
 import os
+import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.errors import UserError
-from metamask_solo.training.callbacks import position
+from metamask_solo.errors import RunStopped, UserError
 
-# what a run must share with a checkpoint for auto_resume to continue it; solo-learn's list, and
-# what else would make it another run
-SHOULD_MATCH = (
-    "name",
-    "backbone",
-    "method",
-    "method_kwargs",
-    "data.dataset",
-    "data.train_path",
-    "max_epochs",
-    "optimizer",
-    "scheduler",
-    "momentum",
-    "augmentations",
-    "seed",
+# What says only where a run is written, how it is logged, and which file it starts from, whose
+# content is in STARTED_FROM. All else decides the result, and makes another run.
+INDIFFERENT = (
+    "auto_resume",
+    "checkpoint",
+    "data.num_workers",
+    "data.persistent_workers",
+    "debug_augmentations",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "fold_at_end",
+    "log_every_n_steps",
     "pretrained_feature_extractor",
-    "finetune",
+    "profiler",
+    "resume_from_checkpoint",
+    "wandb",
 )
-
+STARTED_FROM = "started_from"
 
 # written into a run's folder when it ended as planned
 FINISHED = "finished.json"
+
+
+# held by the process that writes into a run's folder, and gone with it
+LOCK = "running.lock"
 
 
 # what a checkpoint holds from which training can go on; one with weights only lacks some
@@ -53,12 +60,14 @@ class FitResult:
         checkpoint: its last checkpoint, None where checkpoints are off.
         metrics: the last value of everything logged.
         seconds_per_epoch: training and validation, interruptions not counted.
+        stopped: a signal that came when there was nothing left to stop.
     """
 
     folder: Path
     checkpoint: Path | None
     metrics: dict[str, float]
     seconds_per_epoch: float
+    stopped: RunStopped | None = None
 
     def __str__(self) -> str:
         """The last line that a command prints: the checkpoint, and the validation metrics."""
@@ -69,9 +78,10 @@ class FitResult:
 
 def finished_run(cfg: DictConfig, kind: str) -> FitResult | None:
     """A finished run of the same config, or None."""
+    identify_start(cfg)
     for summary in sorted((Path(cfg.checkpoint.dir) / kind).glob(f"*/{FINISHED}")):
         checkpoints = sorted(summary.parent.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-        if checkpoints and _same_run(cfg, summary.parent / "args.json"):
+        if checkpoints and _difference(cfg, summary.parent / "args.json") is None:
             content = json.loads(summary.read_text())
             return FitResult(summary.parent, checkpoints[-1], **content)
     return None
@@ -99,6 +109,11 @@ def make_folder(folder: Path) -> None:
 
 
 def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
+    """Where training goes on: the checkpoint that the config names, or one of the same run.
+
+    Raises:
+        UserError: the named checkpoint lacks something, or the same run is still going.
+    """
     if cfg.resume_from_checkpoint is not None:
         path = Path(cfg.resume_from_checkpoint)
         lacking = [key for key in TRAINING_STATE if key not in load_raw(path)]
@@ -108,37 +123,142 @@ def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
     if not cfg.auto_resume.enabled or not root.is_dir():
         return None
     oldest = time.time() - cfg.auto_resume.max_hours * 3600
-    candidates = [p for p in root.glob("*/*.ckpt") if p.stat().st_mtime > oldest]
-    for path in sorted(candidates, key=lambda p: p.stat().st_mtime, reverse=True):
-        if not _same_run(cfg, path.parent / "args.json"):
+    differing = ""
+    for folder in _newest_first(root):
+        if (folder / FINISHED).exists():
             continue
-        try:
-            state = load_raw(path)
-        except UserError as error:
-            print(f"auto_resume: skipped: {error}")
+        difference = _difference(cfg, folder / "args.json")
+        if difference is not None:
+            differing = differing or _told(cfg, folder, difference)
             continue
-        if any(key not in state for key in TRAINING_STATE):  # a folded checkpoint: weights only
-            continue
-        finished = (path.parent / FINISHED).exists()
-        if not finished or position(state)[0] < cfg.max_epochs:
-            return path
+        if is_running(folder):
+            raise UserError(
+                f"{folder}: this run is still going; auto_resume.enabled=False starts another one"
+            )
+        # a number of the epoch says more than a file's time, which copying changes
+        candidates = [p for p in folder.glob("*.ckpt") if p.stat().st_mtime > oldest]
+        for path in sorted(candidates, key=age, reverse=True):
+            try:
+                state = load_raw(path)
+            except UserError as error:
+                print(f"auto_resume: skipped: {error}")
+                continue
+            if all(key in state for key in TRAINING_STATE):  # a folded one has weights only
+                return path
+    if differing:
+        print(differing)
     return None
 
 
-def _same_run(cfg: DictConfig, args: Path) -> bool:
+def _newest_first(root: Path) -> list[Path]:
+    times = {args.parent: args.stat().st_mtime for args in root.glob("*/args.json")}
+    for path in root.glob("*/*.ckpt"):
+        times[path.parent] = max(times.get(path.parent, 0.0), path.stat().st_mtime)
+    return sorted(times, key=lambda folder: times[folder], reverse=True)
+
+
+def age(path: Path) -> tuple[int, float]:
+    epoch = re.search(r"-ep=(\d+)\.ckpt$", path.name)
+    return (int(epoch[1]) if epoch else -1, path.stat().st_mtime)
+
+
+def identify_start(cfg: DictConfig) -> None:
+    """Writes into the config what the file that the run starts from holds: a SHA-256 of it.
+
+    A file of the same name with other content makes another run.
+    """
+    found = {}
+    for key in ("pretrained_feature_extractor", "resume_from_checkpoint"):
+        path = cfg.get(key)
+        if path is not None and Path(path).is_file():
+            digest = hashlib.sha256()
+            with Path(path).open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+            found[key] = digest.hexdigest()
+    OmegaConf.update(cfg, STARTED_FROM, found or None, force_add=True)
+
+
+def _difference(cfg: DictConfig, args: Path) -> str | None:
+    """The first setting in which a run differs from that of an args.json; None for none."""
     try:
-        other = OmegaConf.create(json.loads(args.read_text()))
-    except (OSError, json.JSONDecodeError):
+        other = json.loads(args.read_text())
+    except (OSError, ValueError):
+        return "args.json"
+    own = json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+    if not isinstance(other, dict):
+        return "args.json"
+    for values in (own, other):
+        for key in INDIFFERENT:
+            section, _, name = key.rpartition(".")
+            below = values.get(section, {}) if section else values
+            if isinstance(below, dict):
+                below.pop(name, None)
+    return _first_difference(own, other)
+
+
+def _first_difference(one: Any, other: Any, key: str = "") -> str | None:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted(one.keys() | other.keys()):
+            below = f"{key}.{name}".lstrip(".")
+            if (one.get(name), name in one) != (other.get(name), name in other):
+                return _first_difference(one.get(name), other.get(name), below) or below
+        return None
+    return None if one == other else key
+
+
+def _told(cfg: DictConfig, folder: Path, key: str) -> str:
+    """One line on a run of the same name that was stopped but is another one; else nothing."""
+    try:
+        other = OmegaConf.create(json.loads((folder / "args.json").read_text()))
+    except (OSError, ValueError):
+        return ""
+    if OmegaConf.select(other, "name") != cfg.name or is_running(folder):
+        return ""
+    return f"auto_resume: {folder} is another run, {key} differs"
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process writes into a run's folder; one that was killed does not."""
+    if not (folder / LOCK).exists() or not is_first_process():
         return False
-    return all(
-        _plain(OmegaConf.select(cfg, key, default=None))
-        == _plain(OmegaConf.select(other, key, default=None))
-        for key in SHOULD_MATCH
-    )
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a file system without locks
+        return False
+    lock.release()
+    return False
 
 
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process.
+
+    Raises:
+        UserError: another process has it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(f"{folder}: a run is still going in it") from error
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_first_process() -> bool:
+    """Whether this process is, as far as its environment tells, the first one of its run."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,190 @@
+"""Which keys a run's config may have: one rule, and a guess at what a misspelt one means."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import pl, setting_names
+
+# a section that is passed on whole, so that others say what may stand in it
+WHOLE: dict[str, Any] = {"*": None}
+
+# a key without keys of its own
+LEAF: dict[str, Any] = {}
+
+
+def _leaves(names: str) -> dict[str, Any]:
+    return dict.fromkeys(names.split(), LEAF)
+
+
+AUGMENTATION = {
+    "rrc": _leaves("enabled crop_min_scale crop_max_scale"),
+    "color_jitter": _leaves("prob brightness contrast saturation hue"),
+    **dict.fromkeys(
+        ("grayscale", "gaussian_blur", "solarization", "equalization", "horizontal_flip"),
+        _leaves("prob"),
+    ),
+    **_leaves("crop_size num_crops mean std"),
+}
+SHARED: dict[str, Any] = {
+    **_leaves("name seed resume_from_checkpoint started_from"),
+    "backbone": {**_leaves("name stem"), "kwargs": WHOLE},
+    "data": _leaves(
+        "dataset train_path val_path format num_workers persistent_workers fraction no_labels"
+    ),
+    "optimizer": {
+        **_leaves("name batch_size lr weight_decay exclude_bias_n_norm_wd"),
+        "kwargs": WHOLE,
+    },
+    "scheduler": _leaves("name warmup_epochs warmup_start_lr min_lr lr_decay_steps interval gamma"),
+    "checkpoint": _leaves("enabled dir frequency keep_prev"),
+    "auto_resume": _leaves("enabled max_hours"),
+    "wandb": _leaves("enabled entity project offline"),
+    "performance": _leaves("disable_channel_last compile"),
+}
+PRETRAIN: dict[str, Any] = {
+    **SHARED,
+    **_leaves("method fold_at_end"),
+    "optimizer": {**SHARED["optimizer"], **_leaves("classifier_lr")},
+    "method_kwargs": WHOLE,
+    "momentum": _leaves("base_tau final_tau classifier"),
+    "knn_eval": _leaves("enabled k distance_func"),
+    "augmentations": AUGMENTATION,
+}
+LINEAR: dict[str, Any] = {
+    **SHARED,
+    **_leaves("pretrained_feature_extractor pretrain_method masked finetune"),
+    **_leaves("auto_augment label_smoothing mixup cutmix"),
+    "optimizer": {**SHARED["optimizer"], **_leaves("layer_decay")},
+    "data": {
+        **SHARED["data"],
+        "augmentations": _leaves("crop_size mean std crop_min_scale horizontal_flip"),
+    },
+}
+
+# Arguments of Lightning's Trainer that a command sets itself, and what to do instead
+NOT_FROM_A_CONFIG = {
+    "logger": "metrics go into the run's folder, and wandb.enabled=True sends them to W&B",
+    "callbacks": "a program can give them to metamask_solo.training.pretraining.pretrain_run",
+    "plugins": "the command has its own; precision and strategy choose Lightning's",
+    "enable_checkpointing": "checkpoint.enabled says whether checkpoints are written",
+    "default_root_dir": "checkpoint.dir says where a run is written",
+    "use_distributed_sampler": "the images are shared among the processes in any case",
+    "reload_dataloaders_every_n_epochs": "the images stay the same for the whole run",
+    "overfit_batches": "limit_train_batches trains on a part of the images",
+    "limit_test_batches": "nothing is tested here",
+    "limit_predict_batches": "nothing is predicted here",
+    "barebones": "enable_progress_bar and enable_model_summary say what is shown",
+    "model_registry": "the checkpoints stay on this machine",
+}
+# read by solo-learn's own scripts
+NOT_HERE = {
+    "auto_umap": "`metamask-solo umap` draws a run's features",
+    "dali": "images are read by torchvision",
+    "debug_augmentations": "`metamask-solo pretrain … --cfg-check` checks them",
+}
+
+
+def trainer_arguments() -> dict[str, inspect.Parameter]:
+    """The arguments of the installed Lightning's Trainer."""
+    parameters = dict(inspect.signature(pl.Trainer.__init__).parameters)
+    parameters.pop("self")
+    return parameters
+
+
+def known_keys(command: str) -> dict[str, Any]:
+    """The tree of keys that a command reads: ``pretrain``, else those of a probe."""
+    trainer = dict.fromkeys(trainer_arguments(), LEAF) | {"max_time": WHOLE}
+    return {**trainer, **(PRETRAIN if command == "pretrain" else LINEAR)}
+
+
+def is_known(key: str, command: str) -> bool:
+    """Whether a dotted key may stand in a command's config."""
+    tree = known_keys(command)
+    for part in key.split("."):
+        if tree is WHOLE:
+            return True
+        if part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def check_keys(cfg: DictConfig, command: str) -> None:
+    """Raises UserError for the first key that nothing reads.
+
+    What an interpolation of the config itself refers to is read by that.
+    """
+    plain = OmegaConf.to_container(cfg)
+    known = known_keys(command)
+    if command == "pretrain" and isinstance(cfg.get("method"), str):
+        names = setting_names(cfg.method)
+        if names is not None:
+            known["method_kwargs"] = dict.fromkeys(names, WHOLE)
+    # which keys these take depends on the release, and is checked with their names
+    checked = known | {"optimizer": WHOLE, "scheduler": WHOLE}
+    referred = set(_references(plain))
+    _check(plain, checked, "", referred, known)
+    parameters = trainer_arguments()
+    for key, instead in NOT_FROM_A_CONFIG.items():
+        if key in parameters and cfg.get(key) not in (None, parameters[key].default):
+            raise UserError(f"{key}={cfg[key]}: not from a config; {instead}")
+
+
+def _check(
+    node: Any, known: dict[str, Any], prefix: str, referred: set[str], top: dict[str, Any]
+) -> None:
+    if known is WHOLE:
+        return
+    if isinstance(node, list) and prefix == "augmentations":
+        for i, item in enumerate(node):
+            _check(item, known, f"{prefix}.{i}", referred, top)
+        return
+    if not isinstance(node, dict) or known is LEAF:
+        return
+    for name, value in node.items():
+        key = f"{prefix}.{name}".lstrip(".")
+        if name in known:
+            _check(value, known[name], key, referred, top)
+        elif not any(reference == key or reference.startswith(f"{key}.") for reference in referred):
+            raise UserError(f"{key}: {_unknown(str(name), key, known, prefix, top)}")
+
+
+def _unknown(name: str, key: str, known: dict[str, Any], prefix: str, top: dict[str, Any]) -> str:
+    if key in NOT_HERE:
+        return f"not read by this command; {NOT_HERE[key]}"
+    near = [f"{prefix}.{n}".lstrip(".") for n in difflib.get_close_matches(name, known, 1, 0.7)]
+    if not near:  # perhaps it stands in the wrong section
+        every = list(_dotted(top))
+        near = [k for k in every if k.rpartition(".")[2] == name][:1]
+        near = near or difflib.get_close_matches(key, every, 1, 0.75)
+    if near:
+        return f"unknown setting; did you mean {near[0]}?"
+    if prefix:
+        return f"unknown setting; {prefix} takes {', '.join(sorted(known)) or 'none'}"
+    return "unknown setting; metamask-solo pretrain --help lists all"
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, below in tree.items():
+        key = f"{prefix}.{name}".lstrip(".")
+        if below is WHOLE or not below:
+            yield key
+        else:
+            yield from _dotted(below, key.replace("augmentations", "augmentations.0"))
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+    elif isinstance(node, str):
+        yield from re.findall(r"\$\{\s*([\w.-]+)\s*\}", node)

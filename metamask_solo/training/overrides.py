@@ -1,0 +1,113 @@
+"""What a user writes on Hydra's command line: hints where it cannot work, and keys to be added."""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from metamask_solo.errors import UserError
+from metamask_solo.training.config_keys import is_known
+
+OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|)(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+
+
+def check_overrides(argv: list[str]) -> None:
+    """Raises UserError for an override that Hydra cannot read, with a hint."""
+    parser = OverridesParser.create()
+    for argument in argv:
+        found = OVERRIDE.fullmatch(argument)
+        if found is None:
+            continue
+        key, value = found["key"], found["value"]
+        part = key.removeprefix("augmentations.")
+        if part != key and not part[:1].isdigit():
+            raise UserError(
+                f"{argument}: augmentations is a list of pipelines; write "
+                f"augmentations.0.{part}={value}"
+            )
+        try:
+            parser.parse_override(argument)
+        except HydraException as error:
+            quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+            raise UserError(
+                f"{argument}: Hydra cannot read the value; quote it: "
+                f"'{found['sign']}{key}=\"{quoted}\"'"
+            ) from error
+
+
+def add_known_keys(argv: list[str], command: str, composed: DictConfig | None) -> list[str]:
+    """Lets an override name any key that the command reads, although the YAML file lacks it.
+
+    Hydra asks for a ``+`` before such a key; what it cannot know is that the key is a known one.
+    """
+    if composed is None:
+        return argv
+    result = []
+    for argument in argv:
+        found = OVERRIDE.fullmatch(argument)
+        if found is not None and not found["sign"] and _lacks(composed, found["key"], command):
+            argument = f"++{argument}"
+        result.append(argument)
+    return result
+
+
+def _lacks(composed: DictConfig, key: str, command: str) -> bool:
+    if key.startswith(("hydra.", "augmentations")) or "/" in key or not is_known(key, command):
+        return False
+    missing = object()
+    with suppress(Exception):  # an interpolation that cannot be resolved yet is there
+        return OmegaConf.select(composed, key, default=missing) is missing
+    return False
+
+
+def composed_config(argv: list[str]) -> DictConfig | None:
+    """The config of a command line without its sweeps, Hydra's own part included.
+
+    None where it cannot be composed: Hydra itself then tells why.
+    """
+    path, name = option(argv, "--config-path", "-cp"), option(argv, "--config-name", "-cn")
+    if path is None or name is None or GlobalHydra.instance().is_initialized():
+        return None
+    module = path.removeprefix("pkg://")
+    start = initialize_config_dir if module == path else initialize_config_module
+    chosen = [a for a in argv if _is_part_of_composing(a, path)]
+    extra = option(argv, "--config-dir", "-cd")
+    if extra is not None:
+        chosen.append(f'hydra.searchpath=["file://{os.path.abspath(extra)}"]')
+    try:
+        with start(module, version_base="1.2"):
+            return compose(name, overrides=chosen, return_hydra_config=True)
+    except Exception:
+        return None
+
+
+def _is_part_of_composing(argument: str, path: str) -> bool:
+    """Whether an override chooses a part of the config, rather than a value within."""
+    found = OVERRIDE.fullmatch(argument)
+    if found is None:
+        return False
+    key = found["key"]
+    chooses = "/" in key or key.startswith("hydra.") or Path(path, key).is_dir()
+    return chooses and not OverridesParser.create().parse_override(argument).is_sweep_override()
+
+
+def option(argv: list[str], *names: str) -> str | None:
+    """The value of an option of Hydra's command line."""
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in names:
+            return value if equals else next(iter(argv[i + 1 : i + 2]), None)
+    return None
+
+
+def target(composed: DictConfig | None, part: str) -> str:
+    """The class of Hydra's ``sweeper`` or ``launcher``."""
+    value: Any = OmegaConf.select(composed, f"hydra.{part}._target_") if composed else None
+    return str(value or "")

@@ -1,0 +1,174 @@
+"""auto_resume goes on with the same run only: whatever decides the result makes another one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import pretrain_config, train
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import complete_pretrain_config, pl
+from metamask_solo.training.config_checks import check_pretrain_config
+from metamask_solo.training.probing import prepare_probe
+from metamask_solo.training.runs import (
+    FINISHED,
+    LOCK,
+    checkpoint_to_resume,
+    finished_run,
+    identify_start,
+    running,
+)
+from metamask_solo.training.trainer import fit
+
+SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
+
+
+class StopAfterAnEpoch(pl.Callback):  # type: ignore[name-defined]
+    def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise InterruptedError
+
+
+def config(images: Path, out: Path, **overrides: Any) -> Any:
+    given = {"max_epochs": 2, "auto_resume__enabled": True, **overrides}
+    cfg = pretrain_config(images, out, "simclr", **given)
+    OmegaConf.update(cfg, "method_kwargs", SIMCLR)
+    return cfg
+
+
+def completed(cfg: Any) -> Any:
+    check_pretrain_config(cfg)
+    cfg = complete_pretrain_config(cfg)
+    from metamask_solo.hosts import build_method
+
+    build_method(cfg)
+    identify_start(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs with one in it that was stopped after an epoch."""
+    out = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(InterruptedError):
+        train(config(images, out), StopAfterAnEpoch())
+    assert not list(out.rglob(LOCK))
+    return out
+
+
+@pytest.mark.parametrize(
+    "indifferent",
+    [
+        {},
+        {"checkpoint__frequency": 7, "checkpoint__keep_prev": True},
+        {"enable_progress_bar": True, "log_every_n_steps": 3, "fold_at_end": False},
+        {"data__num_workers": 1},
+        {"wandb__project": "other", "auto_resume__max_hours": 1},
+    ],
+)
+def test_where_and_how_to_log_makes_no_other_run(
+    indifferent: dict[str, Any], stopped: Path, images: Path
+) -> None:
+    cfg = completed(config(images, stopped, **indifferent))
+    found = checkpoint_to_resume(cfg, stopped / "simclr")
+    assert found is not None and found.parent.parent == stopped / "simclr"
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("data.val_path", "train"),
+        ("precision", "bf16-mixed"),
+        ("gradient_clip_val", 1.0),
+        ("accumulate_grad_batches", 2),
+        ("max_steps", 3),
+        ("limit_train_batches", 1),
+        ("sync_batchnorm", True),
+        ("seed", 2),
+        ("knn_eval.enabled", True),
+        ("deterministic", True),
+        ("strategy", "ddp"),
+        ("augmentations.0.crop_size", 28),
+        ("augmentations.0.rrc.crop_min_scale", 0.4),
+    ],
+)
+def test_what_decides_the_result_makes_another_run(
+    key: str, value: Any, stopped: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config(images, stopped)
+    value = str(images / value) if value == "train" else value
+    OmegaConf.update(cfg, key, value, force_add=True)
+    assert checkpoint_to_resume(completed(cfg), stopped / "simclr") is None
+    assert "is another run" in capsys.readouterr().out
+
+
+def test_a_run_that_is_still_going_is_not_entered(stopped: Path, images: Path) -> None:
+    (args,) = stopped.rglob("args.json")
+    with running(args.parent):
+        with pytest.raises(UserError, match="still going.*auto_resume.enabled=False"):
+            train(config(images, stopped))
+        cfg = config(images, stopped, auto_resume__enabled=False)
+        (checkpoint,) = args.parent.glob("*.ckpt")
+        cfg.resume_from_checkpoint = str(checkpoint)
+        with pytest.raises(UserError, match="still going"):
+            train(cfg)
+    assert checkpoint_to_resume(completed(config(images, stopped)), stopped / "simclr")
+    (args.parent / LOCK).touch()  # as a killed process leaves it
+    assert checkpoint_to_resume(completed(config(images, stopped)), stopped / "simclr")
+    (args.parent / LOCK).unlink()
+
+
+def test_a_running_run_holds_its_lock(images: Path, tmp_path: Path) -> None:
+    held = []
+
+    class Second(pl.Callback):  # type: ignore[name-defined]
+        def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+            cfg = completed(config(images, tmp_path))
+            with pytest.raises(UserError, match="still going"):
+                checkpoint_to_resume(cfg, tmp_path / "simclr")
+            held.append(trainer.current_epoch)
+
+    _, result = train(config(images, tmp_path), Second())
+    assert held == [0, 1]
+    assert not (result.folder / LOCK).exists() and (result.folder / FINISHED).exists()
+    assert finished_run(completed(config(images, tmp_path)), "simclr") is not None
+
+
+def probe_config(images: Path, out: Path, checkpoint: Path, **overrides: Any) -> Any:
+    cfg = pretrain_config(images, out, "metamask", max_epochs=2, auto_resume__enabled=True)
+    del cfg.augmentations, cfg.method, cfg.method_kwargs, cfg.optimizer.classifier_lr
+    cfg.name, cfg.pretrain_method = "probe", "metamask"
+    cfg.pretrained_feature_extractor = str(checkpoint)
+    cfg.data.augmentations = {"crop_size": 32}
+    for key, value in overrides.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+def probe(cfg: Any, *callbacks: Any) -> Any:
+    model, cfg, train_loader, val_loader = prepare_probe(cfg)
+    return model, fit(model, cfg, train_loader, val_loader, "linear", callbacks)
+
+
+def test_a_probe_of_another_checkpoint_is_another_run(images: Path, tmp_path: Path) -> None:
+    _, pretrained = train(pretrain_config(images, tmp_path))
+    path = pretrained.checkpoint
+    with pytest.raises(InterruptedError):
+        probe(probe_config(images, tmp_path, path), StopAfterAnEpoch())
+    (folder,) = (tmp_path / "linear").iterdir()
+
+    # without a mask it has other keys, and is another run
+    _, plain = probe(probe_config(images, tmp_path, path, masked=False))
+    assert plain.folder != folder
+    # the same content under another name is the same start
+    moved = path.with_name("moved.ckpt")
+    moved.write_bytes(path.read_bytes())
+    content = torch.load(path, weights_only=True)
+    content["state_dict"]["mask.logits"] += 1.0
+    torch.save(content, path)
+    _, newer = probe(probe_config(images, tmp_path, path))
+    assert newer.folder not in (folder, plain.folder)
+    model, same = probe(probe_config(images, tmp_path, moved))
+    assert same.folder == folder and model.trainer.global_step == 4

@@ -1,0 +1,144 @@
+"""Arguments of Lightning's Trainer at the ends of their ranges: each works, or is a line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+from runs import pretrain_config, train
+
+from metamask_solo.errors import UserError
+from metamask_solo.training.pretraining import pretrain_run
+from metamask_solo.training.runs import read_metrics
+
+SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
+
+
+def config(images: Path, out: Path, **overrides: Any) -> DictConfig:
+    """An epoch of two steps, with a kNN on the way."""
+    cfg = pretrain_config(images, out, "simclr", **overrides)
+    cfg.method_kwargs = SIMCLR
+    cfg.knn_eval = {"enabled": True, "k": 3}
+    cfg.optimizer.lr = 0.01
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "argument, value, steps",
+    [
+        ("limit_val_batches", 0, 2),
+        ("limit_val_batches", 1, 2),
+        ("limit_val_batches", 0.5, 2),
+        ("limit_train_batches", 1, 1),
+        ("limit_train_batches", 0.5, 1),
+        ("max_steps", -1, 2),
+        ("max_steps", 1, 1),
+        ("min_epochs", 1, 2),
+        ("min_steps", 1, 2),
+        ("val_check_interval", 0.5, 2),
+        ("val_check_interval", 1, 2),
+        ("num_sanity_val_steps", -1, 2),
+        ("log_every_n_steps", 0, 2),
+        ("log_every_n_steps", 1, 2),
+        ("gradient_clip_val", 0.0, 2),
+        ("gradient_clip_val", 1, 2),
+        ("deterministic", "warn", 2),
+        ("deterministic", True, 2),
+        ("benchmark", True, 2),
+        ("inference_mode", False, 2),
+        ("detect_anomaly", True, 2),
+        ("precision", "bf16-mixed", 2),
+        ("precision", "bf16-true", 2),
+        ("precision", 64, 2),
+        ("accumulate_grad_batches", 3, 1),
+        ("enable_model_summary", True, 2),
+        ("max_time", {"minutes": 5}, 2),
+        ("num_nodes", 1, 2),
+        ("sync_batchnorm", True, 2),
+        ("strategy", None, 2),
+        ("enable_autolog_hparams", False, 2),
+    ],
+)
+def test_an_argument_works(
+    argument: str, value: Any, steps: int, images: Path, tmp_path: Path
+) -> None:
+    model, fit = train(config(images, tmp_path, **{argument: value}))
+    assert model.trainer.global_step == steps
+    assert fit.checkpoint is not None and fit.checkpoint.is_file()
+    assert ("val_knn_acc1" in fit.metrics) == (argument != "limit_val_batches" or value != 0)
+
+
+@pytest.mark.parametrize("epochs", [None, 1])
+def test_validation_by_steps_alone(epochs: int | None, images: Path, tmp_path: Path) -> None:
+    """null is a value of its own there: validation every so many batches, over epochs."""
+    cfg = config(images, tmp_path, max_epochs=3, val_check_interval=1 if epochs else 3)
+    cfg.check_val_every_n_epoch = epochs
+    _, fit = train(cfg)
+    steps = [int(row["step"]) for row in read_metrics(fit.folder) if row.get("val_loss")]
+    assert steps == ([0, 1, 2, 3, 4, 5] if epochs else [2, 5])
+
+
+@pytest.mark.parametrize("steps", [True, 1])
+def test_a_fast_run_leaves_nothing(
+    steps: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = pretrain_run(config(images, tmp_path, fast_dev_run=steps))
+    assert result.checkpoint is None and "val_loss" in result.metrics
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argument, value, line",
+    [
+        ("val_check_interval", 3, "val_check_interval.*less than or equal"),
+        ("val_check_interval", 0, "above 0.0 up to 1.0"),
+        ("val_check_interval", "1h", "DD:HH:MM:SS"),
+        ("limit_train_batches", 0, "above 0.0"),
+        ("limit_val_batches", 1.5, "share"),
+        ("max_epochs", 0, "max_epochs"),
+        ("max_epochs", -1, "max_epochs"),
+        ("max_steps", -2, "max_steps=-2"),
+        ("max_time", "00:00:00:00", "above 0"),
+        ("accelerator", "quantum", "trainer: "),
+        ("strategy", "quantum", "trainer: "),
+        ("precision", "8", "trainer: "),
+        ("num_sanity_val_steps", -2, "at least -1"),
+        ("log_every_n_steps", -1, "at least 0"),
+        ("gradient_clip_algorithm", "sum", "norm, value"),
+        ("gradient_clip_val", -1.0, "at least 0"),
+        ("accumulate_grad_batches", 0, "at least 1"),
+        ("fast_dev_run", -1, "at least 1"),
+        ("deterministic", "maybe", "True, False, warn"),
+        ("detect_anomaly", "yes", "true or false"),
+        ("min_steps", "many", "integer"),
+    ],
+)
+def test_an_argument_is_refused_in_one_line(
+    argument: str, value: Any, line: str, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        train(config(images, tmp_path, **{argument: value}))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_profile_is_shown_and_kept(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, fit = train(config(images, tmp_path, profiler="simple"))
+    assert "run_training_batch" in capsys.readouterr().out
+    (report,) = fit.folder.glob("*profile*.txt")
+    assert "run_training_batch" in report.read_text()
+
+
+def test_processes_that_are_copies_leave_what_others_do(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the processes are copies of the first one, that does not train itself."""
+    cfg = config(images, tmp_path, strategy="ddp_fork", devices=2, name="forked")
+    cfg.knn_eval.enabled = False
+    result = pretrain_run(cfg)
+    assert result.checkpoint is not None and result.checkpoint.is_file()
+    assert result.metrics["val_loss"] > 0 and result.seconds_per_epoch > 0
+    assert f"checkpoint: {result.checkpoint}" in capsys.readouterr().out
+    assert (result.folder / "finished.json").is_file()
