@@ -30,13 +30,14 @@ DIGITS = ("digits", "textured-digits")
 KNOWN = {
     "accelerator": None,
     "augmentations": None,
-    "auto_resume": {"enabled"},
+    "auto_resume": {"enabled", "max_hours"},
     "backbone": {"name", "stem"},
-    "checkpoint": {"enabled", "dir", "frequency"},
+    "checkpoint": {"enabled", "dir", "frequency", "keep_prev"},
     "data": {"dataset", "train_path", "val_path", "format", "num_workers"}
     | {"no_labels", "augmentations"},
     "devices": None,
     "knn_eval": {"enabled", "k", "distance_func"},
+    "masked": None,
     "max_epochs": None,
     "method": None,
     "method_kwargs": None,
@@ -50,7 +51,7 @@ KNOWN = {
     "seed": None,
     "strategy": None,
     "sync_batchnorm": None,
-    "wandb": {"enabled", "project"},
+    "wandb": {"enabled", "entity", "project", "offline"},
 }
 
 
