@@ -84,7 +84,6 @@ SWITCHES = (
     "performance.disable_channel_last",
     "optimizer.exclude_bias_n_norm_wd",
     "performance.compile",
-    "data.persistent_workers",
     "sync_batchnorm",
     "fold_at_end",
     "finetune",
