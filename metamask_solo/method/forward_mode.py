@@ -49,7 +49,8 @@ class Tape:
         """
         self._kept.reverse()
         rules: dict[Any, Any] = {linear_map: self._replay for linear_map in LINEAR_MAPS}
-        with _Intercept({**rules, F.batch_norm: _batch_norm}, torch.is_grad_enabled()):
+        rules |= {F.batch_norm: _batch_norm, torch._weight_norm: _weight_norm}
+        with _Intercept(rules, constants=torch.is_grad_enabled()):
             yield
         self._kept.clear()
 
@@ -119,6 +120,11 @@ def _batch_norm(
     return forward_ad.make_dual(output, tangent)
 
 
+def _weight_norm(function: Any, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Weight normalisation by its definition; PyTorch's kernel has no forward mode."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 class _Intercept(TorchFunctionMode):
     """Calls rules[function](function, …) in place of the functions that have a rule.
 
@@ -150,7 +156,7 @@ def is_gap(error: Exception) -> bool:
 
 
 def what_failed(error: Exception) -> str:
-    """The operation that has no forward mode, and the module in which it was called."""
+    """The operation that lacks a derivative, and the module in which it was called."""
     operation = re.search(r"forward AD with (\S+) that does not", str(error))
     module, trace = None, error.__traceback__
     while trace is not None:
@@ -160,4 +166,4 @@ def what_failed(error: Exception) -> str:
     where = "" if module is None else f" in {type(module).__name__}"
     if operation:
         return f"{operation[1]}{where} has no forward mode in PyTorch"
-    return f"forward mode fails{where} ({str(error).splitlines()[0] if str(error) else error!r})"
+    return f"fails{where} ({(str(error) or repr(error)).splitlines()[0]})"

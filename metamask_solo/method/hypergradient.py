@@ -354,11 +354,25 @@ def _double_backward(problem: _Problem) -> Params:
         try:
             _, gradient, partial = _gradients(problem.inner, own, leaves, create_graph=True)
             _all_reached(partial)
+            _check_differentiable_twice(gradient)
             moved = _moved(own, gradient, problem.trial, problem.scale)
             partial = _derivatives(problem.outer(moved, leaves), leaves)
         except RuntimeError as error:
             raise _refusal("double_backward", error, "'finite_difference'") from error
     return _or_zeros(partial, problem.masks)
+
+
+def _check_differentiable_twice(gradient: Params) -> None:
+    """Finds functions marked once_differentiable, which a graph may pass by without an error."""
+    nodes: list[Any] = [g.grad_fn for g in gradient.values()]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            if node.name() == "torch::autograd::Error":
+                raise RuntimeError("an autograd.Function is marked once_differentiable")
 
 
 def _refusal(method: str, error: Exception, instead: str) -> Exception:

@@ -3,12 +3,12 @@
 Torch only. The method itself is in metamask.py, the mathematics in hypergradient.py.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metamask_solo.errors import UserError
 from metamask_solo.method.hypergradient import Method, TrialStep, hypergradient
@@ -73,7 +73,6 @@ def mask_hypergradient(
             raise UserError(f"modules: give {type(part).__name__}'s own module, its .module")
     logits: dict[str, Any] = {name: getattr(m, "logits", m) for name, m in given.items()}
     own = nn.ModuleList([*parts, *(m for m in given.values() if isinstance(m, nn.Module))])
-    holder = _Holder(own)
     names = {id(p): name for name, p in own.named_parameters()}
     for name, a in logits.items():
         if id(a) not in names:
@@ -87,10 +86,9 @@ def mask_hypergradient(
 
     def pure(closure: Callable[[], Tensor]) -> Callable[[Mapping[str, Tensor], Any], Tensor]:
         def evaluate(p: Mapping[str, Tensor], a: Mapping[str, Tensor]) -> Tensor:
-            swapped = {**p, **{names[id(logits[name])]: t for name, t in a.items()}}
-            return functional_call(  # type: ignore[no-any-return]
-                holder, {f"own.{name}": t for name, t in swapped.items()}, (closure,)
-            )
+            swapped = {id(params[name]): t for name, t in p.items()}
+            with _swapped(own, swapped | {id(logits[name]): t for name, t in a.items()}):
+                return closure()
 
         return evaluate
 
@@ -112,15 +110,25 @@ def mask_hypergradient(
     return result if isinstance(mask, Mapping) else result["logits"]
 
 
-class _Holder(nn.Module):
-    """Modules under one root, whose parameters can be swapped while a closure calls them."""
+@contextmanager
+def _swapped(own: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
+    """Puts other tensors in the place of parameters, by their id, wherever they are held.
 
-    def __init__(self, own: nn.ModuleList):
-        super().__init__()
-        self.own = own
-
-    def forward(self, closure: Callable[[], Tensor]) -> Tensor:
-        return closure()
+    (torch.func.functional_call leaves its own behind where one module stands under two names.)
+    """
+    places = [
+        (module._parameters, name, p)
+        for module in own.modules()
+        for name, p in module._parameters.items()
+        if id(p) in tensors
+    ]
+    try:
+        for held, name, p in places:
+            held[name] = tensors[id(p)]  # type: ignore[assignment]
+        yield
+    finally:
+        for held, name, p in places:
+            held[name] = p
 
 
 def _contents(module: nn.Module) -> dict[str, tuple[Tensor, int]]:
