@@ -17,6 +17,7 @@ from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import MASK_KEY, PREFIXES, Checkpoint, load_backbone
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
+from metamask_solo.method.mask import DimensionalMask
 
 # Smallest and largest size of a mask entry that a ResNet's weights are multiplied and divided by.
 # Within float32 and bfloat16 (about 2^-126 to 2^127) both leave room for the weights themselves.
@@ -156,7 +157,9 @@ def _folded_parts(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Any]
     parts = {key: checkpoint.raw[key] for key in KEPT_PARTS if key in checkpoint.raw}
     rest = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(PREFIXES)}
     weights = {BACKBONE_PREFIX + k: v for k, v in backbone.state_dict().items()}
-    parts["state_dict"] = {**rest, **weights, MASK_KEY: torch.ones_like(rest[MASK_KEY])}
+    mask = DimensionalMask(rest[MASK_KEY].numel(), "linear", dtype=torch.float32).state_dict()
+    rest |= {f"mask.{key}": value for key, value in mask.items()}
+    parts["state_dict"] = {**rest, **weights}
     history = checkpoint.raw.get("metamask", {}).get("history")
     parts["metamask"] = {"kind": "linear", "folded": True}
     if history is not None:

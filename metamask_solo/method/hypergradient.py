@@ -175,7 +175,7 @@ def hypergradient(
     Example:
         >>> w, a = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])
         >>> hypergradient(lambda p, a: (a * p["w"] ** 2).sum(), {"w": w}, a, TrialStep(0.1))
-        tensor([0.6300, 1.9200])
+        tensor([0.6300, 1.2800])
     """
     masks: Params = dict(logits) if isinstance(logits, Mapping) else {"logits": logits}
     _check(params, masks, trial, method, radius, loss_scale)

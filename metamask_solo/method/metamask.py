@@ -114,6 +114,11 @@ class MetaMask(PluginMethod):
             {"name": name, "params": getattr(self, name).parameters()} for name in heads
         ]
 
+    def unfreeze(self) -> None:
+        """Makes all parameters trainable but the mask, which has its own optimiser."""
+        super().unfreeze()
+        self.mask.requires_grad_(False)
+
     def forward(self, X: Tensor) -> dict[str, Tensor]:
         """Class logits, masked features, plain features and contrastive projection of images.
 

@@ -107,24 +107,27 @@ class Repetition:
             None if numpy is None else numpy.random.get_state(),
         )
 
-    def _shield(self, module: nn.Module, args: Any) -> None:
-        if module in self._kept:
+    def _shield(self, called: nn.Module, args: Any) -> None:
+        if called in self._kept:
             return
-        kept = self._kept[module] = []
-        for attributes in (module._buffers, module.__dict__):
-            for name, value in attributes.items():
-                if isinstance(value, Tensor):
-                    copy: Any = self._copies.get(id(value))  # tied tensors stay tied
-                    if copy is None:
-                        copy = self._copies[id(value)] = value.clone()
-                elif type(value) is list:
-                    copy = value.copy()
-                elif value is None:
-                    copy = None  # made at the first call, perhaps
-                else:
-                    continue
-                kept.append((attributes, name, value, copy))
-                attributes[name] = copy
+        for module in called.modules():  # some call forward of a part directly
+            if module in self._kept:
+                continue
+            kept = self._kept[module] = []
+            for attributes in (module._buffers, module.__dict__):
+                for name, value in attributes.items():
+                    if isinstance(value, Tensor):
+                        copy: Any = self._copies.get(id(value))  # tied tensors stay tied
+                        if copy is None:
+                            copy = self._copies[id(value)] = value.clone()
+                    elif type(value) is list:
+                        copy = value.copy()
+                    elif value is None:
+                        copy = None  # made at the first call, perhaps
+                    else:
+                        continue
+                    kept.append((attributes, name, value, copy))
+                    attributes[name] = copy
 
 
 class NoiseLayout(TorchDispatchMode):

@@ -1,0 +1,110 @@
+"""The dimensional mask as a module: shapes, types, state."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from metamask_solo import DimensionalMask
+from metamask_solo.errors import UserError
+
+
+def test_channels() -> None:
+    mask = DimensionalMask(3, dim=1)
+    nn.init.normal_(mask.logits)
+    x = torch.randn(2, 3, 4, 3)
+    expected = x * torch.sigmoid(mask.logits)[None, :, None, None]
+    torch.testing.assert_close(mask(x), expected)
+    torch.testing.assert_close(DimensionalMask(3, dim=-3)(x), 0.5 * x)
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (torch.ones(2, 4), "shape \\(2, 4\\): dimension -1 must have size 3.*dim="),
+        (torch.ones(2, 3, 4, 5), "dimension -1 must have size 3"),
+        (torch.ones(()), "dimension -1"),
+        (torch.ones(2, 1), "must have size 3"),
+        (torch.ones(2, 3, dtype=torch.int64), "int64: must be floating-point"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(features: torch.Tensor, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        DimensionalMask(3)(features)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(dims=0), "dims=0"),
+        (dict(dims=2.0), "dims=2.0"),
+        (dict(dims=2, kind="relu"), "^kind='relu': allowed are sigmoid, linear"),
+        (dict(dims=2, initial_logit=float("nan")), "^initial_logit=nan"),
+        (dict(dims=2, dim=None), "dim=None"),
+        (dict(dims=2, dtype=torch.bfloat16), "dtype=torch.bfloat16: allowed are torch.float32"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        DimensionalMask(**arguments)
+
+
+def test_device_and_type() -> None:
+    assert DimensionalMask(2, device="meta", dtype=torch.float64).logits.device.type == "meta"
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert DimensionalMask(2).logits.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert DimensionalMask(2).double().logits.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_logits_stay_in_single_precision(dtype: torch.dtype) -> None:
+    mask = DimensionalMask(2, "linear")
+    with torch.no_grad():
+        mask.logits.copy_(torch.tensor([1.0 + 2**-20, 1e6]))  # neither is a number of low precision
+    model = nn.Sequential(nn.Linear(2, 2), copy.deepcopy(mask)).to(dtype)
+    assert model[0].weight.dtype == dtype
+    assert torch.equal(model[1].logits, mask.logits) and not model[1].logits.requires_grad
+    optimizer = torch.optim.SGD([model[1].logits], lr=1.0)
+    model[1].logits.grad = torch.full((2,), 2.0**-20)
+    optimizer.step()
+    assert float(model[1].logits[0]) == 1.0
+    assert model[1](torch.ones(3, 2, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(("autocast", "error"), [(True, 1e-5), (False, 2e-3)])
+def test_a_small_spread_of_the_mask_is_not_rounded_away(autocast: bool, error: float) -> None:
+    """In bf16 both entries would be 1; the product knows them apart, even if it is rounded."""
+    torch.manual_seed(0)
+    mask = DimensionalMask(2, "linear")
+    with torch.no_grad():
+        mask.logits.copy_(torch.tensor([1.0, 1.003]))
+    column = torch.rand(10_000, 1).bfloat16() + 1
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        masked = mask(column.expand(-1, 2))
+    assert masked.dtype == (torch.float32 if autocast else torch.bfloat16)
+    ratio = float(masked[:, 1].double().mean() / masked[:, 0].double().mean())
+    assert ratio == pytest.approx(1.003, abs=error) and ratio > 1.001
+
+
+def test_the_kind_is_part_of_the_state() -> None:
+    state = DimensionalMask(3, "linear").state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    with pytest.raises(UserError, match="kind=sigmoid: the state is that of a linear mask"):
+        DimensionalMask(3, "sigmoid").load_state_dict(state)
+    with pytest.raises(UserError, match="that of a linear mask"):
+        nn.Sequential(DimensionalMask(3)).load_state_dict(
+            nn.Sequential(DimensionalMask(3, "linear")).state_dict(), strict=False
+        )
+    DimensionalMask(3, "linear").load_state_dict(state)
+
+
+def test_states_without_a_kind_load() -> None:
+    """As version 0.1.0 wrote them."""
+    mask = DimensionalMask(3)
+    nn.Sequential(mask).load_state_dict({"0.logits": torch.tensor([1.0, 2.0, 3.0])})
+    assert mask.logits.tolist() == [1.0, 2.0, 3.0]
