@@ -5,6 +5,7 @@ backbone of solo-learn there is another set of weights of the same backbone whos
 are h ⊙ m, so that tools which know nothing of masks can use the result.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ SMALLEST = 2.0**-60
 LARGEST = 2.0**60
 # The same lower limit where the backbone's own weights are float16 (2^-14 to 2^16).
 SMALLEST_IN_HALF = 2.0**-10
+
+# Relative error of float64 that a fold may have, many layers later.
+ROUNDING = 1e-7
 
 # Where the last normalisation layer is, per family of backbones: the first that exists and is not
 # an identity. Written as paths of attributes.
@@ -158,7 +162,8 @@ def _folded_parts(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Any]
     rest = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(PREFIXES)}
     weights = {BACKBONE_PREFIX + k: v for k, v in backbone.state_dict().items()}
     mask = DimensionalMask(rest[MASK_KEY].numel(), "linear", dtype=torch.float32).state_dict()
-    rest |= {f"mask.{key}": value for key, value in mask.items()}
+    # checkpoints of version 0.1.0 have no entry for the mask's kind
+    rest |= {f"mask.{k}": value for k, value in mask.items() if f"mask.{k}" in rest}
     parts["state_dict"] = {**rest, **weights}
     history = checkpoint.raw.get("metamask", {}).get("history")
     parts["metamask"] = {"kind": "linear", "folded": True}
@@ -167,7 +172,7 @@ def _folded_parts(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Any]
     return parts
 
 
-def fold_mask(backbone: nn.Module, mask: Tensor, name: str) -> int:
+def fold_mask(backbone: nn.Module, mask: Tensor, name: str, images: Tensor | None = None) -> int:
     """Changes ``backbone`` in place so that its plain features are the masked ones.
 
     Three cases, by how the backbone ends:
@@ -199,15 +204,67 @@ def fold_mask(backbone: nn.Module, mask: Tensor, name: str) -> int:
         backbone: a backbone of solo-learn, features N × D, on any device, of any floating type.
         mask: shape (D,), finite, no entry above 2^60 in size.
         name: solo-learn's name of the backbone, such as ``resnet18``.
+        images: what the result is tried on, N × C × H × W; None: random ones.
 
     Returns:
         How many entries were floored: always 0 for backbones that are no ResNet.
 
     Raises:
-        UserError: the mask does not fit, or this backbone cannot hold it; the backbone is then
-            unchanged.
+        UserError: the mask does not fit, or this backbone cannot hold it, as a trial on a copy in
+            float64 shows; the backbone is then unchanged.
+
+    Example:
+        >>> backbone = timm.create_model("resnet18", num_classes=0).eval()
+        >>> fold_mask(backbone, torch.rand(512) + 0.1, "resnet18")
+        0
     """
     mask = mask.detach().to("cpu", torch.float64)  # some devices have no float64
+    plain = copy.deepcopy(backbone).to("cpu", torch.float64).eval()
+    folded = copy.deepcopy(plain)
+    _fold(folded, mask, name)
+    _prove(plain, folded, mask, name, images)
+    return _fold(backbone, mask, name)
+
+
+@torch.no_grad()
+def _prove(
+    plain: nn.Module, folded: nn.Module, mask: Tensor, name: str, images: Tensor | None
+) -> None:
+    """Refuses a fold whose features are not mask × plain features, dimension by dimension."""
+    if images is None:
+        images = _random_images(plain)
+    images = images.to("cpu", torch.float64)
+    try:
+        features, found = plain(images), folded(images)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(
+            f"backbone {name}: a fold cannot be tried on images of shape {tuple(images.shape)} "
+            f"({reason}); others can be given as images="
+        ) from error
+    if features.shape != (len(images), mask.numel()):
+        raise UserError(
+            f"mask of {mask.numel()} entries: backbone {name} has features of shape "
+            f"{tuple(features.shape)}"
+        )
+    off = (found - features * mask).abs()
+    if not (off <= features.abs().max() * (ROUNDING * mask.abs() + SMALLEST)).all():
+        raise UserError(
+            f"backbone {name}: a mask cannot be folded into it, the features would be off by "
+            f"{float(off.max() / (features * mask).abs().max()):.1e}; its layers are not those "
+            "that the name stands for (its activation, for instance)"
+        )
+
+
+def _random_images(backbone: Any) -> Tensor:
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = next((p.shape[1] for p in backbone.parameters() if p.dim() == 4), 3)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+def _fold(backbone: nn.Module, mask: Tensor, name: str) -> int:
     if mask.ndim != 1 or not torch.isfinite(mask).all() or mask.abs().max() > LARGEST:
         raise UserError(
             f"mask of shape {tuple(mask.shape)}: it must be one row of finite entries, "

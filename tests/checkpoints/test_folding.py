@@ -301,6 +301,37 @@ def test_what_cannot_be_folded_is_refused(name, kwargs, mask, reason):
         fold_mask(make_backbone(name, **kwargs), mask, name)
 
 
+@pytest.mark.parametrize("layer", [nn.SiLU, nn.Hardswish])
+def test_a_resnet_with_another_activation_is_refused_and_left_alone(layer):
+    torch.manual_seed(0)
+    backbone = timm.create_model("resnet18", num_classes=0, act_layer=layer).eval()
+    before = copy.deepcopy(backbone.state_dict())
+    with pytest.raises(UserError, match="backbone resnet18: a mask cannot be folded.*off by"):
+        fold_mask(backbone, torch.rand(512) + 0.1, "resnet18")
+    after = backbone.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_resnet_whose_activation_commutes_with_the_mask_is_folded():
+    torch.manual_seed(0)
+    backbone = timm.create_model("resnet18", num_classes=0, act_layer=nn.LeakyReLU).eval().double()
+    images, mask = make_images("resnet18").double(), torch.rand(512, dtype=torch.float64) + 0.1
+    expected = features_of(backbone, images) * mask
+    fold_mask(backbone, mask, "resnet18")
+    error = features_of(backbone, images) - expected
+    assert error.abs().max() <= 1e-9 * expected.abs().max()
+    with pytest.raises(UserError, match="off by"):  # nothing under it can be closed
+        fold_mask(backbone, torch.zeros(512), "resnet18")
+
+
+def test_a_fold_can_be_tried_on_images_of_ones_own():
+    backbone = timm.create_model("resnet18", num_classes=0, in_chans=1).eval()
+    assert fold_mask(backbone, torch.rand(512) + 0.1, "resnet18") == 0
+    assert fold_mask(backbone, torch.rand(512) + 0.1, "resnet18", torch.randn(1, 1, 32, 32)) == 0
+    with pytest.raises(UserError, match=r"images of shape \(1, 3, 32, 32\).*images="):
+        fold_mask(backbone, torch.rand(512), "resnet18", torch.randn(1, 3, 32, 32))
+
+
 def test_an_unknown_backbone_is_refused():
     with pytest.raises(UserError, match="backbone alexnet"):
         fold_mask(nn.Identity(), torch.ones(3), "alexnet")

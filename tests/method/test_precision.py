@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from metamask_solo.hosts import pl
 from metamask_solo.method.hypergradient import TrialStep, hypergradient
+from metamask_solo.method.meta_update import mask_hypergradient
 from metamask_solo.training.callbacks import FiniteLoss
 from metamask_solo.training.pretraining import prepare_pretraining
 
@@ -105,9 +106,9 @@ def test_overflow_falls_back_to_single_precision(
         seen.append(torch.is_autocast_enabled("cpu"))
         if seen[-1]:
             return torch.full((512,), float("nan"))
-        return hypergradient(*args, **kwargs)
+        return mask_hypergradient(*args, **kwargs)
 
-    monkeypatch.setattr(metamask, "hypergradient", overflowing)
+    monkeypatch.setattr(metamask, "mask_hypergradient", overflowing)
     monkeypatch.setattr(
         metamask, "forward_context", lambda trainer: torch.autocast("cpu", torch.bfloat16)
     )
