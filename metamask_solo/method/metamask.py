@@ -20,7 +20,7 @@ from metamask_solo.hosts import (
 from metamask_solo.method.losses import barlow_twins, nt_xent
 from metamask_solo.method.mask import DimensionalMask, mask_statistics
 from metamask_solo.method.mask_learner import MaskLearner, check_same_settings
-from metamask_solo.method.meta_update import mask_hypergradient, mean_over_processes
+from metamask_solo.method.meta_update import mask_hypergradient, mean_over_processes, trial_step
 from metamask_solo.method.settings import (
     NAMES,
     describe_settings,
@@ -166,6 +166,10 @@ class MetaMask(PluginMethod):
         """Starts the mask's optimiser, and warns of settings that do nothing."""
         super().on_train_start()
         watch_dropped_steps(self.trainer)
+        if self.meta["enabled"] and self.meta["hypergradient"] != "plain":
+            # an optimiser that has no trial step is refused before anything is trained
+            moved = dict(self.projector.named_parameters())
+            trial_step(self.trainer.optimizers[0], moved, self.meta["trial_lr"])
         steps = self.trainer.estimated_stepping_batches
         self.mask_learner.start(self.trainer.global_step, steps)
         idle = idle_settings(self.method_settings, steps, sgd=self.optimizer_name == "sgd")

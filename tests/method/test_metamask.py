@@ -530,3 +530,25 @@ def test_a_run_is_continued_with_its_own_settings(images: Path, tmp_path: Path) 
     cfg.method_kwargs.mask = {}
     model, _ = train(cfg, small=True)
     assert model.mask_learner.updates == 4
+
+
+def test_maximize_is_refused_before_training(images: Path, tmp_path: Path) -> None:
+    cfg = pretrain_config(images, tmp_path)
+    cfg.optimizer.kwargs = {"maximize": True}
+    calls: list[int] = []
+
+    class Watch(pl.Callback):  # type: ignore[name-defined]
+        def on_train_batch_start(self, *args: Any) -> None:
+            calls.append(1)
+
+    with pytest.raises(UserError, match="maximize"):
+        train(cfg, Watch())
+    assert not calls
+
+
+def test_unfreezing_leaves_the_mask_to_its_own_optimiser(images: Path, tmp_path: Path) -> None:
+    model, _ = train(pretrain_config(images, tmp_path))
+    model.freeze()
+    model.unfreeze()
+    assert not model.mask.logits.requires_grad
+    assert all(p.requires_grad for p in model.projector.parameters())
