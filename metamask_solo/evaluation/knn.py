@@ -1,4 +1,4 @@
-"""Nearest-neighbour accuracy of features, through solo-learn's own weighted kNN."""
+"""Nearest-neighbour accuracy of features: the weighted vote of solo-learn, in bounded memory."""
 
 import math
 
@@ -7,12 +7,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import WeightedKNNClassifier
 
 DISTANCES = ("cosine", "euclidean")
-# below it exp(similarity / temperature) exceeds single precision
-LOWEST_SINGLE_TEMPERATURE = 1 / 80
 LOWEST_TEMPERATURE = 1 / 700
+EPSILON = 1e-5  # solo-learn's, in the Euclidean weight
+MOST_AT_ONCE = 4_000_000  # similarities or votes
 
 
 def knn_accuracy(
@@ -27,13 +26,15 @@ def knn_accuracy(
     """Accuracy of a weighted vote of the nearest training images.
 
     A neighbour's weight is exp(similarity / temperature) with the cosine distance, and one over
-    the distance with the Euclidean one. Runs where the features are.
+    the distance with the Euclidean one. Runs where the features are, in blocks of validation
+    images; beside the features it holds a few times ``MOST_AT_ONCE`` numbers, however many classes,
+    neighbours and images there are.
 
     Args:
         train_features: shape (N, D).
         train_labels: shape (N,), integers.
         val_features: shape (M, D).
-        val_labels: shape (M,); every class of the training images occurs.
+        val_labels: shape (M,); a class without training images is never found.
         k: number of neighbours; all N where there are fewer.
         distance: ``cosine`` or ``euclidean``.
         temperature: at least 1/700; used with the cosine distance only.
@@ -43,23 +44,42 @@ def knn_accuracy(
         takes as many guesses as there are.
 
     Raises:
-        UserError: a setting is not allowed, a feature is not finite, or a class of the training
-            images has no validation image.
+        UserError: a setting is not allowed, or a feature is not finite.
     """
     check_settings(k, distance, temperature)
     for split, features in (("train", train_features), ("val", val_features)):
         if not features.isfinite().all():
             raise UserError(f"{split} features: some are not finite")
     if distance == "cosine":
-        if temperature < LOWEST_SINGLE_TEMPERATURE:
-            train_features, val_features = train_features.double(), val_features.double()
-        # solo-learn 1.0.2 takes the plain dot product for it
         train_features, val_features = normalize(train_features), normalize(val_features)
-    train_labels, val_labels = _consecutive(train_labels, val_labels)
-    knn = WeightedKNNClassifier(k=k, T=temperature, distance_fx=distance)
-    knn.update(train_features, train_labels, val_features, val_labels)
-    top1, top5 = knn.compute()
-    return float(top1), float(top5)
+    classes, labels = torch.cat((train_labels, val_labels)).unique(return_inverse=True)
+    train_labels, val_labels = labels[: len(train_labels)], labels[len(train_labels) :]
+    k, guesses = min(k, len(train_labels)), min(5, k, len(classes))
+    block = max(1, MOST_AT_ONCE // max(len(train_labels), len(classes)))
+    top1 = top5 = 0
+    for features, truth in zip(val_features.split(block), val_labels.split(block), strict=True):
+        near, weights = _neighbours(features, train_features, k, distance, temperature)
+        votes = weights.new_zeros(len(features), len(classes))
+        votes.scatter_add_(1, train_labels[near], weights)
+        # stable: classes with equal votes in their own order, on every device
+        order = votes.argsort(dim=1, descending=True, stable=True)[:, :guesses]
+        found = order == truth.unsqueeze(1)
+        top1 += int(found[:, 0].sum())
+        top5 += int(found.sum())
+    return 100.0 * top1 / len(val_labels), 100.0 * top5 / len(val_labels)
+
+
+def _neighbours(
+    features: Tensor, bank: Tensor, k: int, distance: str, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The k nearest of a bank and their weights in double precision, both block × k."""
+    if distance == "euclidean":
+        far, near = torch.cdist(features, bank).topk(k, largest=False)
+        return near, 1 / (far.double() + EPSILON)
+    similarity, near = (features @ bank.T).topk(k)
+    exponents = similarity.double() / temperature
+    # relative to the nearest: only the proportions of the weights count, and none is infinite
+    return near, (exponents - exponents[:, :1]).exp()
 
 
 def check_settings(k: int, distance: str, temperature: float | None) -> None:
@@ -74,12 +94,3 @@ def check_settings(k: int, distance: str, temperature: float | None) -> None:
         raise UserError(
             f"temperature={temperature}: must be a number of at least {LOWEST_TEMPERATURE:.2g}"
         )
-
-
-def _consecutive(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels 0, 1, …: solo-learn counts the classes of the validation images alone."""
-    classes = torch.unique(val)
-    missing = sorted(set(train.tolist()) - set(classes.tolist()))
-    if missing:
-        raise UserError(f"class {missing[0]}: has training images, but no validation image")
-    return torch.searchsorted(classes, train), torch.searchsorted(classes, val)

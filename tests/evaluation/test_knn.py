@@ -1,11 +1,15 @@
 """Nearest-neighbour accuracy, against a plain computation of the same vote."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamask_solo.errors import UserError
+from metamask_solo.evaluation import knn as neighbours
 from metamask_solo.evaluation.knn import knn_accuracy
 
 
@@ -78,11 +82,63 @@ def test_more_neighbours_than_images_are_all_of_them() -> None:
     assert knn_accuracy(*features, k=1000) == knn_accuracy(*features, k=60)
 
 
-def test_a_class_without_validation_images_is_named() -> None:
+def test_classes_may_be_missing_from_either_side() -> None:
     train, train_labels, val, val_labels = make_features()
+    known = train_labels < 4
+    top1, _ = knn_accuracy(train[known], train_labels[known], val, val_labels, k=3)
+    inner = val_labels < 4
+    own, _ = knn_accuracy(train[known], train_labels[known], val[inner], val_labels[inner], k=3)
+    assert top1 * len(val) == pytest.approx(own * int(inner.sum()))
+    # a class that is not validated still takes votes
+    few, _ = knn_accuracy(train, train_labels, val[inner], val_labels[inner], k=3)
+    assert few == pytest.approx(
+        expected(train, train_labels, val[inner], val_labels[inner], 3, "cosine", 0.07)[0]
+    )
 
-    with pytest.raises(UserError, match="class 6"):
-        knn_accuracy(train, train_labels, val[val_labels < 6], val_labels[val_labels < 6])
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+@pytest.mark.parametrize("k", [1, 7, 30])
+def test_it_is_scikit_learns_weighted_neighbours(k: int, temperature: float) -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    features = make_features(seed=3)
+    train, train_labels, val, val_labels = (part.numpy() for part in features)
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, val)]
+    peer = KNeighborsClassifier(
+        k, weights=lambda far: np.exp((1 - far**2 / 2) / temperature), algorithm="brute"
+    ).fit(unit[0], train_labels)
+    assert knn_accuracy(*features, k=k, temperature=temperature)[0] == pytest.approx(
+        100 * peer.score(unit[1], val_labels)
+    )
+
+
+def test_blocks_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = make_features()
+    whole = [knn_accuracy(*features, k=20, distance=d) for d in ("cosine", "euclidean")]
+    monkeypatch.setattr(neighbours, "MOST_AT_ONCE", 200)
+    assert [knn_accuracy(*features, k=20, distance=d) for d in ("cosine", "euclidean")] == whole
+
+
+def test_memory_does_not_grow_with_classes_times_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    classes, images = 2_000, 6_000
+    train = torch.randn(images, 16, generator=generator)
+    val = torch.randn(2_000, 16, generator=generator)
+    labels = torch.arange(images) % classes
+    sizes: list[int] = []
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made = out if isinstance(out, tuple | list) else [out]
+            sizes.extend(t.numel() * t.element_size() for t in made if isinstance(t, Tensor))
+            return out
+
+    with Largest():
+        knn_accuracy(train, labels, val, labels[: len(val)], k=200)
+    assert max(sizes) <= 8 * neighbours.MOST_AT_ONCE
 
 
 @pytest.mark.parametrize(
