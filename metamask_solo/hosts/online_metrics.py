@@ -69,9 +69,10 @@ def bridge_neighbours(cls: Any) -> None:
     """Lets the host's kNN work with images without labels, and with classes that one side lacks.
 
     The host takes the number of validated classes for that of all: where one is missing from the
-    images that are validated, it fails or is wrong.
+    images that are validated, it fails or is wrong. And it keeps a number for each validated image,
+    neighbour and class at once: gigabytes where there are many classes.
     """
-    update, compute = cls.update, cls.compute
+    update = cls.update
 
     @functools.wraps(update)
     def bridged_update(
@@ -86,14 +87,10 @@ def bridge_neighbours(cls: Any) -> None:
             train_features, train_targets = train_features[labelled], train_targets[labelled]
         update(self, train_features, train_targets, test_features, test_targets)
 
-    @functools.wraps(compute)
+    @functools.wraps(cls.compute)
     def bridged_compute(self: Any) -> Any:
         if not sum(map(len, self.train_targets)) or not sum(map(len, self.test_targets)):
             return -1, -1
-        validated = torch.cat(list(self.test_targets)).unique()
-        highest = max(int(targets.max()) for targets in self.train_targets if len(targets))
-        if len(validated) > max(highest, int(validated[-1])):
-            return compute(self)
         return _accuracies(self)
 
     cls.update, cls.compute = bridged_update, bridged_compute

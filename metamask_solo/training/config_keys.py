@@ -35,7 +35,8 @@ SHARED: dict[str, Any] = {
     **_leaves("name seed resume_from_checkpoint started_from"),
     "backbone": {**_leaves("name stem"), "kwargs": WHOLE},
     "data": _leaves(
-        "dataset train_path val_path format num_workers persistent_workers fraction no_labels"
+        "dataset train_path val_path format num_workers persistent_workers fraction no_labels "
+        "background exif_orientation"
     ),
     "optimizer": {
         **_leaves("name batch_size lr weight_decay exclude_bias_n_norm_wd"),
