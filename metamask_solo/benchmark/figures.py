@@ -107,7 +107,8 @@ def time_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
     axis.set_xlim(left=0)
     axis.set_xlabel("training time of a run (minutes)")
     axis.set_ylabel(AXIS[metric])
-    figure.legend(loc="outside right upper")
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside right upper")
     return figure
 
 
