@@ -112,6 +112,7 @@ def optuna_overrides(argv: list[str], composed: DictConfig | None) -> list[str]:
     """
     if composed is None or "optuna" not in target(composed, "sweeper"):
         return []
+    _bridge_storage()
     sweeper = composed.hydra.sweeper
     added = []
     if not _given(argv, "hydra.sweeper.max_failure_rate"):
@@ -127,6 +128,23 @@ def optuna_overrides(argv: list[str], composed: DictConfig | None) -> list[str]:
     if left != sweeper.n_trials:
         added.append(f"hydra.sweeper.n_trials={left}")
     return added
+
+
+def _bridge_storage() -> None:
+    """Lets Optuna 2, the only one that Hydra's sweeper takes, begin a file with SQLAlchemy 2.
+
+    It writes the version of a new file on a connection that SQLAlchemy 2 no longer commits by
+    itself, and then finds none.
+    """
+    import alembic.migration
+    from optuna.storages._rdb.storage import _VersionManager
+
+    def set_revision(self: Any, revision: str) -> None:
+        with self.engine.begin() as connection:
+            context = alembic.migration.MigrationContext.configure(connection)
+            context.stamp(self._create_alembic_script(), revision)
+
+    _VersionManager._set_alembic_revision = set_revision  # type: ignore[method-assign]
 
 
 def _given(argv: list[str], key: str) -> bool:
@@ -231,7 +249,8 @@ def check_objective(composed: DictConfig | None, argv: list[str], lacking: Objec
         if given is not None:
             value = OmegaConf.create(f"given: {given}").given
         if value in values:
+            shown = "null" if value is None else value
             raise UserError(
-                f"{key}={value}: then the search has no objective; it needs the accuracy on "
+                f"{key}={shown}: then the search has no objective; it needs the accuracy on "
                 "labelled validation images"
             )

@@ -49,6 +49,20 @@ PROFILERS = {
 NULL_IS_A_VALUE = ("check_val_every_n_epoch",)
 
 
+@contextmanager
+def _torch_as_before() -> Iterator[None]:
+    """Undoes what ``deterministic`` and ``benchmark`` set: the next job says its own."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@_torch_as_before()
 def fit(
     model: Any,
     cfg: DictConfig,
@@ -273,9 +287,13 @@ def build_trainer(
         log_every_n_steps=arguments.get("log_every_n_steps", 10),
     )
     try:
-        return pl.Trainer(**arguments)
+        trainer = pl.Trainer(**arguments)
     except Exception as error:  # whatever it does with a value of the wrong type
         raise UserError(f"trainer: {_first_line(error)}") from error
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if arguments.get("sync_batchnorm") and on_cpu and trainer.world_size > 1:
+        raise UserError("sync_batchnorm=True: needs GPUs; processes on the CPU cannot do it")
+    return trainer
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Any]:

@@ -5,7 +5,6 @@ import re
 from datetime import timedelta
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.errors import UserError
@@ -62,10 +61,6 @@ def check_trainer(cfg: DictConfig) -> None:
         value = cfg.get(key)
         if value is not None and value not in allowed:
             raise UserError(f"{key}={value}: allowed are {', '.join(map(str, allowed))}")
-    on_cpu = cfg.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    several = len(cfg.devices) * (cfg.get("num_nodes") or 1) > 1
-    if cfg.get("sync_batchnorm") and on_cpu and several:
-        raise UserError("sync_batchnorm=True: needs GPUs; processes on the CPU cannot do it")
 
 
 def _check_validation(cfg: DictConfig) -> None:

@@ -13,6 +13,7 @@ from metamask_solo.training.config_checks import check_linear_config, check_pret
 from metamask_solo.training.config_keys import NOT_FROM_A_CONFIG, trainer_arguments
 from metamask_solo.training.hydra_app import scripts_folder
 from metamask_solo.training.overrides import add_known_keys, composed_config
+from metamask_solo.training.pretraining import check_run
 
 DIGITS = str(scripts_folder() / "pretrain" / "digits")
 
@@ -99,10 +100,10 @@ def test_what_the_documentation_names_works(
 
 def test_a_key_that_stands_in_the_file_stays_as_it_was_given(images: Path) -> None:
     given = ["--config-path", DIGITS, "--config-name", "metamask", "seed=1,2", "max_time=a"]
-    given += ["checkpoint.keep_prev=True", "+max_steps=3", "hydra/launcher=basic", "-m"]
+    given += ["performance.compile=True", "+max_steps=3", "hydra/launcher=basic", "-m"]
     added = add_known_keys(given, "pretrain", composed_config(given))
     changed = {new for new, old in zip(added, given, strict=True) if new != old}
-    assert changed == {"++max_time=a", "++checkpoint.keep_prev=True"}
+    assert changed == {"++max_time=a", "++performance.compile=True"}
 
 
 def test_the_home_is_found(
@@ -150,7 +151,7 @@ def test_mixup_needs_pairs(images: Path) -> None:
 def test_sync_batchnorm_needs_gpus(images: Path) -> None:
     cfg = pretrain_config(images, images, sync_batchnorm=True, devices=2)
     with pytest.raises(UserError, match="sync_batchnorm=True: needs GPUs"):
-        check_pretrain_config(cfg)
+        check_run(cfg)
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +185,41 @@ def test_a_search_in_which_nothing_works_is_one_line(
     seen = jobs(refuse)
     assert search("hydra.sweeper.n_trials=9", "hydra.sweeper.study_name=other") == 2
     assert len(seen) == 1 and "must be at least 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sigterm_ends_jobs_in_other_processes_too(images: Path, tmp_path: Path) -> None:
+    settings = {
+        "data.train_path": images / "train",
+        "data.val_path": images / "val",
+        "data.num_workers": 0,
+        "optimizer.batch_size": 10,
+        "max_epochs": 500,
+        "knn_eval.k": 3,
+        "accelerator": "cpu",
+        "method_kwargs.proj_hidden_dim": 16,
+        "method_kwargs.proj_output_dim": 16,
+        "method_kwargs.contrastive_hidden_dim": 16,
+        "method_kwargs.contrastive_output_dim": 8,
+        "hydra/launcher": "joblib",
+        "hydra.launcher.n_jobs": 2,
+        "hydra.sweep.dir": "jobs",
+        "seed": "0,1,2,3",
+    }
+    command = [sys.executable, "-m", "metamask_solo", "pretrain", "--config-path", DIGITS]
+    command += ["--config-name", "metamask", "-m", *(f"{k}={v}" for k, v in settings.items())]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        # both jobs train: a checkpoint lies in the folder of each
+        while len({p.parent for p in tmp_path.glob("trained_models/*/*/*.ckpt")}) < 2:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        process.terminate()
+        assert process.wait(300) == 143, (tmp_path / "log").read_text()
+    assert len(list(tmp_path.glob("trained_models/metamask/*"))) == 2
+    assert not list(tmp_path.rglob("finished.json"))
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert "stopped by SIGTERM in epoch" in last and "the last checkpoint is" in last
 
 
 def test_each_job_has_a_wandb_run_of_its_own(
