@@ -3,6 +3,7 @@
 import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ def config_beside(path: str | Path) -> DictConfig | None:
 
 
 def load_backbone(
-    path: str | Path, masked: bool | None = None, config: DictConfig | None = None
+    path: str | Path,
+    masked: bool | None = None,
+    config: DictConfig | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Checkpoint]:
     """The backbone of a checkpoint in evaluation mode: images to N × D features.
 
@@ -143,14 +146,28 @@ def load_backbone(
         path: checkpoint file or run folder.
         masked: True for masked features, False for plain ones, None for masked ones where the
             checkpoint has a mask.
-        config: overrides the config beside the checkpoint (backbone, data set).
+        config: overrides the config beside the checkpoint (backbone, data set): a whole config,
+            or a dictionary of what differs, such as ``{"backbone": {"name": "vit_tiny"}}``.
 
     Raises:
         UserError: ``masked`` is True and there is no mask, or the backbone does not fit.
+
+    Example:
+        >>> backbone, checkpoint = load_backbone("trained_models/metamask/offline-abc")
+        ... # doctest: +SKIP
     """
     checkpoint = read_checkpoint(path)
-    config = config if config is not None else checkpoint.config
     if config is None:
+        config = checkpoint.config
+    elif not isinstance(config, DictConfig):
+        if not isinstance(config, Mapping):
+            raise UserError(
+                f"config={config!r}: must be a mapping, such as "
+                "{'backbone': {'name': 'resnet18'}}"
+            )
+        known = checkpoint.config or {"method": None, "data": {"dataset": "custom"}}
+        config = OmegaConf.merge(known, dict(config))  # type: ignore[assignment]
+    if not isinstance(config, DictConfig):
         raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the backbone")
     if masked and checkpoint.mask is None:
         raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")

@@ -59,7 +59,8 @@ class Repetition:
             ):
                 if hasattr(owner, name):
                     stack.enter_context(mock.patch.object(owner, name, value))
-            if hasattr(torch.compiler, "set_stance"):
+            # nothing is compiled without dynamo, whose import takes seconds
+            if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             # the transformer's fast path has no derivatives of any kind
             stack.callback(
