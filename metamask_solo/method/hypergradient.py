@@ -280,12 +280,14 @@ def _scalar(loss: Any) -> Tensor:
     return loss
 
 
-def _check_same(value: Tensor, again: Tensor, loss_scale: float) -> None:
+def _check_same(value: Tensor, again: Tensor, problem: _Problem) -> None:
     """Refuses a loss whose second evaluation differs by more than rounding can explain."""
     kind = value.device.type
-    types = [value.dtype, *([torch.get_autocast_dtype(kind)] * torch.is_autocast_enabled(kind))]
-    first, second = float(value) / loss_scale, float(again) / loss_scale
-    allowed = max(torch.finfo(t).eps for t in types) ** 0.5 * max(abs(first), 1e-2)
+    types = {value.dtype, *(p.dtype for p in problem.params.values())}
+    if torch.is_autocast_enabled(kind):
+        types.add(torch.get_autocast_dtype(kind))
+    first, second = float(value) / problem.scale, float(again) / problem.scale
+    allowed = 4 * max(torch.finfo(t).eps for t in types) ** 0.5 * max(abs(first), 1e-2)
     if abs(first - second) > allowed:  # false for NaN, which the caller has to see
         raise UserError(
             f"the loss is {first:.6g}, and {second:.6g} when it is evaluated again: noise from a "
@@ -393,7 +395,7 @@ def _by_passes(
     noisy = exact and again.noise_was_drawn()
     if check and not exact:
         with torch.no_grad():
-            _check_same(value, inner(params, masks), problem.scale)
+            _check_same(value, inner(params, masks), problem)
     with torch.no_grad():
         moved = _moved(params, gradient, problem.trial, problem.scale)
     del gradient, partial  # the next pass is the one with the highest memory use
@@ -409,7 +411,7 @@ def _by_passes(
     if exact:
         with layout if noisy else nullcontext():
             value_again, mixed = _mixed_exact(problem, direction, tape)
-        _check_same(value, value_again, problem.scale)
+        _check_same(value, value_again, problem)
     else:
         mixed = _mixed_difference(problem, direction, radius)
     # the direction and the loss of the mixed term both carry the scale; the caller divides by one

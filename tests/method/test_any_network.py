@@ -557,3 +557,22 @@ def test_a_compiled_module_runs_as_it_was_written() -> None:
     setting.network = compiled  # type: ignore[assignment]
     found = mask_hypergradient(setting.loss, plain, setting.mask, TrialStep(LR))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_attention_in_low_precision(mixed: bool) -> None:
+    """Its kernels round otherwise in forward mode: no reason to refuse it."""
+    torch.manual_seed(0)
+    setting = Setting(encoder_layer(dropout=0.0), TOKENS)
+    expected = setting.hypergradient()
+    setting.mask.float()
+    if mixed:
+        setting.network.float()
+        setting.x, setting.target = setting.x.float(), setting.target.float()
+    else:
+        setting.network.bfloat16()
+        setting.x, setting.target = setting.x.bfloat16(), setting.target.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = setting.hypergradient()
+    assert found.dtype == torch.float32
+    assert float(F.cosine_similarity(found.double(), expected, dim=0)) > 0.98
