@@ -83,12 +83,22 @@ def bridge_validation(cls: type) -> None:
 
 
 def bridge_momentum_update(cls: Any) -> None:
-    """Bridge 3: Lightning 2 passes no ``dataloader_idx`` to ``on_train_batch_end``."""
+    """Bridge 3: Lightning 2 passes no ``dataloader_idx`` to ``on_train_batch_end``.
+
+    The plan of τ is that of the steps that the run will take, as on GitHub main; this release's
+    counts the whole loader, whatever the limits of the trainer are.
+    """
     update = cls.on_train_batch_end
 
     @functools.wraps(update)
     def bridged(self: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        stepped = self.trainer.global_step > self.last_step
         update(self, outputs, batch, batch_idx, 0)
+        if stepped:
+            self.momentum_updater.update_tau(
+                cur_step=self.trainer.global_step,
+                max_steps=self.trainer.estimated_stepping_batches,
+            )
 
     cls.on_train_batch_end = bridged
 

@@ -28,6 +28,7 @@ from torchvision.transforms import Normalize
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts.optimization import configure_like, plan_of
+from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
 
 __all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]
@@ -98,6 +99,7 @@ def build_method(cfg: DictConfig) -> pl.LightningModule:
     """The method that ``cfg.method`` names, from a completed config."""
     with dataset_of_stem(cfg):
         model = METHODS[cfg.method](cfg)
+    make_resumable(model)
     if type(model).configure_optimizers is BaseMethod.configure_optimizers:
         plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name], _accumulation(cfg))
         configure_like(model, plan, functools.partial(getattr, model, "learnable_params"))

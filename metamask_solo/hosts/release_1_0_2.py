@@ -32,6 +32,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
 from metamask_solo.hosts.lars import LARS, lars_from_sgd
 from metamask_solo.hosts.optimization import configure_like, plan_of
+from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, stem
 
 bridges_1_0_2.import_distutils()
@@ -162,6 +163,7 @@ def build_method(cfg: DictConfig) -> pl.LightningModule:
             "momentum_classifier": OmegaConf.select(cfg, "momentum.classifier", default=False),
         }
     model = method(**arguments)
+    make_resumable(model)
     if model.knn_eval:
         model.knn.distance_fx = OmegaConf.select(
             cfg, "knn_eval.distance_func", default=model.knn.distance_fx
