@@ -19,6 +19,7 @@ from metamask_solo.hosts.online_metrics import (
     bridge_neighbours,
     log_nothing_of_labels,
 )
+from metamask_solo.hosts.first_step import SIZED_BACKBONES, check_sizes
 from metamask_solo.hosts.optimization import Length
 from metamask_solo.hosts.trainer import (
     forward_context,
@@ -49,6 +50,8 @@ METHODS: Any = _release.METHODS
 BACKBONE_PREFIX: str = _release.BACKBONE_PREFIX
 # names of optimizer.name to classes, and keys of optimizer that only linear training reads
 OPTIMIZERS: dict[str, Any] = _release.OPTIMIZERS
+LARGE_CROPS: dict[str, tuple[float, float]] = _release.LARGE_CROPS
+SMALL_CROPS: tuple[str, ...] = _release.SMALL_CROPS
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = _release.LINEAR_OPTIMIZER_KEYS
 CLASSES: dict[str, int] = _release.CLASSES
 WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
@@ -74,17 +77,21 @@ __all__ = [
     "BACKBONE_PREFIX",
     "CLASSES",
     "DATASETS",
+    "LARGE_CROPS",
     "LINEAR_OPTIMIZER_KEYS",
     "Length",
     "METHODS",
     "OPTIMIZERS",
     "RELEASE",
+    "SIZED_BACKBONES",
+    "SMALL_CROPS",
     "PluginMethod",
     "WeightedKNNClassifier",
     "backbone_names",
     "build_backbone",
     "build_linear",
     "build_method",
+    "check_sizes",
     "complete_linear_config",
     "complete_pretrain_config",
     "dataset_transforms",

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from metamask_solo.errors import UserError
+from metamask_solo.hosts.first_step import SIZED_BACKBONES
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
@@ -38,6 +40,20 @@ OPTIMIZERS = BaseMethod._OPTIMIZERS
 LINEAR_OPTIMIZER_KEYS = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
 CLASSES: dict[str, int] = _N_CLASSES_PER_DATASET
+# methods that take other than two large crops, with the least and the most number of them
+LARGE_CROPS = {
+    "byol": (2, math.inf),
+    "mae": (1, math.inf),
+    "simclr": (2, math.inf),
+    "supcon": (2, math.inf),
+    "wmse": (2, math.inf),
+}
+SMALL_CROPS = tuple(
+    name
+    for name, method in METHODS.items()
+    if getattr(method, "multicrop_forward", None) is not BaseMethod.multicrop_forward
+    and issubclass(method, BaseMethod)
+)
 
 
 class PluginMethod(BaseMethod):
@@ -149,13 +165,26 @@ def _linear_groups(model: Any) -> list[dict[str, Any]]:
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
     """Defaults and derived values, as main_pretrain.py computes them."""
-    return parse_pretrain(cfg)
+    cfg = parse_pretrain(cfg)
+    if issubclass(METHODS[cfg.method], BaseMomentumMethod) and "momentum" not in cfg:
+        cfg.momentum = {}  # all of its keys have defaults
+    _set_image_size(cfg, cfg.augmentations[0].crop_size)
+    return cfg
 
 
 def complete_linear_config(cfg: DictConfig) -> DictConfig:
     """Defaults and derived values, as main_linear.py computes them."""
     # there the linear model itself adds what it needs; here it is needed before that
-    return LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
+    cfg = LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
+    _set_image_size(cfg, cfg.data.augmentations.crop_size)
+    return cfg
+
+
+def _set_image_size(cfg: DictConfig, crop_size: int) -> None:
+    """Swin and ViT are built for one size of images; here they would take 224 for it, always."""
+    if cfg.backbone.name.startswith(SIZED_BACKBONES) and crop_size != 224:
+        cfg.backbone.kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
+        cfg.backbone.kwargs.setdefault("img_size", crop_size)
 
 
 def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:

@@ -7,6 +7,7 @@ it misses on Lightning 2 is bridged in ``bridges_1_0_2``.
 import difflib
 import functools
 import inspect
+import math
 import os
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -73,6 +74,9 @@ DERIVED = {
     "auto_resume",
 }
 CLASSES: dict[str, int] = N_CLASSES_PER_DATASET
+# methods that take other than two large crops, with the least and the most number of them
+LARGE_CROPS = {"byol": (2, math.inf), "wmse": (2, math.inf)}
+SMALL_CROPS = ("byol", "simclr")
 
 
 class PluginMethod(BaseMethod):

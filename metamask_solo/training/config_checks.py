@@ -4,6 +4,7 @@ import difflib
 import inspect
 import math
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from metamask_solo.checkpoints.reading import check_backbone_name
 from metamask_solo.data.datasets import check_folders
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import DATASETS, LINEAR_OPTIMIZER_KEYS, METHODS, OPTIMIZERS, Length
+from metamask_solo.hosts import (
+    DATASETS,
+    LARGE_CROPS,
+    LINEAR_OPTIMIZER_KEYS,
+    METHODS,
+    OPTIMIZERS,
+    SIZED_BACKBONES,
+    SMALL_CROPS,
+    Length,
+    check_sizes,
+)
 from metamask_solo.hosts.stem import KEY as STEM_KEY
 from metamask_solo.hosts.stem import SMALL, STEMS
 from metamask_solo.training.config_keys import check_keys
@@ -40,7 +51,8 @@ SCHEDULER_KEYS = (
     "interval",
     "lr_decay_steps",
 )
-NOT_TRAINABLE = ("base", "linear", "mae")
+NOT_TRAINABLE = ("base", "linear")
+TAUS = {"base": 0.99, "final": 1.0}
 AUGMENTATION_KEYS = (
     "rrc",
     "color_jitter",
@@ -141,7 +153,9 @@ def buildable() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
+        # an assertion of solo-learn often says nothing but what it asserts
+        said = str(error).strip() or traceback.extract_tb(error.__traceback__)[-1].line or ""
+        lines = said.splitlines() or [""]
         raise UserError(
             f"config: nothing can be built from it ({type(error).__name__}: {lines[0]})"
         ) from error
@@ -169,6 +183,11 @@ def check_pretrain_config(cfg: DictConfig) -> None:
                     f"augmentations[{i}].{key}={value}: must be an integer from 1 to 10000"
                 )
         _check_augmentation(cfg, f"augmentations[{i}]")
+    _check_crops(cfg, method)
+    _check_image_size(cfg, "augmentations.0.crop_size", pipelines[0].crop_size)
+    taus = [OmegaConf.select(cfg, f"momentum.{k}_tau", default=d) for k, d in TAUS.items()]
+    if taus[0] > taus[1]:
+        raise UserError(f"momentum.base_tau={taus[0]}: must be at most final_tau={taus[1]}")
     check_folders(cfg, labels=not cfg.data.get("no_labels", False))
     if cfg.data.get("val_path") is not None:
         _number(cfg, "optimizer.classifier_lr", 0.0)
@@ -208,6 +227,61 @@ def check_optimization(model: Any, cfg: DictConfig, loader: Any) -> None:
     if hasattr(model, "build_optimizers"):  # else the method has its own way to make them
         steps = math.ceil(len(loader) / (cfg.accumulate_grad_batches or 1))
         model.build_optimizers(Length(steps * cfg.max_epochs, steps))
+
+
+def check_first_step(model: Any, cfg: DictConfig, loader: Any) -> None:
+    """What the first steps of a pretraining need, without data."""
+    check_optimization(model, cfg, loader)
+    limit = cfg.get("limit_train_batches")
+    batches = len(loader)
+    if isinstance(limit, float) and limit <= 1:
+        batches = int(batches * limit)
+    elif isinstance(limit, int):
+        batches = min(batches, limit)
+    check_sizes(model, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, batches)
+
+
+def _check_crops(cfg: DictConfig, method: str) -> None:
+    """Crops that a method ignores, or that end its first step with a traceback, are refused."""
+    if not METHODS[method].__module__.startswith("solo."):
+        return  # what another method takes, it says itself
+    sizes = [pipeline.crop_size for pipeline in cfg.augmentations]
+    crops = [pipeline.num_crops for pipeline in cfg.augmentations]
+    large = sum(n for n, size in zip(crops, sizes, strict=True) if size == sizes[0])
+    least, most = LARGE_CROPS.get(method, (2, 2))
+    if not least <= large <= most:
+        wanted = f"{least}" if least == most else f"at least {least}"
+        raise UserError(
+            f"augmentations: {large} crops of {sizes[0]} pixels; {method} needs {wanted} of the "
+            "first pipeline's size"
+        )
+    small = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
+    if small is None:
+        return
+    if method not in SMALL_CROPS:
+        raise UserError(
+            f"augmentations.{small}.crop_size={sizes[small]}: {method} uses no crops of another "
+            f"size than {sizes[0]}, the first; methods that do: {', '.join(SMALL_CROPS)}"
+        )
+    backbone = cfg.backbone.name
+    dynamic = OmegaConf.select(cfg, "backbone.kwargs.dynamic_img_size", default=False)
+    if backbone.startswith(SIZED_BACKBONES) and not dynamic:
+        raise UserError(
+            f"augmentations.{small}.crop_size={sizes[small]}: {backbone} takes one size of images; "
+            "give crops of one size, or another backbone"
+        )
+
+
+def _check_image_size(cfg: DictConfig, key: str, size: int) -> None:
+    """Patches must fill the image: a ViT would leave a border unseen, or refuse it at the end."""
+    if not cfg.backbone.name.startswith(SIZED_BACKBONES):
+        return
+    patch = 4 if cfg.backbone.name.startswith("swin") else 16
+    patch = OmegaConf.select(cfg, "backbone.kwargs.patch_size", default=patch)
+    if isinstance(patch, int) and patch > 0 and size % patch:
+        raise UserError(
+            f"{key}={size}: must be a multiple of the patches of {cfg.backbone.name}, {patch}"
+        )
 
 
 def check_linear_config(cfg: DictConfig) -> None:

@@ -21,7 +21,7 @@ from metamask_solo.hosts import (
 )
 from metamask_solo.training.config_checks import (
     buildable,
-    check_optimization,
+    check_first_step,
     check_pretrain_config,
 )
 from metamask_solo.training.hydra_app import open_config
@@ -80,7 +80,7 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
             log_nothing_of_labels(model)
         data = pretrain_dataset(cfg)
         train_loader, val_loader, val_data = training_loader(data, cfg), None, None
-        check_optimization(model, cfg, train_loader)
+        check_first_step(model, cfg, train_loader)
         if cfg.data.val_path is not None and not cfg.data.no_labels:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)

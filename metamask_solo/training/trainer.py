@@ -29,6 +29,7 @@ from metamask_solo.training.callbacks import (
     logged_metrics,
 )
 from metamask_solo.training.compiling import CompiledBackbone, compiler_failed
+from metamask_solo.training.continuing import check_continuation
 from metamask_solo.training.runs import (
     FINISHED,
     FitResult,
@@ -87,8 +88,10 @@ def fit(
     dry = bool(cfg.get("fast_dev_run"))  # leaves nothing behind, as Lightning has it
     identify_start(cfg)
     resume = None if dry else checkpoint_to_resume(cfg, root)
-    if resume is not None and hasattr(model, "check_resumable"):
-        model.check_resumable(load_raw(resume))  # before anything is written
+    if resume is not None:
+        check_continuation(cfg, resume)
+        if hasattr(model, "check_resumable"):
+            model.check_resumable(load_raw(resume))  # before anything is written
     # a checkpoint from elsewhere starts a run of its own
     continued = resume if resume and resume.parent.parent == root else None
     if continued is not None:
@@ -192,6 +195,8 @@ def _train(
     except (UserError, OSError):
         raise
     except (TypeError, ValueError) as error:
+        if "loaded state dict" in str(error):  # of an optimiser
+            raise UserError(f"{resume}: does not fit this config ({_first_line(error)})") from error
         if not _raised_by_lightning(error):
             raise
         raise UserError(f"trainer: {_first_line(error)}") from error

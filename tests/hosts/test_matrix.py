@@ -34,7 +34,7 @@ def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.momentum = {"base_tau": 0.6, "final_tau": 1.0}
     if method == "mae":
-        cfg.backbone = {"name": "vit_tiny", "kwargs": {"patch_size": 8, "depth": 2}}
+        cfg.backbone = {"name": "vit_tiny", "kwargs": {"patch_size": 8}}
         cfg.method_kwargs = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
     elif method != "metamask":
         sizes = {"proj_hidden_dim": 16, "proj_output_dim": 10}
