@@ -45,10 +45,12 @@ def _on_load_checkpoint(model: Any, checkpoint: dict[str, Any]) -> None:
     late = _take_late_buffers(model, checkpoint["state_dict"])
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
     epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    unfinished = epoch["started"] > epoch["processed"] and batches > 0
     model.restored_state = {
         **checkpoint.get(STATE, {}),
         "buffers": late,
-        "inside_epoch": epoch["started"] > epoch["processed"] and batches > 0,
+        # the epoch that it was inside
+        "inside": epoch["processed"] if unfinished else None,
     }
 
 
@@ -70,15 +72,8 @@ def _on_train_start(model: Any) -> None:
     with torch.random.fork_rng(devices):
         type(model).on_train_start(model)
     _fit_memory(model)
-    buffers = dict(model.named_buffers())
     for name, value in restored["buffers"].items():
-        if name not in buffers or buffers[name].shape != value.shape:
-            there = f"shape {tuple(buffers[name].shape)}" if name in buffers else "no such buffer"
-            raise UserError(
-                f"resume: the checkpoint holds {name} of shape {tuple(value.shape)}, "
-                f"and this config makes {there}"
-            )
-        buffers[name].copy_(value)
+        _restore_buffer(model, name, value)
     if "assignments" in restored:
         model.assignments = restored["assignments"].to(model.device)
     if hasattr(model, "momentum_updater"):
@@ -91,6 +86,24 @@ def _on_train_start(model: Any) -> None:
                 cur_step=model.trainer.global_step,
                 max_steps=model.trainer.estimated_stepping_batches,
             )
+    # in the middle of an epoch Lightning does not say that one starts, but DINO needs to know
+    # which it is; DeepCluster's clusters are those that the epoch began with
+    if restored["inside"] is not None and not hasattr(model, "kmeans"):
+        type(model).on_train_epoch_start(model)
+
+
+def _restore_buffer(model: Any, name: str, value: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    # None: All4One's positional encoding, which its first batch makes
+    there = owner._buffers.get(leaf, ...)
+    if there is ... or (there is not None and there.shape != value.shape):
+        shape = "no such buffer" if there is ... else f"shape {tuple(there.shape)}"
+        raise UserError(
+            f"resume: the checkpoint holds {name} of shape {tuple(value.shape)}, and this config "
+            f"makes {shape}"
+        )
+    owner._buffers[leaf] = value.to(model.device)
 
 
 def _fit_memory(model: Any) -> None:
@@ -104,6 +117,5 @@ def _fit_memory(model: Any) -> None:
 
 def _on_train_epoch_start(model: Any) -> None:
     restored, model.restored_state = model.restored_state, None
-    if restored is not None and restored["inside_epoch"] and hasattr(model, "kmeans"):
-        return  # the epoch's clusters are those that it began with
-    type(model).on_train_epoch_start(model)
+    if restored is None or restored["inside"] != model.current_epoch:
+        type(model).on_train_epoch_start(model)

@@ -1,4 +1,4 @@
-"""Every method that solo-learn can train: two epochs, stopping and going on, folding, kNN.
+"""Every method that solo-learn can train: three epochs, stopping and going on, folding, kNN.
 
 What each method does is written as JSON to the file that METAMASK_SOLO_MATRIX names, if any; that
 is what docs/methods.md is made from (tools/methods_table.py).
@@ -27,8 +27,8 @@ pl: Any = hosts.pl
 
 
 def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig:
-    """Two epochs of four steps, with a momentum, a schedule and SwAV's queue from the second on."""
-    cfg = pretrain_config(images, out, method, max_epochs=2, **overrides)
+    """Three epochs of four steps, with a momentum, a schedule and SwAV's queue from the second on."""
+    cfg = pretrain_config(images, out, method, max_epochs=3, **overrides)
     cfg.optimizer.batch_size = 5
     cfg.optimizer.lr = 1.0
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
@@ -65,7 +65,7 @@ def note(method: str, **outcome: Any) -> None:
 def test_a_stopped_run_ends_as_one_that_was_not(method: str, images: Path, tmp_path: Path) -> None:
     note(method, pretrain=False, resume=False)
     whole, result = train(config(method, images, tmp_path / "whole", data__val_path=None))
-    assert whole.trainer.global_step == 8
+    assert whole.trainer.global_step == 12
     assert all(p.isfinite().all() for p in whole.parameters())
     note(method, pretrain=True)
     parts = tmp_path / "parts"
