@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from metamask_solo.hosts.bridges import bridge_knn
+from metamask_solo.hosts.first_step import SIZED_BACKBONES, check_sizes
 from metamask_solo.hosts.online_metrics import (
     bridge_accuracy,
     bridge_labels,
     bridge_neighbours,
     log_nothing_of_labels,
 )
-from metamask_solo.hosts.first_step import SIZED_BACKBONES, check_sizes
 from metamask_solo.hosts.optimization import Length
 from metamask_solo.hosts.trainer import (
     forward_context,

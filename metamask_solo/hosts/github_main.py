@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-import re
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 

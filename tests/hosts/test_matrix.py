@@ -27,7 +27,7 @@ pl: Any = hosts.pl
 
 
 def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig:
-    """Three epochs of four steps, with a momentum, a schedule and SwAV's queue from the second on."""
+    """Three epochs of four steps, with τ, a schedule and SwAV's queue from the second on."""
     cfg = pretrain_config(images, out, method, max_epochs=3, **overrides)
     cfg.optimizer.batch_size = 5
     cfg.optimizer.lr = 1.0
