@@ -1,6 +1,9 @@
-"""The fenced blocks of README and docs, and a shell for them that runs our commands in this process.
+"""The fenced blocks of README and docs, and a shell for them.
 
-A block is run, or an HTML comment in the line above says why not: ``<!-- not run: needs a GPU -->``.
+The shell runs our own commands in this process.
+
+A block is run, or an HTML comment in the line above says why not:
+``<!-- not run: needs a GPU -->``.
 """
 
 import os

@@ -22,7 +22,7 @@ SOURCES = ("metamask_solo", "scripts", "pyproject.toml", "README.md", "LICENSE")
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the wheel and the sdist, built as `make dist` does, from a copy of the sources."""
+    """Folder with wheel and sdist, built as `make dist` does, from a copy of the sources."""
     work = tmp_path_factory.mktemp("release")
     leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in SOURCES:
