@@ -16,6 +16,7 @@ import yaml
 from documented import PAGES, READ, ROOT, RUN, SHOWN, Block, Shell, blocks, commands, prose
 from runs import write_images
 
+from metamask_solo import DimensionalMask
 from metamask_solo.__main__ import COMMANDS, main
 from metamask_solo.method.settings import SETTINGS
 
@@ -52,7 +53,8 @@ TINY = {
     "finetune": TINY_RUN,
     "analyze": ["--draws", "2", "--num-workers", "0"],
     "benchmark": ["--tables-only"],
-    "demo": ["--epochs", "1", "optimizer.batch_size=16", "data.num_workers=0"],
+    # in processes of its own: tests/commands/test_demo.py runs it
+    "demo": ["--help"],
     "knn": ["--num-workers", "0"],
     "umap": ["--num-workers", "0"],
     "step-cost": ["--rounds", "1", "--stem", "standard", "--batch-size", "4", "--only", "heads"],
@@ -180,7 +182,7 @@ def test_commands_files_and_settings_in_the_text_are_real(page: Path) -> None:
         if place and not span.startswith("docs/results/"):
             assert (ROOT / span).exists(), span
         if re.fullmatch(r"(mask|meta)\.[a-z_]+", span):
-            assert span in SETTINGS, span
+            assert span in SETTINGS or hasattr(DimensionalMask(1), span.partition(".")[2]), span
         if setting := re.fullmatch(r"method_kwargs\.((mask|meta)\.[a-z_]+)(=.*)?", span):
             assert setting[1] in SETTINGS, span
         if target := re.fullmatch(r"make ([a-z-]+)", span):
