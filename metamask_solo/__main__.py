@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "run a script of your own solo-learn clone with MetaMask registered",
     "analyze": "measure and draw what the mask did: redundancy, confounders, bounds",
     "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
+    "profile": "time one epoch of a run by part, from reading images to the mask update",
     "step-cost": "time one training step of each method",
 }
 TRACEBACK = "--traceback"
