@@ -1,9 +1,14 @@
 """Reading checkpoints: without running code, and with one clear line when one is unusable."""
 
+import collections
+import functools
 import json
+import pathlib
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,9 @@ from metamask_solo.hosts.stem import stem_of
 from metamask_solo.method.mask import DimensionalMask, mask_from_logits
 
 PREFIXES = ("backbone.", "encoder.")
+QUERY_PREFIX = "encoder_q."
 MASK_KEY = "mask.logits"
+NODES = ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "PathNode", "StringNode")
 # how a probe or a fine-tuned model holds a backbone with its mask (MaskedBackbone)
 WRAPPED_PREFIX, WRAPPED_MASK_KEY = "backbone.backbone.", "backbone.mask.logits"
 
@@ -63,7 +70,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if path.is_dir():
         path = newest_whole(path)
     raw = load_raw(path)
-    state = raw.get("state_dict")
+    state = plain_names(raw.get("state_dict"))
     if not isinstance(state, dict) or not any(str(k).startswith(PREFIXES) for k in state):
         raise UserError(f"{path}: not a checkpoint of solo-learn (no backbone in its state_dict)")
     config = _read_config(path.parent / "args.json")
@@ -78,6 +85,25 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         mask = mask_from_logits(state[MASK_KEY], kind or "sigmoid")
     method = (config.get("method") or config.get("pretrain_method")) if config else None
     return Checkpoint(path, config, state, method, mask, raw)
+
+
+def plain_names(state: Any) -> Any:
+    """A state without what wrappers add to names, and with MoCo's query encoder as the backbone.
+
+    ``module.`` is DataParallel's and DDP's, ``_orig_mod.`` torch.compile's, anywhere in a name.
+    """
+    if not isinstance(state, dict):
+        return state
+    result: dict[str, Any] = {}
+    for name, tensor in state.items():
+        parts = str(name).split(".")
+        if parts[0] == "module":
+            parts = parts[1:]
+        plain = ".".join(part for part in parts if part != "_orig_mod")
+        if plain.startswith(QUERY_PREFIX):
+            plain = PREFIXES[0] + plain.removeprefix(QUERY_PREFIX)
+        result[plain] = tensor
+    return result
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,12 +127,15 @@ def load_raw(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise ValueError(f"checksum of {damaged}")
-        raw = torch.load(path, map_location="cpu", weights_only=True)
+        with _allowed():
+            raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
+            found = re.search(r"(?:GLOBAL|class|global) `?([\w.]+)", str(error))
+            what = f" ({found[1]})" if found else ""
             raise UserError(
-                f"{path}: refused, it holds objects other than tensors and plain data, and loading "
-                "them could run code"
+                f"{path}: refused, it holds objects other than tensors and plain data{what}, and "
+                "loading them could run code"
             ) from error
         raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
     except Exception as error:  # a damaged pickle makes its reader fail in any way
@@ -116,16 +145,46 @@ def load_raw(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _allowed() -> AbstractContextManager[Any]:
+    allow = getattr(torch.serialization, "safe_globals", None)  # torch 2.4 has none
+    return allow(known_types()) if allow is not None else nullcontext()
+
+
+@functools.cache
+def known_types() -> list[Any]:
+    """Containers of settings that solo-learn's own scripts put into checkpoints: they run nothing.
+
+    omegaconf's nodes with what they consist of, and Lightning's AttributeDict.
+    """
+    from omegaconf import base, listconfig, nodes
+
+    types: list[Any] = [DictConfig, listconfig.ListConfig, base.ContainerMetadata, base.Metadata]
+    types += [getattr(nodes, name) for name in NODES]
+    types += [Any, dict, list, int, float, str, bool, bytes, tuple, set, type(None)]
+    types += [collections.defaultdict, collections.OrderedDict, pathlib.PosixPath]
+    if torch.torch_version.TorchVersion(torch.__version__) >= "2.6":  # from then on a type can stand for another
+        names = ("lightning.fabric", "lightning_fabric")
+        types += [
+            (collections.OrderedDict, f"{name}.utilities.data.AttributeDict") for name in names
+        ]
+    return types
+
+
 def newest_whole(folder: Path) -> Path:
-    """The newest checkpoint of a folder that can be read; damaged ones are named and skipped."""
-    candidates = sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for candidate in candidates:
+    """The checkpoint of a folder with the most steps; damaged ones are named and skipped."""
+    steps = {}
+    refusals = []
+    for candidate in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime):
         try:
-            load_raw(candidate)
+            found = load_raw(candidate).get("global_step")
         except UserError as error:
-            print(f"skipped: {error}")
+            refusals.append(f"skipped: {error}")
             continue
-        return candidate
+        steps[candidate] = found if isinstance(found, int) else -1
+    for refusal in reversed(refusals):
+        print(refusal)
+    if steps:  # of equal steps, the one written last
+        return max(reversed(steps), key=lambda path: steps[path])
     raise UserError(f"{folder}: holds no whole checkpoint (*.ckpt)")
 
 
