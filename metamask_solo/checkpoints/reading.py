@@ -162,7 +162,8 @@ def known_types() -> list[Any]:
     types += [getattr(nodes, name) for name in NODES]
     types += [Any, dict, list, int, float, str, bool, bytes, tuple, set, type(None)]
     types += [collections.defaultdict, collections.OrderedDict, pathlib.PosixPath]
-    if torch.torch_version.TorchVersion(torch.__version__) >= "2.6":  # from then on a type can stand for another
+    # from 2.6 on, a type can stand for another
+    if torch.torch_version.TorchVersion(torch.__version__) >= "2.6":
         names = ("lightning.fabric", "lightning_fabric")
         types += [
             (collections.OrderedDict, f"{name}.utilities.data.AttributeDict") for name in names
