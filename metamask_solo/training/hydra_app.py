@@ -74,7 +74,7 @@ def run(
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {reason(error)}") from error
     except ValueError as error:
-        if "No trials are completed" not in str(error):
+        if not str(error).startswith(sweeps.NO_BEST_TRIAL):
             raise
         raise RunStopped("every trial of the search failed") from error
     except SystemExit as error:  # --help and --cfg leave this way

@@ -59,7 +59,9 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         cfg = complete_linear_config(cfg)
         count_classes(cfg)
         pl.seed_everything(cfg.seed)
-        backbone, _ = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
+        backbone, checkpoint = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
+        # of a run's folder the file in it: a probe of a newer one is another run
+        cfg.pretrained_feature_extractor = str(checkpoint.path)
         backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
         model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
         train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)

@@ -109,19 +109,29 @@ def make_folder(folder: Path) -> None:
 
 
 def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
-    """Where training goes on: the checkpoint that the config names, or one of the same run.
+    """Where training goes on: in the same run that was stopped, or at the named checkpoint.
+
+    Of a run that began at the named checkpoint and was stopped, what it did since is not lost.
 
     Raises:
         UserError: the named checkpoint lacks something, or the same run is still going.
     """
-    if cfg.resume_from_checkpoint is not None:
-        path = Path(cfg.resume_from_checkpoint)
+    named = cfg.resume_from_checkpoint
+    if cfg.auto_resume.enabled and root.is_dir():
+        stopped = _stopped_run(cfg, root, tell=named is None)
+        if stopped is not None:
+            return stopped
+    if named is not None:
+        path = Path(named)
         lacking = [key for key in TRAINING_STATE if key not in load_raw(path)]
         if lacking:
             raise UserError(f"{path}: training cannot go on from it, it has no {lacking[0]}")
         return path
-    if not cfg.auto_resume.enabled or not root.is_dir():
-        return None
+    return None
+
+
+def _stopped_run(cfg: DictConfig, root: Path, tell: bool) -> Path | None:
+    """The last checkpoint of the newest unfinished run of the same config."""
     oldest = time.time() - cfg.auto_resume.max_hours * 3600
     differing = ""
     for folder in _newest_first(root):
@@ -145,7 +155,7 @@ def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
                 continue
             if all(key in state for key in TRAINING_STATE):  # a folded one has weights only
                 return path
-    if differing:
+    if differing and tell:
         print(differing)
     return None
 

@@ -21,6 +21,8 @@ from metamask_solo.training.overrides import option, target
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEP = ("-m", "--multirun")
+# what Optuna says at the end of a search without any result, in memory and in a file
+NO_BEST_TRIAL = ("No trials are completed", "Record does not exist")
 Objective = dict[str, tuple[Any, ...]]
 # set in a process that was told to stop: it begins no further job
 _stopped: list[RunStopped] = []

@@ -94,8 +94,9 @@ def fit(
             model.check_resumable(load_raw(resume))  # before anything is written
     # a checkpoint from elsewhere starts a run of its own
     continued = resume if resume and resume.parent.parent == root else None
-    if continued is not None:
-        # by whatever name it was found, the run is the one that it was
+    named = cfg.resume_from_checkpoint
+    if continued is not None and named is not None and Path(named) == continued:
+        # named or found by itself, the run is the one that it was
         cfg.resume_from_checkpoint = None
         identify_start(cfg)
     folder = continued.parent if continued else new_folder(root)

@@ -1,5 +1,6 @@
 """auto_resume goes on with the same run only: whatever decides the result makes another one."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,40 @@ def test_a_running_run_holds_its_lock(images: Path, tmp_path: Path) -> None:
     assert finished_run(completed(config(images, tmp_path)), "simclr") is not None
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "args.json").read_text())
+    return config
+
+
+def test_a_run_from_a_named_checkpoint_goes_on_where_it_was_stopped(
+    images: Path, tmp_path: Path
+) -> None:
+    _, first = train(config(images, tmp_path / "first", max_epochs=1))
+
+    def further() -> Any:
+        cfg = config(images, tmp_path, max_epochs=3)
+        cfg.resume_from_checkpoint = str(first.checkpoint)
+        return cfg
+
+    class Stop(pl.Callback):  # type: ignore[name-defined]
+        def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(further(), Stop())
+    steps: list[int] = []
+
+    class Count(pl.Callback):  # type: ignore[name-defined]
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            steps.append(trainer.global_step)
+
+    train(further(), Count())
+    assert steps == [4, 5]  # the second epoch was there
+    (folder,) = (tmp_path / "simclr").iterdir()
+    assert read_config(folder)["started_from"].keys() == {"resume_from_checkpoint"}
+
+
 def probe_config(images: Path, out: Path, checkpoint: Path, **overrides: Any) -> Any:
     cfg = pretrain_config(images, out, "metamask", max_epochs=2, auto_resume__enabled=True)
     del cfg.augmentations, cfg.method, cfg.method_kwargs, cfg.optimizer.classifier_lr
@@ -170,5 +205,11 @@ def test_a_probe_of_another_checkpoint_is_another_run(images: Path, tmp_path: Pa
     torch.save(content, path)
     _, newer = probe(probe_config(images, tmp_path, path))
     assert newer.folder not in (folder, plain.folder)
-    model, same = probe(probe_config(images, tmp_path, moved))
+    # a run's folder stands for the newest file in it, here the changed one
+    cfg = probe_config(images, tmp_path, path.parent)
+    moved.rename(tmp_path / "moved.ckpt")
+    model, prepared, *_ = prepare_probe(cfg)
+    identify_start(prepared)
+    assert prepared.started_from == read_config(newer.folder)["started_from"]
+    model, same = probe(probe_config(images, tmp_path, tmp_path / "moved.ckpt"))
     assert same.folder == folder and model.trainer.global_step == 4
