@@ -1,6 +1,7 @@
 """auto_resume goes on with the same run only: whatever decides the result makes another one."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,7 @@ def test_a_probe_of_another_checkpoint_is_another_run(images: Path, tmp_path: Pa
     _, plain = probe(probe_config(images, tmp_path, path, masked=False))
     assert plain.folder != folder
     # the same content under another name is the same start
-    moved = path.with_name("moved.ckpt")
-    moved.write_bytes(path.read_bytes())
+    moved = shutil.copytree(path.parent, tmp_path / "moved") / path.name
     content = torch.load(path, weights_only=True)
     content["state_dict"]["mask.logits"] += 1.0
     torch.save(content, path)
@@ -207,9 +207,8 @@ def test_a_probe_of_another_checkpoint_is_another_run(images: Path, tmp_path: Pa
     assert newer.folder not in (folder, plain.folder)
     # a run's folder stands for the newest file in it, here the changed one
     cfg = probe_config(images, tmp_path, path.parent)
-    moved.rename(tmp_path / "moved.ckpt")
     model, prepared, *_ = prepare_probe(cfg)
     identify_start(prepared)
     assert prepared.started_from == read_config(newer.folder)["started_from"]
-    model, same = probe(probe_config(images, tmp_path, tmp_path / "moved.ckpt"))
+    model, same = probe(probe_config(images, tmp_path, moved))
     assert same.folder == folder and model.trainer.global_step == 4
