@@ -91,6 +91,20 @@ NOT_HERE = {
 }
 
 
+# names that other tools have for a setting
+OTHER_NAMES = {
+    "arch": "backbone.name",
+    "epochs": "max_epochs",
+    "gpus": "devices",
+    "learning_rate": "optimizer.lr",
+    "model": "backbone.name",
+    "output_dir": "checkpoint.dir",
+    "resume": "resume_from_checkpoint",
+    "temperature": "method_kwargs.temperature",
+    "workers": "data.num_workers",
+}
+
+
 def trainer_arguments() -> dict[str, inspect.Parameter]:
     """The arguments of the installed Lightning's Trainer."""
     parameters = dict(inspect.signature(pl.Trainer.__init__).parameters)
@@ -160,6 +174,7 @@ def _unknown(name: str, key: str, known: dict[str, Any], prefix: str, top: dict[
     if key in NOT_HERE:
         return f"not read by this command; {NOT_HERE[key]}"
     near = [f"{prefix}.{n}".lstrip(".") for n in difflib.get_close_matches(name, known, 1, 0.7)]
+    near = [OTHER_NAMES[name]] if name in OTHER_NAMES else near
     if not near:  # perhaps it stands in the wrong section
         every = list(_dotted(top))
         near = [k for k in every if k.rpartition(".")[2] == name][:1]
@@ -168,7 +183,7 @@ def _unknown(name: str, key: str, known: dict[str, Any], prefix: str, top: dict[
         return f"unknown setting; did you mean {near[0]}?"
     if prefix:
         return f"unknown setting; {prefix} takes {', '.join(sorted(known)) or 'none'}"
-    return "unknown setting; metamask-solo pretrain --help lists all"
+    return "unknown setting; nothing reads it"
 
 
 def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
