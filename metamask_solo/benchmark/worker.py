@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import metamask_solo
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.rows import MEASURED, RESULT, RUN
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
-from metamask_solo.data.images import evaluation_transform
+from metamask_solo.data.images import evaluation_transform, plain_loader
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import extract_features, pick_device
 from metamask_solo.evaluation.knn import knn_accuracy
@@ -36,6 +35,7 @@ from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.runs import FitResult, read_metrics
+from metamask_solo.training.sampling import workers_of
 
 ONLINE_KNN = "val_knn_acc1"
 LARGEST_RAW = 64  # pixels a side
@@ -190,7 +190,7 @@ def _features(backbone: nn.Module, config: Any, device: str) -> list[Tensor]:
     transform = evaluation_transform(config)
     found: list[Tensor] = []
     for dataset in classification_datasets(config, transform, transform):
-        loader = DataLoader(dataset, batch_size=256, num_workers=config.data.num_workers)
+        loader = plain_loader(dataset, 256, workers_of(config))
         found += extract_features(backbone, loader, device)
     return found
 

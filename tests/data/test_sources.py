@@ -179,3 +179,12 @@ def test_workers_are_chosen_by_cores_and_device() -> None:
         cfg.data.num_workers = wrong
         with pytest.raises(UserError, match=f"data.num_workers={wrong}"):
             workers_of(cfg)
+
+
+def test_a_reference_of_the_benchmark_takes_auto(data: Path) -> None:
+    from metamask_solo.benchmark.worker import _features
+
+    cfg = pretrain_config(data, data / "runs", data__num_workers="auto")
+    train, train_labels, _, val_labels = _features(torch.nn.Flatten(), cfg, "cpu")
+    assert train.shape == (12, 3 * 32 * 32) and train_labels.tolist() == sorted([0, 1, 2] * 4)
+    assert len(val_labels) == 6
