@@ -15,6 +15,7 @@ from typing import Any
 from wrapt import when_imported
 
 METHOD = "metamask_solo.method.metamask"
+STEMS = "metamask_solo.checkpoints.timm_stems"
 HOSTS = "metamask_solo.hosts"
 BOLTS = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
 
@@ -27,6 +28,7 @@ def register_when_imported() -> None:
         when_imported(HOSTS)(_import_method)
         # not of solo.methods: the package imports it before other parts that the method needs
         when_imported("solo")(_unless_hosts_follow)
+        when_imported("timm")(_import_stems)
 
 
 def _unless_hosts_follow(module: ModuleType) -> None:
@@ -37,6 +39,10 @@ def _unless_hosts_follow(module: ModuleType) -> None:
 
 def _import_method(module: ModuleType) -> None:
     importlib.import_module(METHOD)
+
+
+def _import_stems(module: ModuleType) -> None:
+    importlib.import_module(STEMS)
 
 
 class _BoltsFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -10,10 +11,10 @@ from runs import pretrain_config
 from metamask_solo.hosts import build_method, complete_pretrain_config
 
 
-def write_run(folder: Path, data: Path, method: str = "metamask") -> Path:
+def write_run(folder: Path, data: Path, method: str = "metamask", **changes: Any) -> Path:
     """A checkpoint of ``metamask`` with a random mask, or of ``simclr``, and its args.json."""
     torch.manual_seed(0)
-    config = pretrain_config(data, folder, method)
+    config = pretrain_config(data, folder, method, **changes)
     if method == "simclr":
         config.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
     config = complete_pretrain_config(config)

@@ -33,6 +33,7 @@ LOOKS = [
     (BLACK, "P"),
 ]
 PANEL = 4.6  # inches
+COINCIDE = 0.05  # relative difference below which two curves on a logarithmic axis are one
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -54,6 +55,29 @@ INFORMATION = {
     "colour": "variance explained by the\nbackground's mean colour (R², 0 to 1)",
     "deviation": "standard deviation\n(feature units)",
 }
+
+
+def plain_text(text: str, most: int = 60) -> str:
+    """A name that matplotlib shows as it stands: no mathematics, no control characters."""
+    kept = "".join(character if character.isprintable() else " " for character in text)
+    return kept.replace("$", "")[:most]
+
+
+def wrapped(text: str, width: int = 44) -> str:
+    """A title in lines that fit a panel, also where a name has no blank."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=True)) or text
+
+
+def least_span(axis: Axes, values: Array, span: float = 0.1, along: str = "y") -> None:
+    """Widens an axis to at least ``span``, so that a mask that hardly moved looks like one."""
+    low, high = float(np.min(values)), float(np.max(values))
+    if high - low < span:
+        middle = (low + high) / 2
+        limits = middle - 0.6 * span, middle + 0.6 * span
+        if along == "y":
+            axis.set_ylim(limits)
+        else:
+            axis.set_xlim(limits)
 
 
 def draw_figures(studies: Sequence[Study]) -> dict[str, bytes]:
@@ -111,6 +135,7 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
             marker=marker,
             markevery=0.12,
         )
+        drawn: Array | None = None
         for version, line in (("plain", "-"), ("masked", "--")):
             found = study.numbers["redundancy"][version]
             if found is None:
@@ -118,6 +143,10 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
             singular = np.array(found["singular_values"])
             relative = singular / max(singular[0], np.finfo(float).tiny)
             shown = relative > 1e-6
+            note = ""
+            if drawn is not None and np.allclose(relative[shown], drawn[shown], rtol=COINCIDE):
+                note = " (coincides with plain)"
+            drawn = relative
             spectrum.plot(
                 np.arange(1, len(singular) + 1)[shown],
                 relative[shown],
@@ -125,7 +154,7 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
                 linestyle=line,
                 marker=marker,
                 markevery=0.12,
-                label=f"{study.name}, {version}: RankMe {found['rankme']:.1f}",
+                label=f"{study.name}, {version}: RankMe {found['rankme']:.1f}{note}",
             )
     pairs.set_yscale("log")
     pairs.set_xlim(0, 1)
@@ -136,12 +165,14 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
     spectrum.set_xlabel("rank k of the singular value (count)")
     spectrum.set_ylabel("σ$_k$ / σ$_1$ (ratio)")
     spectrum.set_title("singular value spectrum")
-    figure.legend(*spectrum.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*spectrum.get_legend_handles_labels(), loc="outside lower center", ncols=1)
     return figure
 
 
-def subsets_figure(studies: Sequence[Study]) -> Figure:
+def subsets_figure(studies: Sequence[Study]) -> Figure | None:
     """Accuracy against the share of dimensions kept: a row for each checkpoint."""
+    if studies[0].numbers["subsets"] is None:
+        return None
     figure, axes = _grid(len(studies), 2, height=3.7)
     for study, row in zip(studies, axes, strict=True):
         for probe, axis in zip(PROBES, row, strict=True):
@@ -187,6 +218,9 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
     axis.axhline(
         found["full"], color=BLACK, linestyle="--", linewidth=1.1, label="all dimensions, plain"
     )
+    references = study.numbers.get("references") or {}
+    for (name, accuracy), line in zip(references.items(), (":", (0, (5, 1, 1, 1))), strict=False):
+        axis.axhline(accuracy[probe], color=GREY, linestyle=line, linewidth=1.1, label=name)
     if found["top_by_mask"] is not None:
         axis.plot(
             rates,
@@ -208,7 +242,7 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.set_xlabel("share of dimensions kept (%)")
     axis.set_ylabel(f"{PROBES[probe]} accuracy (% of validation images)")
-    axis.set_title(study.name)
+    axis.set_title(wrapped(study.name))
     wins = axis.secondary_xaxis("top")
     wins.set_ticks(rates, [f"{share:.0%}" for share in found["share_beating_full"]], fontsize=8)
     wins.tick_params(length=0)
@@ -225,11 +259,13 @@ def mask_figure(studies: Sequence[Study]) -> Figure | None:
         mask = study.mask
         assert mask is not None
         histogram.hist(mask, bins=40, color=SKY, edgecolor=BLUE, linewidth=0.6)
+        least_span(histogram, mask, along="x")
+        spread = f"{mask.min():.4f} to {mask.max():.4f}"
         histogram.set_xlabel("mask weight m (dimensionless)")
         histogram.set_ylabel("number of dimensions (count)")
         histogram.xaxis.set_major_locator(MaxNLocator(6))
-        histogram.set_title(f"{study.name}: at the end")
-        trajectory.set_title(f"{study.name}: over training")
+        histogram.set_title(f"{wrapped(study.name)}\nat the end: {spread}")
+        trajectory.set_title(f"{wrapped(study.name)}\nover training")
         if study.history is None:
             trajectory.text(
                 0.5,
@@ -258,6 +294,7 @@ def _trajectory_panel(axis: Axes, steps: IntArray, masks: Array) -> None:
     axis.plot(steps, middle, color=BLUE, marker="o", markersize=3.5, label="median")
     axis.plot(steps, masks.max(axis=1), color=GREEN, linestyle="-.", label="largest")
     axis.plot(steps, masks.min(axis=1), color=PURPLE, linestyle=":", label="smallest")
+    least_span(axis, masks)
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_xlabel("optimiser step (count)")
     axis.set_ylabel("mask weight m (dimensionless)")
@@ -292,12 +329,40 @@ def information_figure(studies: Sequence[Study]) -> Figure | None:
                     f"{rank['high']:+.2f}), p = {rank['p_value']:.4f}"
                 )
             title = title.replace("-0.", "\N{MINUS SIGN}0.")
-            axis.set_title(f"{study.name}\n{title}", fontsize=9.5)
+            axis.set_title(f"{wrapped(study.name)}\n{title}", fontsize=9.5)
     return figure
 
 
-def bracket_figure(studies: Sequence[Study]) -> Figure:
+def differences_figure(studies: Sequence[Study]) -> Figure | None:
+    """What the mask adds to each accuracy, with its interval; None without masks or labels."""
+    rows = [
+        (study.name, PROBES[probe], study.numbers["accuracy"][probe]["difference"])
+        for study in studies
+        if study.numbers["accuracy"] is not None
+        for probe in PROBES
+        if study.numbers["accuracy"][probe]["difference"] is not None
+    ]
+    if not rows:
+        return None
+    figure, axes = _grid(1, 1, width=8, height=1.5 + 0.42 * len(rows))
+    axis = axes[0, 0]
+    axis.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
+    for position, (_, probe, found) in enumerate(rows):
+        colour, marker = (BLUE, "o") if probe == PROBES["knn"] else (VERMILION, "s")
+        mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+        axis.plot([low, high], [position] * 2, color=colour)
+        axis.plot(mean, position, color=colour, marker=marker)
+    least_span(axis, np.array([[100 * f[k] for k in ("low", "high")] for *_, f in rows]), 2, "x")
+    axis.set_yticks(range(len(rows)), [f"{wrapped(name, 34)}, {probe}" for name, probe, _ in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel("masked minus plain features (percentage points, 95 % interval)")
+    return figure
+
+
+def bracket_figure(studies: Sequence[Study]) -> Figure | None:
     """The bracket around the cross-entropy: one bar for plain, one for masked features."""
+    if studies[0].numbers["bracket"] is None:
+        return None
     bars = [
         (study.name, version, study.numbers["bracket"][version])
         for study in studies
@@ -327,7 +392,9 @@ def bracket_figure(studies: Sequence[Study]) -> Figure:
             va="center",
             fontsize=9,
         )
-    axis.set_yticks(range(len(bars)), [f"{name}, {version}" for name, version, _ in bars])
+    axis.set_yticks(
+        range(len(bars)), [f"{wrapped(name, 34)}, {version}" for name, version, _ in bars]
+    )
     axis.set_ylim(len(bars) - 0.4, -0.6)
     axis.margins(x=0.2)
     axis.set_xlabel("cross-entropy of the mean classifier (nats)")
@@ -367,6 +434,7 @@ FIGURES: dict[str, Callable[[Sequence[Study]], Figure | None]] = {
     "correlation": correlation_figure,
     "spectrum": spectrum_figure,
     "subsets": subsets_figure,
+    "differences": differences_figure,
     "mask": mask_figure,
     "information": information_figure,
     "bracket": bracket_figure,

@@ -14,31 +14,59 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from metamask_solo.analysis.figures import plain_text
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.study import Background, Subject, bracket_images
 from metamask_solo.analysis.subsets import Split
 from metamask_solo.checkpoints.reading import Checkpoint, load_backbone
 from metamask_solo.data.datasets import pretrain_dataset
 from metamask_solo.data.folders import check_same_classes, find_images
-from metamask_solo.data.images import READING_KEYS, image_loader, image_settings
+from metamask_solo.data.images import READING_KEYS, image_loader, image_settings, split_loader
 from metamask_solo.data.reading import shown
+from metamask_solo.data.unlabelled import any_split_loader, holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
+from metamask_solo.hosts import build_backbone
 
 METADATA = "metadata.csv"
+MOST_PIXELS = 64 * 64 * 3
 COLOURS = ("mean_red", "mean_green", "mean_blue")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How features are extracted: at most ``samples`` images of each split, drawn by ``seed``."""
+    """How features are extracted: at most ``samples`` images of each split, drawn by ``seed``.
 
-    data: Path
+    ``data`` holds train/ and val/; None stands for each run's own data.
+    """
+
+    data: Path | None
     samples: int
     seed: int
     batch_size: int
     num_workers: int
     device: str
+
+
+def has_labels(root: Path) -> bool:
+    """Whether ``root``/train holds class folders rather than images alone."""
+    if not root.is_dir():
+        raise UserError(f"--data={root}: no such folder; it must hold train/ and val/")
+    if not (root / "train").is_dir():
+        raise UserError(f"--data={root}: has no folder train/")
+    return holds_classes(root / "train")
+
+
+def has_own_labels(checkpoint: Checkpoint) -> bool:
+    """Whether a run's own data have labels and validation images.
+
+    Raises:
+        UserError: there is no config beside the checkpoint, so its data are not known.
+    """
+    if checkpoint.config is None:
+        raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; give --data FOLDER")
+    data = checkpoint.config.data
+    return data.get("val_path") is not None and not data.get("no_labels", False)
 
 
 def check_data(root: Path) -> int:
@@ -70,16 +98,39 @@ def check_data(root: Path) -> int:
     return len(names)
 
 
+def titles(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """A number and the run's name for each, short enough for a figure.
+
+    Runs of one name are told apart by the folder they lie in.
+    """
+    names = [title(checkpoint) for checkpoint in checkpoints]
+    found = []
+    for number, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True), start=1):
+        folder = plain_text(checkpoint.path.parent.name.removeprefix("offline-"), 16)
+        found.append(
+            f"{number}: {name} ({folder})" if names.count(name) > 1 else f"{number}: {name}"
+        )
+    return found
+
+
 def title(checkpoint: Checkpoint) -> str:
     """The run's name, short enough for a figure."""
     name = checkpoint.config.get("name") if checkpoint.config else None
-    # a figure would read what stands between two dollar signs as mathematics
-    short = str(name or checkpoint.method or checkpoint.path.stem).replace("$", "")[:40]
+    short = plain_text(str(name or checkpoint.method or checkpoint.path.stem), 40)
     folded = checkpoint.raw.get("metamask", {}).get("folded", False)
     return f"{short} (folded)" if folded else short
 
 
-def two_view_data(checkpoint: Checkpoint, folder: Path) -> Dataset[Any] | None:
+def val_folder(checkpoint: Checkpoint, data: Path | None) -> Path | None:
+    """The folder of the validation images; None where they lie in no class folders."""
+    if data is not None:
+        return data / "val"
+    own = checkpoint.config.data if checkpoint.config is not None else {}
+    folder = own.get("val_path")
+    return Path(folder) if own.get("dataset") == "custom" and folder else None
+
+
+def two_view_data(checkpoint: Checkpoint, folder: Path | None) -> Dataset[Any] | None:
     """The images of ``folder`` in the views that a run was trained on.
 
     Returns:
@@ -87,7 +138,7 @@ def two_view_data(checkpoint: Checkpoint, folder: Path) -> Dataset[Any] | None:
         one size, or the installed solo-learn cannot make its augmentations.
     """
     config = checkpoint.config
-    if config is None:
+    if config is None or folder is None:
         return None
     pipelines = OmegaConf.select(config, "augmentations", default=None)
     if not OmegaConf.is_list(pipelines):
@@ -141,18 +192,63 @@ def load_subject(
     return subject, files
 
 
+def load_unlabelled(path: Path, name: str, reading: Reading) -> Subject:
+    """Extracts the plain features of the training images alone, whose labels are all −1."""
+    backbone, checkpoint = load_backbone(path, masked=False)
+    assert checkpoint.config is not None  # load_backbone needs it
+    loader = any_split_loader(
+        "train",
+        checkpoint.config,
+        reading.data,
+        reading.batch_size,
+        reading.num_workers,
+        reading.samples,
+        reading.seed,
+    )
+    found, labels = extract_features(backbone, loader, reading.device, f"{name} train")
+    features = found.numpy()
+    _check_features(features, checkpoint.path)
+    train = Split(features, np.full(len(labels), -1))
+    mask, history = _mask_and_history(checkpoint)
+    return Subject(name, str(path), checkpoint.method, train, None, mask, history)
+
+
+def load_references(
+    path: Path, reading: Reading, train_part: IntArray, val_part: IntArray
+) -> dict[str, tuple[Split, Split]]:
+    """Features of an untrained backbone, and the pixels, of some images of both splits.
+
+    Pixels are left out where an image has more of them than ``MOST_PIXELS``.
+    """
+    _, checkpoint = load_backbone(path, masked=False)
+    config = checkpoint.config
+    assert config is not None  # load_backbone needs it
+    torch.manual_seed(reading.seed)
+    modules = {"random backbone": build_backbone(config), "raw pixels": nn.Flatten()}
+    found: dict[str, tuple[Split, Split]] = {}
+    for name, module in modules.items():
+        splits = []
+        for split, part in (("train", train_part), ("val", val_part)):
+            loader: Any = _loader(checkpoint, split, reading)
+            shape = loader.dataset[0][0].shape
+            if name == "raw pixels" and shape.numel() > MOST_PIXELS:
+                break
+            chosen = DataLoader(
+                Subset(loader.dataset, part.tolist()),
+                batch_size=reading.batch_size,
+                num_workers=reading.num_workers,
+            )
+            features, labels = extract_features(module, chosen, reading.device, f"{name} {split}")
+            splits.append(Split(features.numpy(), labels.numpy()))
+        if len(splits) == 2:
+            found[name] = splits[0], splits[1]
+    return found
+
+
 def _split(
     backbone: nn.Module, checkpoint: Checkpoint, name: str, split: str, reading: Reading
 ) -> tuple[Split, list[Path]]:
-    loader = image_loader(
-        reading.data / split,
-        checkpoint.config,
-        reading.batch_size,
-        reading.num_workers,
-        limit=reading.samples,
-        seed=reading.seed,
-        key=f"--data, {split}",
-    )
+    loader = _loader(checkpoint, split, reading)
     found, labels = extract_features(backbone, loader, reading.device, f"{name} {split}")
     features = found.numpy()
     _check_features(features, checkpoint.path)
@@ -160,13 +256,25 @@ def _split(
     chosen: Sequence[int] = range(len(features))
     if isinstance(folder, Subset):
         folder, chosen = folder.dataset, folder.indices
-    least = int(np.bincount(labels.numpy(), minlength=len(folder.classes)).min())
+    classes = getattr(folder, "classes", range(int(labels.max()) + 1))
+    least = int(np.bincount(labels.numpy(), minlength=len(classes)).min())
     if least < 2:
         raise UserError(
             f"--samples={reading.samples}: leaves a class of {split} with {least} images; each "
             "needs at least 2"
         )
-    return Split(features, labels.numpy()), [Path(folder.samples[index][0]) for index in chosen]
+    samples = getattr(folder, "samples", None)  # torchvision's CIFAR and STL-10 have no files
+    files = [] if samples is None else [Path(samples[index][0]) for index in chosen]
+    return Split(features, labels.numpy()), files
+
+
+def _loader(checkpoint: Checkpoint, split: str, reading: Reading) -> DataLoader[Any]:
+    options = (reading.batch_size, reading.num_workers, reading.samples, reading.seed)
+    if reading.data is not None:
+        key = f"--data, {split}"
+        return image_loader(reading.data / split, checkpoint.config, *options, key=key)
+    assert checkpoint.config is not None  # has_own_labels needs it
+    return split_loader(split, checkpoint.config, None, *options)
 
 
 def _check_features(features: Array, path: Path) -> None:
@@ -184,7 +292,7 @@ def _check_features(features: Array, path: Path) -> None:
 def _views(
     backbone: nn.Module, checkpoint: Checkpoint, name: str, files: list[Path], reading: Reading
 ) -> tuple[Array, Array]:
-    data: Any = two_view_data(checkpoint, reading.data / "val")
+    data: Any = two_view_data(checkpoint, val_folder(checkpoint, reading.data))
     place = {Path(file): index for index, (file, _) in enumerate(data.samples)}
     loader = DataLoader(
         Subset(data, [place[file] for file in files]),
@@ -221,7 +329,7 @@ def _mask_and_history(
     return mask, (steps, masks)
 
 
-def read_background(root: Path, files: Sequence[Path]) -> Background | None:
+def read_background(root: Path | None, files: Sequence[Path]) -> Background | None:
     """Reads from ``root``/metadata.csv what lies behind the object of each image.
 
     Args:
@@ -234,9 +342,9 @@ def read_background(root: Path, files: Sequence[Path]) -> Background | None:
     Raises:
         UserError: an image is missing from it, or a colour is not a number.
     """
-    path = root / METADATA
-    if not path.is_file():
+    if root is None or not files or not (root / METADATA).is_file():
         return None
+    path = root / METADATA
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         if not {"file", "photograph", *COLOURS} <= set(reader.fieldnames or ()):

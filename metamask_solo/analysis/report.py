@@ -14,6 +14,7 @@ table { border-collapse: collapse; font-size: 0.85rem; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #bbb; padding: 0.25rem 0.6rem; text-align: left;
          vertical-align: bottom; font-variant-numeric: tabular-nums; }
 td { white-space: nowrap; } td:first-child { white-space: normal; min-width: 9rem; }
+.answer { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: 0.8rem; }
 li { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 .none { border-left: 4px solid #D55E00; padding-left: 0.8rem; }
@@ -27,6 +28,8 @@ INFORMATION = {
     "colour": ("background's mean colour", -1),
     "deviation": ("standard deviation (control)", 0),
 }
+# a mask whose largest and smallest weights are closer than this hardly moved
+LEAST_SPREAD = 0.05
 Row = Sequence[str]
 
 
@@ -40,13 +43,11 @@ def report_html(analysis: Mapping[str, Any], figures: Mapping[str, bytes]) -> st
     Returns:
         A whole HTML document.
     """
-    parts = [
-        _introduction(analysis),
-        _redundancy(analysis, figures),
-        _subsets(analysis, figures),
-        _mask(analysis, figures),
-        _bracket(analysis, figures),
-    ]
+    labelled = analysis["checkpoints"][0]["accuracy"] is not None
+    parts = [_introduction(analysis), _redundancy(analysis, figures)]
+    parts += [_subsets(analysis, figures)] if labelled else []
+    parts += [_mask(analysis, figures)]
+    parts += [_bracket(analysis, figures)] if labelled else []
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -58,53 +59,119 @@ def report_html(analysis: Mapping[str, Any], figures: Mapping[str, bytes]) -> st
 
 def _introduction(analysis: Mapping[str, Any]) -> str:
     data, settings = analysis["data"], analysis["settings"]
+    labelled = analysis["checkpoints"][0]["accuracy"] is not None
     rows = []
     for found in analysis["checkpoints"]:
         accuracy, redundancy = found["accuracy"], found["redundancy"]
-        rows.append(
-            [
-                found["name"],
-                found["method"] or "unknown",
-                str(found["dims"]),
+        row = [found["name"], found["method"] or "unknown", str(found["dims"])]
+        row.append(_pair(*_versions(redundancy, "rankme"), "{:.1f}"))
+        if labelled:
+            row += [
                 _pair(accuracy["knn"]["plain"], accuracy["knn"]["masked"], "{:.1%}"),
                 _pair(accuracy["linear"]["plain"], accuracy["linear"]["masked"], "{:.1%}"),
-                _pair(*_versions(redundancy, "rankme"), "{:.1f}"),
                 _pair(*_versions(found["bracket"], "width"), "{:.3f}"),
             ]
-        )
-    header = [
-        "checkpoint",
-        "method",
-        "dimensions",
-        "kNN accuracy",
-        "linear accuracy",
-        "RankMe",
-        "bracket width (nats)",
-    ]
+        rows.append(row)
+    header = ["checkpoint", "method", "dimensions", "RankMe"]
+    if labelled:
+        header += ["kNN accuracy", "linear accuracy", "bracket width (nats)"]
+        for name, accuracy in (analysis["checkpoints"][0].get("references") or {}).items():
+            row = [name, "none: for comparison", "", "", f"{accuracy['knn']:.1%}"]
+            rows.append([*row, f"{accuracy['linear']:.1%}", ""])
     files = "".join(
         f"<li>{escape(found['name'])}: {escape(found['path'])}</li>"
         for found in analysis["checkpoints"]
     )
-    error = 50 / data["val_images"] ** 0.5
     return (
         "<h1>What the mask did</h1>"
+        + f'<p class="answer">{" ".join(escape(line) for line in answers(analysis))}</p>'
         + _text(
-            f"Features of {data['train_images']:,} training and {data['val_images']:,} validation "
-            f"images in {data['classes']} classes of {data['folder']}, seed {settings['seed']}. "
+            f"Features of {_images(data)} of {data['folder']}, seed {settings['seed']}. "
             "Where a cell has two numbers, the first is of the plain features h, the second of "
             "the masked features h ⊙ m."
         )
         + f"<ul>{files}</ul>"
         + _table(header, rows)
-        + _text(
-            f"kNN: cosine, k = {settings['knn_k']}, temperature {settings['knn_temperature']:g}. "
-            "Linear: ridge regression on one-hot labels, penalty "
-            f"{settings['ridge']:g} × N × mean variance of a dimension. Both are fitted on the "
-            "training images and scored once on the validation images; nothing was tuned. With "
-            f"{data['val_images']:,} validation images the standard error of an accuracy is at "
-            f"most {error:.1f} percentage points, so smaller differences may be chance."
-        )
+        + (_of_accuracies(data, settings) if labelled else "")
     )
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    if data["classes"] is None:
+        return f"{data['train_images']:,} training images without labels"
+    return (
+        f"{data['train_images']:,} training and {data['val_images']:,} validation images in "
+        f"{data['classes']} classes"
+    )
+
+
+def _of_accuracies(data: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    error = 50 / data["val_images"] ** 0.5
+    return _text(
+        f"kNN: cosine, k = {settings['knn_k']}, temperature {settings['knn_temperature']:g}, as "
+        "`metamask-solo knn` does it. Linear: ridge regression on one-hot labels, penalty "
+        f"{settings['ridge']:g} × N × mean variance of a dimension. Both are fitted on the "
+        "training images and scored once on the validation images; nothing was tuned. With "
+        f"{data['val_images']:,} validation images the standard error of an accuracy is at "
+        f"most {error:.1f} percentage points, so smaller differences may be chance."
+    )
+
+
+def answers(analysis: Mapping[str, Any]) -> list[str]:
+    """Three sentences: did the mask move, are there confounders, accuracy with and without it."""
+    found = analysis["checkpoints"]
+    return [_did_it_move(found), _are_there_confounders(found), _does_it_help(found)]
+
+
+def _did_it_move(found: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for one in found:
+        if one["mask"] is None:
+            continue
+        values = one["mask"]["statistics"]
+        moved = values["max"] - values["min"] >= LEAST_SPREAD
+        verdict = "spread out" if moved else "hardly moved"
+        parts.append(f"{one['name']} {verdict}, to {values['min']:.4f} to {values['max']:.4f}")
+    return (
+        f"The mask of {'; of '.join(parts)}." if parts else "No checkpoint has a mask of its own."
+    )
+
+
+def _are_there_confounders(found: Sequence[Mapping[str, Any]]) -> str:
+    if found[0]["subsets"] is None:
+        return "Whether dimensions confound cannot be said without labels."
+    clear = [
+        f"{one['name']} ({title})"
+        for one in found
+        for probe, title in (("knn", "kNN"), ("linear", "linear"))
+        if one["subsets"][probe]["held_out_gain"] > 2 * one["subsets"][probe]["held_out_gain_error"]
+    ]
+    if not clear:
+        return (
+            "There is no evidence of confounders: no subset of dimensions, chosen on one half of "
+            "the validation images, is clearly better than all of them on the other half."
+        )
+    return f"There is evidence that some dimensions are better left out, in {', '.join(clear)}."
+
+
+def _does_it_help(found: Sequence[Mapping[str, Any]]) -> str:
+    if found[0]["accuracy"] is None:
+        return "Accuracies need labels; RankMe and redundancy below are no accuracy."
+    parts = []
+    for one in found:
+        for probe, title in (("knn", "kNN"), ("linear", "linear")):
+            accuracy = one["accuracy"][probe]
+            gain = accuracy["difference"]
+            if gain is None:
+                continue
+            low, high = (_signed(100 * gain[key]) for key in ("low", "high"))
+            parts.append(
+                f"{one['name']} {title} {accuracy['masked']:.1%} and {accuracy['plain']:.1%} "
+                f"(difference {_signed(100 * gain['mean'])} points, {low} to {high})"
+            )
+    if not parts:
+        return "There are no masked features whose accuracy could be compared."
+    return f"Accuracy with the mask and without it: {'; '.join(parts)}."
 
 
 def _redundancy(analysis: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
@@ -205,6 +272,7 @@ def _subsets(analysis: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
             "weights kept) lie above the random mean, and those pointing down below it."
         )
         + _table(header, rows)
+        + _figure(figures, "differences", "What the mask adds to each accuracy")
         + _missing(
             unranked, "no mask of its own, or one that is the same for all dimensions: no ranking"
         )

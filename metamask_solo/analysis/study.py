@@ -54,6 +54,7 @@ class Subject:
     """One checkpoint: the features of both splits and what it knows about its mask.
 
     Attributes:
+        val: None where the images have no labels; those of ``train`` are then not looked at.
         mask: shape (D,), or None for a method without one.
         history: optimiser steps (T,) and masks (T, D), or None.
         views: features of two augmented views of the images that :func:`bracket_images` names,
@@ -64,7 +65,7 @@ class Subject:
     path: str
     method: str | None
     train: Split
-    val: Split
+    val: Split | None
     mask: Array | None = None
     history: tuple[IntArray, Array] | None = None
     views: tuple[Array, Array] | None = None
@@ -100,8 +101,9 @@ def study(
         draws: number of random subsets at each rate.
         advance: called after each of the ``steps_of(subject, draws)`` orders of dimensions.
     """
-    train_part = _draw(len(subject.train.labels), SUBSET_TRAIN, seed)
-    val_part = _draw(len(subject.val.labels), SUBSET_VAL, seed)
+    if subject.val is None:
+        return _label_free_study(subject, seed)
+    train_part, val_part = subset_images(subject, seed)
     # matrices of this size gain nothing from threads, and one thread is the same everywhere
     with threadpool_limits(limits=1):
         curves = subset_curves(
@@ -133,8 +135,46 @@ def study(
     return Study(subject.name, numbers, correlation, subject.mask, subject.history)
 
 
+def subset_images(subject: Subject, seed: int) -> tuple[IntArray, IntArray]:
+    """Indices of the training and validation images of the subset experiment."""
+    assert subject.val is not None
+    train = _draw(len(subject.train.labels), SUBSET_TRAIN, seed)
+    return train, _draw(len(subject.val.labels), SUBSET_VAL, seed)
+
+
+def reference_accuracies(references: dict[str, tuple[Split, Split]]) -> dict[str, Any]:
+    """Accuracy of both probes on all dimensions of other features of the subset's images."""
+    found = {}
+    with threadpool_limits(limits=1):
+        for name, (train, val) in references.items():
+            dims = train.features.shape[1]
+            knn = knn_along(train, val, slice(None), [dims])
+            linear = linear_along(ridge_system(train), val, np.arange(dims), [dims])
+            found[name] = {"knn": float(knn.mean()), "linear": float(linear.mean())}
+    return found
+
+
+def _label_free_study(subject: Subject, seed: int) -> Study:
+    """What can be said of features without labels: their redundancy, and the mask's values."""
+    redundancy, correlation = _redundancy(subject)
+    numbers = {
+        "name": subject.name,
+        "path": subject.path,
+        "method": subject.method,
+        "dims": subject.train.features.shape[1],
+        "accuracy": None,
+        "redundancy": redundancy,
+        "subsets": None,
+        "mask": _mask(subject, None, seed),
+        "bracket": None,
+    }
+    return Study(subject.name, numbers, correlation, subject.mask, subject.history)
+
+
 def steps_of(subject: Subject, draws: int) -> int:
     """How often :func:`study` calls ``advance``."""
+    if subject.val is None:
+        return 0
     return draws + (0 if ranking_mask(subject.mask) is None else 2)
 
 
@@ -153,25 +193,34 @@ def _draw(count: int, limit: int, seed: int) -> IntArray:
     return np.sort(chosen)
 
 
-def _accuracy(subject: Subject) -> dict[str, dict[str, float | None]]:
-    """Both probes on all images and all dimensions."""
+def _accuracy(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Both probes on all images and all dimensions, and what the mask adds to each.
 
-    def probes(train: Split, val: Split) -> tuple[float, float]:
+    The 95 % interval of the difference is that of the paired differences over the images.
+    """
+
+    def probes(train: Split, val: Split) -> dict[str, Any]:
         dims = train.features.shape[1]
-        knn = knn_along(train, val, slice(None), [dims])
-        linear = linear_along(ridge_system(train), val, np.arange(dims), [dims])
-        return float(knn.mean()), float(linear.mean())
+        return {
+            "knn": knn_along(train, val, slice(None), [dims])[0],
+            "linear": linear_along(ridge_system(train), val, np.arange(dims), [dims])[0],
+        }
 
-    knn, linear = probes(subject.train, subject.val)
-    masked_knn, masked_linear = None, None
-    if subject.mask is not None:
-        masked_knn, masked_linear = probes(
-            subject.train.masked(subject.mask), subject.val.masked(subject.mask)
-        )
-    return {
-        "knn": {"plain": knn, "masked": masked_knn},
-        "linear": {"plain": linear, "masked": masked_linear},
+    assert subject.val is not None
+    plain = probes(subject.train, subject.val)
+    found: dict[str, dict[str, Any]] = {
+        name: {"plain": float(correct.mean()), "masked": None, "difference": None}
+        for name, correct in plain.items()
     }
+    if subject.mask is not None:
+        masked = probes(subject.train.masked(subject.mask), subject.val.masked(subject.mask))
+        for name, correct in masked.items():
+            gain = correct.astype(float) - plain[name]
+            half = 1.96 * float(gain.std()) / np.sqrt(len(gain))
+            mean = float(gain.mean())
+            found[name]["masked"] = float(correct.mean())
+            found[name]["difference"] = {"mean": mean, "low": mean - half, "high": mean + half}
+    return found
 
 
 def _redundancy(subject: Subject) -> tuple[dict[str, Any], Array]:
@@ -234,8 +283,10 @@ def _information(
     train: Split, weight: Array, background: Background | None, seed: int
 ) -> dict[str, Any]:
     """What each dimension tells, against its mask weight |m|; measured on plain features."""
+    told = {}
     classes = int(train.labels.max()) + 1
-    told = {"class": explained_share(train.features, one_hot(train.labels, classes))}
+    if classes > 0:
+        told["class"] = explained_share(train.features, one_hot(train.labels, classes))
     if background is not None:
         photographs = int(background.photograph.max()) + 1
         if photographs > 1:
@@ -259,6 +310,7 @@ def _information(
 
 def _brackets(subject: Subject, seed: int) -> dict[str, Any]:
     """The bracket of plain and of masked features."""
+    assert subject.val is not None
     chosen = bracket_images(subject.val.labels, seed)
     labels = subject.val.labels[chosen]
     first, second = subject.views or (subject.val.features[chosen], None)

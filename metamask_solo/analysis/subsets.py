@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from metamask_solo.analysis.measures import Array, IntArray, blocks, moments, one_hot
+from metamask_solo.evaluation.knn import DEFAULT_K as KNN_K
+from metamask_solo.evaluation.knn import DEFAULT_TEMPERATURE as KNN_TEMPERATURE
 
 RATES = tuple(tenths / 10 for tenths in range(1, 11))
-KNN_K, KNN_TEMPERATURE = 5, 1.0  # MetaMask's
 RIDGE = 1e-3  # penalty of the linear probe, in units of N × mean variance of a dimension
 
 
@@ -66,18 +67,17 @@ def knn_along(
     correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
     for rows in blocks(len(val.labels), 4 * len(bank)):
         queries = val.features[rows][:, order]
-        each = np.arange(len(queries))
         query_length = _lengths(queries, cuts)
         products = np.zeros((len(queries), len(bank)), dtype=np.float32)
         for index, (start, stop) in enumerate(pairwise([0, *cuts])):
             products += queries[:, start:stop] @ bank[:, start:stop].T
             cosine = products / bank_length[index]
+            nearest = np.argpartition(cosine, -k, axis=1)[:, -k:]
+            similar = np.take_along_axis(cosine, nearest, axis=1) / query_length[index][:, None]
+            weight = np.exp(similar / temperature)
             votes = np.zeros((len(queries), classes), dtype=np.float32)
-            for _ in range(k):  # for a small k, k maxima are faster than a partition
-                nearest = cosine.argmax(axis=1)
-                weight = np.exp(cosine[each, nearest] / query_length[index] / temperature)
-                votes += weight[:, None] * votes_for[nearest]
-                cosine[each, nearest] = -np.inf
+            for neighbour in range(k):
+                votes += weight[:, neighbour, None] * votes_for[nearest[:, neighbour]]
             correct[index, rows] = votes.argmax(axis=1) == val.labels[rows]
     return correct
 

@@ -15,6 +15,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from metamask_solo.atomic_files import atomic_write
+from metamask_solo.checkpoints.exporting import (
+    check_timm_folder,
+    is_timm_folder,
+    write_timm_folder,
+)
 from metamask_solo.checkpoints.reading import MASK_KEY, PREFIXES, Checkpoint, load_backbone
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
@@ -71,14 +76,17 @@ def fold_checkpoint(
     main read. Its mask is 1 in every dimension and stays so, hence the method's own features and
     projections are those of before; heads and classifier are kept, optimiser states are not.
 
-    ``timm`` and ``torchvision`` write the bare state dict of the backbone, to be loaded with
+    ``timm`` writes a folder that ``timm.create_model("local-dir:OUT", pretrained=True)`` opens.
+    Where ``out`` ends as a file does (``.pth``), it and ``torchvision`` write the bare state dict
+    of the backbone, to be loaded with
     ``strict=True`` into the library's own model without classifier (``num_classes=0``, or
     ``model.fc = nn.Identity()``). A ResNet of the CIFAR data sets fits a model whose ``conv1``
     and ``maxpool`` were replaced as solo-learn does it.
 
     Args:
         path: a checkpoint with a mask, or the folder of its run.
-        out: ``host``: a ``.ckpt`` file, or a folder, which gets ``folded.ckpt``; else a file.
+        out: ``host``: a ``.ckpt`` file, or a folder, which gets ``folded.ckpt``; ``timm``: a
+            folder or a file; ``torchvision``: a file.
         form: ``host``, ``timm`` or ``torchvision``.
         force: whether to overwrite ``out``. The checkpoint at ``path`` never is.
 
@@ -99,6 +107,9 @@ def fold_checkpoint(
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         backbone.double().load_state_dict(weights)  # they were rounded to float32
     floored = fold_mask(backbone, mask, name)
+    if form == "timm" and is_timm_folder(target):
+        write_timm_folder(backbone, checkpoint.config, target)
+        return Folded(target, mask.numel(), floored)
     with atomic_write(target) as file:
         if form != "host":
             torch.save(backbone.state_dict(), file)
@@ -127,6 +138,9 @@ def _check_form(form: str, name: str) -> None:
 
 def _target(source: Path, out: Path, form: str, force: bool) -> Path:
     """The file to write, after making sure that nothing of value stands in its place."""
+    if form == "timm" and is_timm_folder(out):
+        check_timm_folder(out, force)
+        return out
     if form == "host":
         target = out if out.suffix == ".ckpt" else out / FOLDED_NAME
         written = [target, target.parent / "args.json"]

@@ -20,42 +20,63 @@ def main(argv: list[str]) -> int:
 
     from metamask_solo.analysis import loading, subsets
     from metamask_solo.analysis.output import check_output, write_output
-    from metamask_solo.analysis.study import steps_of, study
+    from metamask_solo.analysis.study import (
+        reference_accuracies,
+        steps_of,
+        study,
+        subset_images,
+    )
     from metamask_solo.checkpoints.reading import load_backbone
+    from metamask_solo.evaluation.features import pick_device
 
     _check(arguments)
-    out, data = Path(arguments.out), Path(arguments.data)
+    device = pick_device(arguments.device)
+    out, data = Path(arguments.out), arguments.data
     check_output(out)
-    classes = loading.check_data(data)
-    paths, names, two_views = [], [], True
-    for number, path in enumerate(arguments.checkpoints, start=1):
-        _, checkpoint = load_backbone(path, masked=False)
-        paths.append(checkpoint.path)
-        names.append(f"{number}: {loading.title(checkpoint)}")
-        # one kind of positives for all, so that the brackets can be compared
-        two_views &= loading.two_view_data(checkpoint, data / "val") is not None
+    labelled, classes = False, None
+    if data is not None and loading.has_labels(data):
+        labelled, classes = True, loading.check_data(data)
+    read = [load_backbone(path, masked=False)[1] for path in arguments.checkpoints]
+    paths, names = [checkpoint.path for checkpoint in read], loading.titles(read)
+    if data is None:
+        labelled = all(loading.has_own_labels(checkpoint) for checkpoint in read)
+    # one kind of positives for all, so that the brackets can be compared
+    two_views = labelled and all(
+        loading.two_view_data(one, loading.val_folder(one, data)) is not None for one in read
+    )
     reading = loading.Reading(
         data,
         arguments.samples,
         arguments.seed,
         arguments.batch_size,
         arguments.num_workers,
-        arguments.device,
+        device,
     )
-    studies, background = [], None
+    studies, background, references = [], None, None
     for path, name in zip(paths, names, strict=True):
-        subject, files = loading.load_subject(path, name, reading, two_views)
-        background = loading.read_background(data, files)
+        if labelled:
+            subject, files = loading.load_subject(path, name, reading, two_views)
+            background = loading.read_background(data, files)
+        else:
+            subject = loading.load_unlabelled(path, name, reading)
+        if labelled and references is None and arguments.references:
+            parts = subset_images(subject, arguments.seed)
+            references = reference_accuracies(loading.load_references(path, reading, *parts))
         with tqdm(
             total=steps_of(subject, arguments.draws), desc=f"{name} subsets", leave=False
         ) as bar:
-            studies.append(study(subject, background, arguments.seed, arguments.draws, bar.update))
+            found = study(subject, background, arguments.seed, arguments.draws, bar.update)
+        found.numbers["references"] = references
+        studies.append(found)
+    if labelled and data is None:
+        classes = int(subject.train.labels.max()) + 1
+    config = read[0].config
     head = {
         "data": {
-            "folder": str(data),
+            "folder": str(data or (config.data.train_path if config is not None else "")),
             "classes": classes,
             "train_images": len(subject.train.labels),
-            "val_images": len(subject.val.labels),
+            "val_images": len(subject.val.labels) if subject.val is not None else 0,
             "background": background is not None,
         },
         "settings": {
@@ -68,7 +89,8 @@ def main(argv: list[str]) -> int:
         },
     }
     write_output(out, head, studies)
-    print(f"{out / 'report.html'}: {len(studies)} checkpoints")
+    what = "checkpoints" if len(studies) > 1 else "checkpoint"
+    print(f"{out / 'report.html'}: {len(studies)} {what}{'' if labelled else ', without labels'}")
     return 0
 
 
@@ -86,7 +108,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "checkpoints", nargs="+", metavar="CHECKPOINT", help=".ckpt file or folder of a run"
     )
     parser.add_argument(
-        "--data", required=True, metavar="FOLDER", help="holds train/ and val/, with class folders"
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="holds train/ and val/, with class folders, or train/ with images alone (default: the "
+        "data of each run)",
     )
     parser.add_argument(
         "--out", default="analysis", metavar="FOLDER", help="what to write (default: analysis)"
@@ -119,14 +145,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="processes that read images (default: 2)",
     )
     parser.add_argument(
-        "--device", default="cpu", help="cpu or cuda, for the backbone (default: cpu)"
+        "--device", default="auto", help="auto, cpu or cuda, for the backbone (default: auto)"
+    )
+    parser.add_argument(
+        "--no-references",
+        dest="references",
+        action="store_false",
+        help="leave out the lines of an untrained backbone and of the pixels",
     )
     return parser.parse_args(argv)
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    import torch
-
     from metamask_solo.errors import UserError
 
     ranges = {
@@ -141,7 +171,5 @@ def _check(arguments: argparse.Namespace) -> None:
         if not least <= value <= most:
             option = name.replace("_", "-")
             raise UserError(f"--{option}={value}: must be from {least} to {most}")
-    if arguments.device not in ("cpu", "cuda"):
-        raise UserError(f"--device={arguments.device}: must be cpu or cuda")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: this machine has no GPU that PyTorch can use")
+    if arguments.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device={arguments.device}: must be auto, cpu or cuda")

@@ -15,12 +15,12 @@ def main(argv: list[str]) -> int:
         prog="metamask-solo fold",
         description=HELP[0].upper() + HELP[1:] + ".",
         epilog="Without --timm or --torchvision, OUT is a solo-learn checkpoint with its args.json "
-        "beside it, in a folder of its own.",
+        "beside it, in a folder of its own. With --timm, OUT is a folder for "
+        "timm.create_model('local-dir:OUT', pretrained=True), or where it ends in .pth or another "
+        "ending, a state dict; with --torchvision, a state dict.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    parser.add_argument(
-        "out", metavar="OUT", help="folder or .ckpt file; with --timm or --torchvision, a file"
-    )
+    parser.add_argument("out", metavar="OUT", help="folder or .ckpt file; of other forms see below")
     form = parser.add_mutually_exclusive_group()
     for library in ("timm", "torchvision"):
         form.add_argument(
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
             action="store_const",
             const=library,
             default="host",
-            help=f"write the state dict of {library}'s model, without classifier",
+            help=f"write {library}'s model, without classifier",
         )
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     arguments = parser.parse_args(argv)
@@ -38,4 +38,8 @@ def main(argv: list[str]) -> int:
 
     folded = fold_checkpoint(arguments.checkpoint, arguments.out, arguments.form, arguments.force)
     print(f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0")
+    if arguments.form == "timm" and folded.path.is_dir():
+        print(f'open it: timm.create_model("local-dir:{folded.path}", pretrained=True)')
+    elif arguments.form == "host":
+        print(f"next: metamask-solo knn {folded.path}")
     return 0

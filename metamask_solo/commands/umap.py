@@ -21,7 +21,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.images import class_names, split_loader
+    from metamask_solo.data.images import class_names
+    from metamask_solo.data.unlabelled import any_split_loader, is_labelled
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import (
         extract_features,
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         arguments.checkpoint, arguments.features, arguments.masked
     )
     assert checkpoint.config is not None  # feature_extractor needs it
-    loader: Any = split_loader(
+    loader: Any = any_split_loader(
         arguments.split,
         checkpoint.config,
         arguments.data,
@@ -63,13 +64,17 @@ def main(argv: list[str]) -> int:
     masked = checkpoint.mask is not None and arguments.masked is not False
     title = f"{checkpoint.path.name}\n{'masked' if masked else 'plain'} {arguments.features} "
     title += f"features of {images} {arguments.split} images"
-    _draw(points, labels.numpy(), class_names(loader), title, out)
-    print(f"{out}: {images} images, {len(labels.unique())} classes")
+    labelled = is_labelled(labels)
+    _draw(points, labels.numpy(), class_names(loader) if labelled else [], title, out)
+    print(f"{out}: {images} images, {len(labels.unique()) if labelled else 'no'} classes")
     return 0
 
 
 def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> None:
-    """The scatter plot; a legend where there are few classes, a colour bar where there are many."""
+    """The scatter plot; a legend where there are few classes, a colour bar where there are many.
+
+    Without class names all points have one colour.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -80,7 +85,9 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
     few = len(names) <= MOST_IN_LEGEND
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20" if few else "turbo"]
     size = max(2.0, min(30.0, 20_000 / len(points)))
-    if few:
+    if not names:
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=colours(0), alpha=0.7)
+    elif few:
         for label, name in enumerate(names):
             own = points[labels == label]
             axes.scatter(own[:, 0], own[:, 1], s=size, color=colours(label), label=name, alpha=0.7)
@@ -98,7 +105,9 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="metamask-solo umap",
-        description=HELP[0].upper() + HELP[1:] + " with UMAP, coloured by class. Distances between "
+        description=HELP[0].upper()
+        + HELP[1:]
+        + " with UMAP, coloured by class where there are classes. Distances between "
         "far clusters in such a drawing mean little.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
@@ -106,7 +115,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="holds train/ and val/, with class folders (default: the data of the run)",
+        help="holds train/ and val/, or images; classes are coloured (default: the run's)",
     )
     parser.add_argument("--split", choices=("train", "val"), default="val", help="(default: val)")
     parser.add_argument(

@@ -5,8 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from metamask_solo.data.folders import find_images
 from metamask_solo.errors import UserError
 
 SPLITS = ("train", "val")
@@ -63,7 +62,9 @@ def split_folder(
     if all((folder / split).is_dir() for split in SPLITS):
         raise UserError(f"{folder}: holds train/ and val/ already: it is split")
     groups = _groups(folder, flat)
-    beside = len(_images(folder, deep=False)) if "" not in groups else 0
+    beside = 0
+    if "" not in groups:
+        beside = sum(image.parent == folder for image in images_below(folder))
     links: dict[Path, Path] = {}
     counts = {split: 0 for split in SPLITS}
     for name, images in groups.items():
@@ -80,28 +81,27 @@ def split_folder(
 
 def _groups(folder: Path, flat: bool) -> dict[str, list[Path]]:
     """The images of each class; of a set without labels, all of them under an empty name."""
-    folders = [entry for entry in sorted(folder.iterdir()) if _visible(entry) and entry.is_dir()]
-    classes = {} if flat else {entry.name: _images(entry) for entry in folders}
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir()]
+    classes = {} if flat else {entry.name: images_below(entry) for entry in folders}
     classes = {name: images for name, images in classes.items() if images}
     if classes:
         return classes
-    images = _images(folder)
+    images = images_below(folder)
     if not images:
-        raise UserError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise UserError(f"{folder}: holds no image")
     return {"": images}
 
 
-def _images(folder: Path, deep: bool = True) -> list[Path]:
-    found: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if deep and not name.startswith("."))
-        paths = (Path(place, name) for name in sorted(files))
-        found += [p for p in paths if _visible(p) and p.suffix.lower() in IMG_EXTENSIONS]
-    return found
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
+def images_below(folder: Path) -> list[Path]:
+    """The images of a folder at any depth, by the rule of :mod:`metamask_solo.data.folders`."""
+    try:
+        found = find_images(folder, "FOLDER", labels=False)
+    except UserError as error:
+        if "holds no image" in str(error):
+            return []
+        raise
+    return [Path(path) for path, _ in found.samples]
 
 
 def _draw(

@@ -8,6 +8,8 @@ from torch.nn.functional import normalize
 
 from metamask_solo.errors import UserError
 
+# of every kNN here but the official protocol's (k = 5, temperature 1)
+DEFAULT_K, DEFAULT_TEMPERATURE = 20, 0.07
 DISTANCES = ("cosine", "euclidean")
 LOWEST_TEMPERATURE = 1 / 700
 EPSILON = 1e-5  # solo-learn's, in the Euclidean weight
@@ -19,9 +21,9 @@ def knn_accuracy(
     train_labels: Tensor,
     val_features: Tensor,
     val_labels: Tensor,
-    k: int = 20,
+    k: int = DEFAULT_K,
     distance: str = "cosine",
-    temperature: float = 0.07,
+    temperature: float = DEFAULT_TEMPERATURE,
 ) -> tuple[float, float]:
     """Accuracy of a weighted vote of the nearest training images.
 

@@ -1,7 +1,7 @@
 """The first layers of a ResNet: the standard ones, or the 3×3 stem for small images.
 
-Both releases of solo-learn give the 3×3 stem (a convolution with stride 1, and no max pooling) to the
-CIFAR data sets alone. ``backbone.stem`` asks for it, or against it, whatever the data.
+Both releases of solo-learn give the 3×3 stem (a convolution with stride 1, and no max pooling) to
+the CIFAR data sets alone. ``backbone.stem`` asks for it, or against it, whatever the data.
 """
 
 from collections.abc import Iterator, Mapping

@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import sweeps
+from metamask_solo.training.console import quiet
 from metamask_solo.training.overrides import add_known_keys, check_overrides, composed_config
 
 # keys of paths, in which `~` is the home
@@ -67,7 +68,7 @@ def run(
     # Hydra else prints errors itself and exits; raised, they become one line
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with sweeps.quiet_jobs(), sweeps.signals_passed_on(argv, composed):
+        with quiet(), sweeps.quiet_jobs(), sweeps.signals_passed_on(argv, composed):
             hydra.main(version_base="1.2", config_path=None)(sweeps.Job(task))()
     except sweeps.Leave as left:
         raise left.error from left

@@ -25,6 +25,7 @@ from metamask_solo.training.config_checks import (
     check_pretrain_config,
 )
 from metamask_solo.training.hydra_app import open_config
+from metamask_solo.training.rankme import RankMe
 from metamask_solo.training.runs import FitResult, finished_run
 from metamask_solo.training.sampling import training_loader
 from metamask_solo.training.trainer import build_trainer, fit
@@ -45,7 +46,7 @@ def pretrain_run(
     if done is not None:
         print(f"finished already: {done.checkpoint}")
         return done
-    result = fit(model, cfg, train_loader, val_loader, cfg.method, callbacks)
+    result = fit(model, cfg, train_loader, val_loader, cfg.method, (RankMe(), *callbacks))
     if model.global_rank == 0:
         folded = cfg.method == "metamask" and cfg.get("fold_at_end", True)
         if folded and result.checkpoint is not None:

@@ -30,6 +30,7 @@ from metamask_solo.training.callbacks import (
 )
 from metamask_solo.training.compiling import CompiledBackbone, compiler_failed
 from metamask_solo.training.continuing import check_continuation
+from metamask_solo.training.progress import progress_callbacks
 from metamask_solo.training.runs import (
     FINISHED,
     FitResult,
@@ -111,6 +112,7 @@ def fit(
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
     if OmegaConf.select(cfg, "performance.compile", default=False):
         all_callbacks.append(CompiledBackbone())
+    all_callbacks += progress_callbacks(cfg.get("enable_progress_bar"))
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
     profiler = _profiler(cfg, folder)
     loggers = [] if dry else _loggers(cfg, folder)

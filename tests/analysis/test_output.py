@@ -84,7 +84,10 @@ def test_every_figure_has_names_and_units_on_its_axes(studies):
                 assert axis.get_ylabel()
                 continue
             assert re.search(r"\(.+\)", axis.get_xlabel()), (name, axis.get_xlabel())
-            named_bars = name == "bracket"  # its vertical axis lists the checkpoints
+            named_bars = name in (
+                "bracket",
+                "differences",
+            )  # its vertical axis lists the checkpoints
             assert named_bars or re.search(r"\(.+\)", axis.get_ylabel()), (name, axis.get_ylabel())
 
 
@@ -98,7 +101,7 @@ def test_figures_are_png_files_and_the_same_every_time(studies):
 
 def test_figures_without_a_mask(studies):
     drawn = draw_figures(studies[1:])
-    assert set(FIGURES) - set(drawn) == {"mask", "information"}
+    assert set(FIGURES) - set(drawn) == {"mask", "information", "differences"}
 
 
 def test_figures_of_a_constant_mask_without_history(confounded):

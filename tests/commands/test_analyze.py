@@ -1,6 +1,7 @@
 """The command ``metamask-solo analyze``, on small generated checkpoints and images."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+from torchvision.datasets import ImageFolder
 
 from metamask_solo.analysis import figures, loading, output
 from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.commands import analyze
+from metamask_solo.data import images
+from metamask_solo.data.splitting import split_folder
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX, build_backbone
 
@@ -207,7 +212,7 @@ def test_views_are_scaled_as_in_training(data, tmp_path):
         (["--seed", "-1"], "--seed=-1"),
         (["--batch-size", "0"], "--batch-size=0"),
         (["--num-workers", "-1"], "--num-workers=-1"),
-        (["--device", "tpu"], "--device=tpu: must be cpu or cuda"),
+        (["--device", "tpu"], "--device=tpu: must be auto, cpu or cuda"),
         (["--data", "nowhere"], "--data=nowhere: no such folder"),
     ],
 )
@@ -242,3 +247,88 @@ def test_help_states_memory_and_ranges(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: metamask-solo analyze" in text
     assert "1000 to 50000" in text and "Memory:" in text
+
+
+def test_images_without_labels_have_their_redundancy_measured(data, tmp_path, run):
+    split_folder(data / "train", tmp_path / "flat", 0.5, flat=True)
+    checkpoint = write_run(tmp_path / "run", "metamask", True)
+
+    options = ["--data", str(tmp_path / "flat"), "--out", str(tmp_path / "out")]
+    assert analyze.main([str(checkpoint), *options, "--num-workers", "0"]) == 0
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    labelled = run(checkpoint, out="labelled")
+    numbers = found["checkpoints"][0]
+    assert numbers["accuracy"] is numbers["subsets"] is numbers["bracket"] is None
+    assert found["data"]["classes"] is None and found["data"]["train_images"] == 12
+    assert numbers["redundancy"].keys() == labelled["checkpoints"][0]["redundancy"].keys()
+    assert numbers["redundancy"]["plain"]["rankme"] > 1
+    drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert drawn == {"correlation", "spectrum", "mask", "information"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Accuracies need labels" in page and "12 training images without labels" in page
+
+
+@pytest.mark.parametrize("dataset", ["custom", "cifar10"])
+def test_the_runs_own_data_are_the_default(data, tmp_path, monkeypatch, dataset, run):
+    own = {"dataset": dataset, "num_classes": 3}
+    own |= {f"{split}_path": str(data / split) for split in ("train", "val")}
+    checkpoint = write_run(tmp_path / "run", "metamask", True, data=own)
+    if dataset == "cifar10":  # as torchvision gives it: no files, and no folders
+        monkeypatch.setattr(images, "_datasets_of_run", lambda config: _cifar(data, config))
+
+    options = ["--out", str(tmp_path / "out"), "--draws", "2", "--num-workers", "0"]
+    assert analyze.main([str(checkpoint), *options]) == 0
+    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    assert (found["data"]["train_images"], found["data"]["val_images"]) == (24, 12)
+    assert found["data"]["classes"] == 3
+    positives = found["checkpoints"][0]["bracket"]["positives"]
+    assert positives == ("two views" if dataset == "custom" else "same class")
+    if dataset == "custom":
+        given = run(checkpoint, out="given")["checkpoints"][0]
+        assert found["checkpoints"][0]["accuracy"] == given["accuracy"]
+        references = found["checkpoints"][0]["references"]
+        assert list(references) == ["random backbone", "raw pixels"]
+        assert references == given["references"]
+
+
+def _cifar(data, config):
+    transform = images.evaluation_transform(config)
+    parts = [ImageFolder(str(data / split), transform) for split in ("train", "val")]
+    return tuple([(image, label) for image, label in part] for part in parts)
+
+
+def test_pixels_are_those_of_scikit_learn(data, tmp_path, run):
+    """The kNN of raw pixels against scikit-learn's, k = 20 of 24 images and temperature 0.07."""
+    found = run(write_run(tmp_path / "run", "simclr", False))["checkpoints"][0]
+    pixels, labels = {}, {}
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for split in ("train", "val"):
+        folder = ImageFolder(str(data / split))
+        scaled = [(np.asarray(image) / 255 - mean) / std for image, _ in folder]
+        pixels[split] = np.stack(scaled).reshape(len(scaled), -1)
+        labels[split] = folder.targets
+
+    def weights(distance):
+        return np.exp((1 - distance) / 0.07)
+
+    knn = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=weights)
+    knn.fit(pixels["train"], labels["train"])
+    assert found["references"]["raw pixels"]["knn"] == pytest.approx(
+        knn.score(pixels["val"], labels["val"])
+    )
+
+
+def test_runs_of_one_name_are_told_apart_and_the_page_begins_with_the_answers(data, tmp_path, run):
+    paths = [write_run(tmp_path / f"offline-{name}", "metamask", True) for name in ("a1", "b2")]
+    found = run(*paths)
+
+    names = [one["name"] for one in found["checkpoints"]]
+    assert names == ["1: metamask-run (a1)", "2: metamask-run (b2)"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    answer = re.search(r'<p class="answer">(.*?)</p>', page)
+    assert answer is not None and page.index("<p") == answer.start()
+    assert answer[1].startswith("The mask of 1: metamask-run (a1) spread out, to 0.1")
+    assert "evidence" in answer[1] and "Accuracy with the mask and without it" in answer[1]
+    accuracy = found["checkpoints"][0]["accuracy"]["knn"]
+    assert accuracy["difference"]["mean"] == pytest.approx(accuracy["masked"] - accuracy["plain"])
+    assert f"kNN {accuracy['masked']:.1%} and {accuracy['plain']:.1%}" in answer[1]

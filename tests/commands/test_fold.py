@@ -22,14 +22,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
     return calls
 
 
-def test_it_tells_in_one_line_what_it_wrote(
+def test_it_tells_what_it_wrote(
     calls: list[tuple[str, str, str, bool]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fold.main(["run", "out"]) == 0
 
     assert calls == [("run", "out", "host", False)]
     assert capsys.readouterr().out.splitlines() == [
-        "out/folded.ckpt: 512 dimensions folded, 3 of them floored to 0"
+        "out/folded.ckpt: 512 dimensions folded, 3 of them floored to 0",
+        "next: metamask-solo knn out/folded.ckpt",
     ]
 
 

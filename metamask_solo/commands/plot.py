@@ -1,0 +1,38 @@
+"""``metamask-solo plot``: draws what runs logged while training."""
+
+import argparse
+from pathlib import Path
+
+HELP = "draw what runs logged: losses, online kNN, RankMe and the mask's spread"
+
+
+def main(argv: list[str]) -> int:
+    """Draws the curves of one or several runs side by side.
+
+    Raises:
+        UserError: a run logged nothing, or the file cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="metamask-solo plot",
+        description=HELP[0].upper() + HELP[1:] + ". The online kNN is measured while training, on "
+        "augmented training images; `metamask-solo knn` measures it afterwards.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its .ckpt file")
+    parser.add_argument(
+        "--out", type=Path, default=Path("plot.png"), metavar="FILE", help="(default: plot.png)"
+    )
+    arguments = parser.parse_args(argv)
+
+    from metamask_solo.analysis.curves import draw_curves, read_run
+    from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.errors import UserError
+
+    out: Path = arguments.out
+    if out.suffix != ".png":
+        raise UserError(f"--out={out}: must end in .png")
+    runs = [read_run(path, number) for number, path in enumerate(arguments.runs, start=1)]
+    content = draw_curves(runs)
+    with atomic_write(out) as path:
+        path.write_bytes(content)
+    print(f"{out}: {len(runs)} runs" if len(runs) > 1 else f"{out}: 1 run")
+    return 0
