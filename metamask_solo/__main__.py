@@ -23,7 +23,11 @@ COMMANDS = {
     "profile": "time one epoch of a run by part, from reading images to the mask update",
     "step-cost": "time one training step of each method",
 }
-TRACEBACK = "--traceback"
+TRACEBACK, VERSION = "--traceback", "--version"
+HELPS = {"-h", "--help"}
+# the commands with Hydra's command line, which would show a config for --help
+HYDRA = ("pretrain", "linear", "finetune")
+HYDRA_HELP = "metamask_solo.commands.hydra_help"
 
 
 def usage() -> str:
@@ -35,7 +39,8 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "metamask-solo COMMAND --help explains a command.",
+            "metamask-solo COMMAND --help explains a command, metamask-solo --version says what is",
+            "installed.",
             f"{TRACEBACK} anywhere shows where an error came from.",
         ]
     )
@@ -69,6 +74,13 @@ def _run(arguments: list[str]) -> int:
         print(usage())
         return 0 if arguments else 2
     name, *rest = arguments
+    if VERSION in arguments and name in (VERSION, *HYDRA):
+        print(importlib.import_module(HYDRA_HELP).versions())
+        return 0
+    if name in HYDRA and HELPS & set(rest):
+        # at once: the command itself imports solo-learn, which takes seconds
+        print(importlib.import_module(HYDRA_HELP).help_text(name))
+        return 0
     if name not in COMMANDS:
         print(f"metamask-solo: error: unknown command {name}; {usage()}", file=sys.stderr)
         return 2

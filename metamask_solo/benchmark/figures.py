@@ -22,6 +22,7 @@ T = TypeVar("T")
 AXIS = {
     "knn": "kNN accuracy (% of validation images)",
     "linear": "linear accuracy (% of validation images)",
+    "rankme": "RankMe (directions in use; no accuracy)",
 }
 
 

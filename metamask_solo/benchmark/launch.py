@@ -193,7 +193,8 @@ def _outcome(folder: Path, failed: bool) -> str:
         error = json.loads((folder / FAILED).read_text())["error"]
         return f"FAILED: {error} (see {folder / LOG})"
     metrics = json.loads((folder / RESULT).read_text())["metrics"]
-    return "  ".join(f"{name} {value:.1f} %" for name, value in metrics.items())
+    units = {name: "" if name.startswith("rankme") else " %" for name in metrics}
+    return "  ".join(f"{name} {value:.1f}{units[name]}" for name, value in metrics.items())
 
 
 def _duration(seconds: float) -> str:

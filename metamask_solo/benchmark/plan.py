@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,22 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 
 from metamask_solo.data.digits import VARIANTS
+from metamask_solo.data.folders import find_images
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
 from metamask_solo.training.hydra_app import open_config, reason, scripts_folder
 
 # each with a number that changes when what it measures does: results of before are no result then
-EVALUATIONS = {"knn": 1, "linear": 2}
+EVALUATIONS = {"knn": 1, "linear": 2, "rankme": 1}
+# what can be measured where the images have no labels
+LABEL_FREE = ("rankme",)
+NOT_ACCURACY = (
+    "RankMe counts the directions that the features of the training images use. It needs no "
+    "labels, and is no accuracy: a higher one is not always better."
+)
 # what stands beside the methods without any training: an untrained backbone, and the pixels
 REFERENCES = ("random", "pixels")
 # two runs of one method with one seed: a mask that stays where it is cancels in both heads
@@ -39,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "epochs": None,
     "overrides": [],
     "search": {},
-    "evaluations": list(EVALUATIONS),
+    "evaluations": None,
     "references": [],
     "launcher": "basic",
     "reference": None,
@@ -163,7 +171,7 @@ def read_subject(file: str | Path, overrides: list[str]) -> Subject:
         name=given["name"],
         data=given["data"],
         methods=[*references, *methods],
-        evaluations=_evaluations(given["evaluations"]),
+        evaluations=_evaluations(given["evaluations"], _without_labels(given["data"])),
         comparisons=_comparisons(given, list(methods), noise_floor),
         noise_floor=noise_floor,
         rows=_rows(given["rows"]),
@@ -204,11 +212,13 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
 
     shared, common = _override_list(given["overrides"], "overrides"), _search(given, "search")
     variants, processes = [], {}
+    own_data: dict[str, str] = {}
     with _placeholder_data(data) as paths:
         for label, method in methods.items():
             own = _override_list(method["overrides"], f"methods.{label}.overrides")
             for setting in _grid({**common, **_search(method, f"methods.{label}.search")}):
                 cfg = _compose(file, label, method["config"], [*shared, *own], setting)
+                own_data[label] = str(cfg.data.get("train_path"))
                 config, count = _checked(label, cfg, data, epochs, seeds[0], paths)
                 variants.append((label, setting, config))
                 processes[label] = count
@@ -230,6 +240,10 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
     runs = [_run(*one, data, files, subject.evaluations, out) for one in planned]
     used = {label: config["method"] for label, _, config in variants if label in wanted}
     notes = _notes(used, processes)
+    kept = {label: config for label, _, config in variants if label in wanted}
+    notes += _of_other_data(kept, own_data, data)
+    if set(subject.evaluations) & set(LABEL_FREE):
+        notes.append(NOT_ACCURACY)
     return Plan(
         **{**vars(subject), "data": data, "notes": notes},
         out=out,
@@ -309,24 +323,39 @@ def _seeds(seeds: Any, key: str = "seeds") -> list[int]:
     return list(seeds)
 
 
-def _evaluations(names: Any) -> list[str]:
+def _without_labels(data: Any) -> bool:
+    return isinstance(data, dict) and data.get("no_labels") is True
+
+
+def _evaluations(names: Any, without_labels: bool) -> list[str]:
+    if without_labels:
+        return list(LABEL_FREE)  # the file may name others, which need labels
+    if names is None:
+        return ["knn", "linear"]
     if not isinstance(names, list) or not names or not set(names) <= set(EVALUATIONS):
         raise UserError(f"evaluations={names}: must be a list of {', '.join(EVALUATIONS)}")
     return [name for name in EVALUATIONS if name in names]
 
 
-def _data(data: Any) -> str | dict[str, str] | None:
+def _data(data: Any) -> str | dict[str, Any] | None:
     if data is None or (isinstance(data, str) and data in VARIANTS):
         return data
     if not isinstance(data, dict):
         allowed = f"{', '.join(VARIANTS)}, or a mapping with train_path and val_path"
         raise UserError(f"data={data}: allowed are {allowed}")
-    for key in ("train_path", "val_path"):
+    data = dict(data)
+    no_labels = data.pop("no_labels", False)
+    if not isinstance(no_labels, bool):
+        raise UserError(f"data.no_labels={no_labels}: must be true or false")
+    if no_labels:
+        data.pop("val_path", None)
+    for key in ("train_path",) if no_labels else ("train_path", "val_path"):
         if not isinstance(data.get(key), str):
             raise UserError(f"data.{key}: missing; give it the path of a folder")
     for key in data.keys() - {"train_path", "val_path"}:
-        raise UserError(f"data.{key}: unknown; allowed are train_path, val_path")
-    return {key: str(Path(path).resolve()) for key, path in data.items()}
+        raise UserError(f"data.{key}: unknown; allowed are train_path, val_path, no_labels")
+    found: dict[str, Any] = {key: str(Path(path).resolve()) for key, path in data.items()}
+    return {**found, "val_path": None, "no_labels": True} if no_labels else found
 
 
 def _methods(methods: Any) -> dict[str, dict[str, Any]]:
@@ -513,8 +542,12 @@ def _checked(
             trial.data.dataset = cfg.data.dataset = _dataset(cfg.data.dataset, data)
         trial.data.update(paths)
         check_pretrain_config(trial)
-        if trial.data.get("val_path") is None or trial.data.get("no_labels", False):
-            raise UserError("data.val_path: missing; the evaluations need labelled images")
+        unlabelled = trial.data.get("val_path") is None or trial.data.get("no_labels", False)
+        if unlabelled and not _without_labels(data):
+            raise UserError(
+                "data.val_path: missing; the evaluations need labelled images (without labels: "
+                "data.train_path=FOLDER data.no_labels=true)"
+            )
         if trial.data.get("format", "image_folder") != "image_folder":
             raise UserError(f"data.format={trial.data.format}: must be image_folder")
         build_method(complete_pretrain_config(trial))
@@ -526,7 +559,7 @@ def _checked(
     return content, len(trial.devices) * trial.num_nodes
 
 
-def _dataset(dataset: str, data: dict[str, str]) -> str:
+def _dataset(dataset: str, data: dict[str, Any]) -> str:
     """The data set that solo-learn is told: ``custom`` where the folders hold class folders.
 
     solo-learn's CIFAR-10, CIFAR-100 and STL-10 are torchvision's files; everything else is read as
@@ -534,7 +567,8 @@ def _dataset(dataset: str, data: dict[str, str]) -> str:
     """
     if dataset not in TORCHVISION:
         return dataset
-    ours = [(Path(folder) / TORCHVISION[dataset]).is_dir() for folder in data.values()]
+    folders = [data[key] for key in ("train_path", "val_path") if data[key] is not None]
+    ours = [(Path(folder) / TORCHVISION[dataset]).is_dir() for folder in folders]
     return dataset if all(ours) else "custom"
 
 
@@ -554,7 +588,10 @@ def _fingerprints(data: Any) -> dict[str, str]:
     if not isinstance(data, dict):
         return {}
     found = {}
-    for key, folder in data.items():
+    for key in ("train_path", "val_path"):
+        folder = data[key]
+        if folder is None:
+            continue
         digest = hashlib.sha256()
         for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
             digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
@@ -569,6 +606,33 @@ def _notes(methods: dict[str, str], processes: dict[str, int]) -> list[str]:
         if processes[label] > 1 and method in SEVERAL_PROCESSES:
             hit.setdefault(method, []).append(label)
     return [f"{', '.join(hit[name])}: {SEVERAL_PROCESSES[name]}." for name in hit]
+
+
+def _of_other_data(configs: dict[str, dict[str, Any]], own: dict[str, str], data: Any) -> list[str]:
+    """Tells that augmentations chosen for other images are applied to replaced ones."""
+    if not isinstance(data, dict):
+        return []
+    found: dict[str, list[str]] = {}
+    for label, config in configs.items():
+        if Path(own[label]).resolve() != Path(data["train_path"]):
+            first = config["augmentations"][0]
+            flip = first["horizontal_flip"]["prob"]
+            what = [f"crop_size {first['crop_size']}", f"horizontal_flip {flip:g}"]
+            what += [f"{key} {first[key]}" for key in ("mean", "std") if key in first]
+            found.setdefault(f"{own[label]}: {', '.join(what)}", []).append(label)
+    size = _size_of_one(data["train_path"])
+    return [
+        f"The data were replaced, and {', '.join(labels)} keep the augmentations that were chosen "
+        f"for {what}{size}. Others: overrides=[augmentations=FILE, augmentations.0.crop_size=N]."
+        for what, labels in found.items()
+    ]
+
+
+def _size_of_one(folder: str) -> str:
+    for path, _ in find_images(folder, "data.train_path", labels=False).samples[:1]:
+        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+            return f" (an image of these data has {image.width} × {image.height} pixels)"
+    return ""
 
 
 @contextmanager

@@ -20,6 +20,8 @@ NAMES = {
     "linear": "linear %",
     "knn_plain": "kNN %, no mask",
     "linear_plain": "linear %, no mask",
+    "rankme": "RankMe",
+    "rankme_plain": "RankMe, no mask",
 }
 HOW = {
     "knn": "kNN with k = 20, the cosine distance and temperature 0.07",
@@ -27,6 +29,7 @@ HOW = {
     "divided by one number for all dimensions, with the C of "
     f"{', '.join(f'{c:g}' for c in STRENGTHS)} that is best on every {HELD_OUT}th training image "
     "of a class",
+    "rankme": "RankMe of the backbone's features of the training images, which is no accuracy",
 }
 REFERENCE_NAMES = {"random": "random backbone", "pixels": "raw pixels"}
 COSTS = {

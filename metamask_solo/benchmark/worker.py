@@ -23,11 +23,13 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
+from metamask_solo.analysis.measures import moments, rankme, singular_values
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.rows import MEASURED, RESULT, RUN
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
 from metamask_solo.data.images import evaluation_transform, plain_loader
+from metamask_solo.data.unlabelled import any_split_loader
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import extract_features, pick_device
 from metamask_solo.evaluation.knn import knn_accuracy
@@ -158,7 +160,12 @@ def _look_at(config: Any, names: list[str]) -> dict[str, Any]:
     else:
         backbone = Pixels()
     device = _device(config)
-    metrics, chosen = _accuracies(names, *_features(backbone, config, device))
+    if config.data.get("no_labels", False):
+        loader = any_split_loader("train", config, num_workers=config.data.num_workers)
+        features, _ = extract_features(backbone, loader, device)
+        metrics, chosen = _label_free(names, features, None), dict[str, float]()
+    else:
+        metrics, chosen = _accuracies(names, *_features(backbone, config, device))
     return {
         "metrics": metrics,
         "chosen": chosen,
@@ -201,6 +208,10 @@ def _evaluate(
     """Accuracies in percent; of a method with a mask, also those of the features without it."""
     backbone, read = load_backbone(checkpoint, masked=False)
     assert read.config is not None
+    if read.config.data.get("no_labels", False):
+        loader = any_split_loader("train", read.config, num_workers=read.config.data.num_workers)
+        unlabelled, _ = extract_features(backbone, loader, _device(config))
+        return _label_free(names, unlabelled, read.mask), {}
     features = _features(backbone, read.config, _device(config))
     plain, plain_chosen = _accuracies(names, *features)
     if read.mask is None:
@@ -218,10 +229,23 @@ def _accuracies(names: list[str], *features: Tensor) -> tuple[dict[str, float], 
     accuracies, chosen = {}, {}
     if "knn" in names:
         accuracies["knn"], _ = knn_accuracy(train, train_labels, val, val_labels)
+    accuracies |= _label_free(names, train, None)
     if "linear" in names:
         probe = linear_probe(train, train_labels, val, val_labels)
         accuracies["linear"], chosen["linear"] = probe.accuracy, probe.strength
     return accuracies, chosen
+
+
+def _label_free(names: list[str], features: Tensor, mask: Tensor | None) -> dict[str, float]:
+    """RankMe of the masked features where there is a mask, beside that of the plain ones."""
+    if "rankme" not in names:
+        return {}
+    plain = moments(features.numpy())
+    found = {"rankme": rankme(singular_values(plain))}
+    if mask is not None:
+        masked = plain.masked(mask.double().numpy())
+        found = {"rankme": rankme(singular_values(masked)), "rankme_plain": found["rankme"]}
+    return found
 
 
 def _curve(folder: Path) -> list[tuple[int, float]]:

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
         print(report_of_rows(read_subject(arguments.config, arguments.overrides)), end="")
         return 0
     plan = read_plan(arguments.config, arguments.overrides)
+    for note in plan.notes:
+        print(f"note: {note}")
     if not arguments.tables_only:
         if isinstance(plan.data, str):
             write_dataset(plan.data, plan.out / "datasets")

@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="write anew what is there already")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.commands.endings import config_path, print_ending
     from metamask_solo.data.digits import check_name, write_dataset
+    from metamask_solo.training.endings import config_path, print_ending
 
     for name in arguments.names:
         check_name(name)
@@ -80,8 +80,8 @@ def split(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.commands.endings import config_path, print_ending
     from metamask_solo.data.splitting import split_folder
+    from metamask_solo.training.endings import config_path, print_ending
 
     made = split_folder(
         arguments.folder, arguments.out, arguments.val, arguments.seed, arguments.flat

@@ -24,6 +24,7 @@ from metamask_solo.training.config_checks import (
     check_first_step,
     check_pretrain_config,
 )
+from metamask_solo.training.endings import print_ending
 from metamask_solo.training.hydra_app import open_config
 from metamask_solo.training.rankme import RankMe
 from metamask_solo.training.runs import FitResult, finished_run
@@ -52,6 +53,10 @@ def pretrain_run(
         if folded and result.checkpoint is not None:
             _fold(result.checkpoint)
         print(result)
+        folder = result.folder
+        after = ["plot", "knn", "umap"] if result.checkpoint is not None else ["plot"]
+        if folder.is_dir():  # fast_dev_run leaves nothing
+            print_ending(f"folder: {folder}", *(f"{command} {folder}" for command in after))
     if result.stopped is not None:
         raise result.stopped
     return result

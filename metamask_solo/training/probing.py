@@ -25,6 +25,7 @@ from metamask_solo.training.config_checks import (
     check_linear_config,
     check_optimization,
 )
+from metamask_solo.training.endings import print_ending
 from metamask_solo.training.hydra_app import open_config
 from metamask_solo.training.runs import FitResult
 from metamask_solo.training.sampling import training_loader
@@ -41,6 +42,7 @@ def probe_run(cfg: DictConfig) -> FitResult:
     result = fit(model, cfg, train_loader, val_loader, "linear")
     if model.global_rank == 0:
         print(result)
+        print_ending(f"folder: {result.folder}", f"plot {result.folder}")
     if result.stopped is not None:
         raise result.stopped
     return result

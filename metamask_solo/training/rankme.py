@@ -16,8 +16,9 @@ def effective_rank(second: Tensor) -> float:
     exp of the entropy of σ / Σσ, with σ the singular values of the N × D features (Garrido et al.,
     ICML 2023, arXiv 2210.02885, equation 1): 1 to D, and 0 where all features are zero.
     """
-    eigenvalues = torch.linalg.eigvalsh(second.double().cpu()).clamp(min=0)
-    singular = eigenvalues.sqrt()
+    eigenvalues = torch.linalg.eigvalsh(second.double().cpu())
+    rounding = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp(min=0)
+    singular = eigenvalues.where(eigenvalues > rounding, torch.zeros(())).sqrt()
     if singular.sum() <= 0:
         return 0.0
     share = singular / singular.sum()
@@ -69,12 +70,13 @@ class RankMe(pl.Callback):  # type: ignore[name-defined]
     def _hear(self, module: Any, inputs: Any, output: Any) -> None:
         if not self._listening or not isinstance(output, Tensor) or output.ndim != 2:
             return
-        device = output.device.type
-        with torch.autocast(device, enabled=False):
-            features = output.detach().float()
-            second = features.T @ features
-        second = second.cpu() if device == "mps" else second  # which has no float64
-        self._second = second.double() if self._second is None else self._second + second
+        features = output.detach()
+        if features.device.type == "mps":  # which has no float64
+            features = features.cpu()
+        # double: the root of what single precision rounds away would count as directions
+        features = features.double()
+        second = features.T @ features
+        self._second = second if self._second is None else self._second + second
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         if self._second is None:

@@ -144,7 +144,7 @@ def test_without_umap_learn_it_says_how_to_install_it(
         (["--samples", "0"], "--samples=0"),
         (["--seed", "-1"], "--seed=-1"),
         (["--out", "plot.gif"], "--out=plot.gif: must end in .png"),
-        (["--data", "gone"], "gone/train"),
+        (["--data", "gone"], "--data=gone: no such folder"),
     ],
 )
 def test_what_cannot_be_done_is_said(

@@ -64,8 +64,6 @@ def test_it_is_that_of_the_features_of_the_epoch(
         cfg.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
     if not labels:
         cfg.data.no_labels, cfg.data.val_path = True, None
-        cfg.data.train_path = str(images / "train" / "class_0")
-        cfg.optimizer.batch_size = 2
     record = Record()
     result = pretrain_run(cfg, callbacks=(record,))
 
