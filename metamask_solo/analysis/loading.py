@@ -23,6 +23,7 @@ from metamask_solo.data.datasets import pretrain_dataset
 from metamask_solo.data.folders import check_same_classes, find_images
 from metamask_solo.data.images import READING_KEYS, image_loader, image_settings, split_loader
 from metamask_solo.data.reading import shown
+from metamask_solo.data.splitting import images_below
 from metamask_solo.data.unlabelled import any_split_loader, holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
@@ -49,10 +50,15 @@ class Reading:
 
 
 def has_labels(root: Path) -> bool:
-    """Whether ``root``/train holds class folders rather than images alone."""
+    """Whether ``root``/train holds class folders rather than images alone.
+
+    A folder of images without train/ is one without labels.
+    """
     if not root.is_dir():
         raise UserError(f"--data={root}: no such folder; it must hold train/ and val/")
     if not (root / "train").is_dir():
+        if not holds_classes(root) and images_below(root):
+            return False
         raise UserError(f"--data={root}: has no folder train/")
     return holds_classes(root / "train")
 

@@ -111,7 +111,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="holds train/ and val/, with class folders, or train/ with images alone (default: the "
+        help="holds train/ and val/, with class folders, or images alone (default: the "
         "data of each run)",
     )
     parser.add_argument(
