@@ -629,8 +629,10 @@ def _of_other_data(configs: dict[str, dict[str, Any]], own: dict[str, str], data
 
 
 def _size_of_one(folder: str) -> str:
-    for path, _ in find_images(folder, "data.train_path", labels=False).samples[:1]:
-        with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
+    # torchvision's files hold no images that could be found
+    with suppress(UserError, OSError, SyntaxError, ValueError):
+        path, _ = find_images(folder, "data.train_path", labels=False).samples[0]
+        with Image.open(path) as image:
             return f" (an image of these data has {image.width} × {image.height} pixels)"
     return ""
 
