@@ -56,7 +56,7 @@ TINY = {
     # in processes of its own: tests/commands/test_demo.py runs it
     "demo": ["--help"],
     "knn": ["--num-workers", "0"],
-    "umap": ["--num-workers", "0"],
+    "umap": ["--num-workers", "0", "--split", "train"],
     "step-cost": ["--rounds", "1", "--stem", "standard", "--batch-size", "4", "--only", "heads"],
 }
 
