@@ -56,6 +56,8 @@ TINY = {
     # in processes of its own: tests/commands/test_demo.py runs it
     "demo": ["--help"],
     "knn": ["--num-workers", "0"],
+    "profile": ["optimizer.batch_size=16", *TINY_HEADS, "--steps", "2"],
+    "embed": ["--num-workers", "0"],
     "umap": ["--num-workers", "0", "--split", "train"],
     "step-cost": ["--rounds", "1", "--stem", "standard", "--batch-size", "4", "--only", "heads"],
 }
