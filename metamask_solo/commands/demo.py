@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of all runs"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
 
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.benchmark.figures import losses_and_mask

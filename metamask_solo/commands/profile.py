@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides")
     parser.add_argument("--steps", type=int, metavar="N", help="(default: a whole epoch)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
 
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.benchmark import profiling
