@@ -216,5 +216,15 @@ def extras() -> set[str]:
     return set(pyproject["project"]["optional-dependencies"])
 
 
+def test_the_figures_of_the_front_page_are_those_of_the_results() -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    pairs = re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", text)
+    known = {(round(float(mean), 1), round(float(spread), 1)) for mean, spread in pairs}
+    shown = re.findall(r"(\d+\.\d) ± (\d+\.\d)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown
+    for mean, spread in shown:
+        assert (float(mean), float(spread)) in known, f"{mean} ± {spread}"
+
+
 def test_the_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
