@@ -31,6 +31,7 @@ HYDRA_HELP = "metamask_solo.commands.hydra_help"
 
 
 def usage() -> str:
+    """What ``metamask-solo --help`` prints: every command with a line."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(

@@ -21,8 +21,10 @@ BOLTS = ("pl_bolts", "pl_bolts.optimizers", "pl_bolts.optimizers.lr_scheduler")
 
 
 def register_when_imported() -> None:
-    """Arranges that :mod:`metamask_solo.method.metamask` follows ``solo``, whoever imports that,
-    and that solo-learn 1.0.2 finds the schedule that it imports from pl_bolts."""
+    """Arranges that :mod:`metamask_solo.method.metamask` follows ``solo``, whoever imports that.
+
+    And that solo-learn 1.0.2 finds the schedule that it imports from pl_bolts.
+    """
     if not any(isinstance(finder, _BoltsFinder) for finder in sys.meta_path):
         sys.meta_path.append(_BoltsFinder())
         when_imported(HOSTS)(_import_method)

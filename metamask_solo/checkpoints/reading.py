@@ -253,6 +253,7 @@ def load_backbone(
 
 
 def check_backbone_name(config: DictConfig) -> None:
+    """Raises UserError unless solo-learn has the backbone that the config names."""
     name = OmegaConf.select(config, "backbone.name", default=None)
     if name not in backbone_names():
         raise UserError(f"backbone.name={name}: allowed are {', '.join(backbone_names())}")

@@ -49,8 +49,10 @@ def main(argv: list[str]) -> int:
 
 
 def write_features(module: Any, loader: Any, device: str, out: Path) -> tuple[int, int]:
-    """Writes ``features`` (N × D, float32), ``files`` (N), and with labels ``labels`` (N) and
-    ``classes`` (names in the order of the labels).
+    """Writes the features of all images, in the order of their files.
+
+    ``features`` (N × D, float32), ``files`` (N), and with labels ``labels`` (N) and ``classes``
+    (names in the order of the labels).
 
     Raises:
         UserError: ``out`` cannot be written.

@@ -383,8 +383,11 @@ def _check_stem(cfg: DictConfig) -> None:
 
 
 def _devices(cfg: DictConfig) -> list[int]:
-    """``devices`` as a list: solo-learn scales the rates by its length, and would count the
-    characters of a text. Where there is no GPU, only the length counts."""
+    """``devices`` as a list.
+
+    solo-learn scales the rates by its length, and would count the characters of a text. Where there
+    is no GPU, only the length counts.
+    """
     given = cfg.get("devices", 1)
     found: Any = OmegaConf.to_container(given) if OmegaConf.is_list(given) else given
     if found in ("auto", "-1", -1):

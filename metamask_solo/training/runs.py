@@ -100,6 +100,7 @@ def new_folder(root: Path) -> Path:
 
 
 def make_folder(folder: Path) -> None:
+    """Makes a new run's folder; raises UserError where it cannot be written."""
     try:
         folder.mkdir(parents=True)
     except OSError as error:
@@ -168,6 +169,7 @@ def _newest_first(root: Path) -> list[Path]:
 
 
 def age(path: Path) -> tuple[int, float]:
+    """Sorts checkpoints from the oldest to the newest: by epoch, then by the time of the file."""
     epoch = re.search(r"-ep=(\d+)\.ckpt$", path.name)
     return (int(epoch[1]) if epoch else -1, path.stat().st_mtime)
 
@@ -288,6 +290,7 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def merge_metrics(folder: Path) -> None:
+    """Writes ``metrics.csv``: the logged rows of a run and of all its continuations."""
     rows = read_metrics(folder)
     if not rows:
         return
