@@ -22,6 +22,7 @@ COMMANDS = {
     "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
     "profile": "time one epoch of a run by part, from reading images to the mask update",
     "step-cost": "time one training step of each method",
+    "doctor": "say what is installed, what is bridged on solo-learn, and which devices there are",
 }
 TRACEBACK, VERSION = "--traceback", "--version"
 HELPS = {"-h", "--help"}

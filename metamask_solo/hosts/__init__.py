@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.hosts.bridges import bridge_knn
+from metamask_solo.hosts.bridges import BRIDGED, bridge, bridge_knn, note
 from metamask_solo.hosts.first_step import SIZED_BACKBONES, check_sizes
 from metamask_solo.hosts.online_metrics import (
     bridge_accuracy,
@@ -20,7 +20,8 @@ from metamask_solo.hosts.online_metrics import (
     bridge_neighbours,
     log_nothing_of_labels,
 )
-from metamask_solo.hosts.optimization import Length
+from metamask_solo.hosts.optimization import Length, configure_like
+from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.trainer import (
     forward_context,
     loss_scale,
@@ -54,11 +55,14 @@ LARGE_CROPS: dict[str, tuple[float, float]] = _release.LARGE_CROPS
 SMALL_CROPS: tuple[str, ...] = _release.SMALL_CROPS
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = _release.LINEAR_OPTIMIZER_KEYS
 CLASSES: dict[str, int] = _release.CLASSES
-WeightedKNNClassifier = bridge_knn(_release.WeightedKNNClassifier)
-bridge_neighbours(WeightedKNNClassifier)
-bridge_accuracy(sys.modules[_release.BaseMethod.__module__])
-bridge_labels(_release.BaseMethod, "_base_shared_step")
-bridge_labels(_release.BaseMomentumMethod, "_shared_step_momentum")
+WeightedKNNClassifier = bridge(bridge_knn, _release.WeightedKNNClassifier)
+bridge(bridge_neighbours, WeightedKNNClassifier)
+bridge(bridge_accuracy, sys.modules[_release.BaseMethod.__module__])
+bridge(bridge_labels, _release.BaseMethod, "_base_shared_step")
+bridge(bridge_labels, _release.BaseMomentumMethod, "_shared_step_momentum")
+# the releases apply these to each model that they build
+note(configure_like)
+note(make_resumable)
 PluginMethod: Any = _release.PluginMethod
 pl: Any = _release.pl
 backbone_names = _release.backbone_names
@@ -75,6 +79,7 @@ DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
 
 __all__ = [
     "BACKBONE_PREFIX",
+    "BRIDGED",
     "CLASSES",
     "DATASETS",
     "LARGE_CROPS",

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class LinearWarmupCosineAnnealingLR(LRScheduler):
-    """Bridge 1: pl_bolts' schedule; lightning-bolts does not import with Lightning 2.
+    """A schedule comes from lightning-bolts, which does not import with Lightning 2.
 
     A linear rise from ``warmup_start_lr`` over ``warmup_epochs``, then a cosine fall to
     ``eta_min`` at ``max_epochs``.
@@ -50,14 +50,14 @@ class LinearWarmupCosineAnnealingLR(LRScheduler):
 
 
 def import_distutils() -> None:
-    """Bridge 7: DINO uses ``distutils.util``, but imports ``distutils`` alone."""
+    """DINO uses ``distutils.util``, but imports ``distutils`` alone."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         importlib.import_module("distutils.util")
 
 
 def bridge_validation(cls: type) -> None:
-    """Bridge 2: Lightning 2 refuses a module whose ``validation_epoch_end`` can be called."""
+    """Lightning 2 refuses a module whose ``validation_epoch_end`` can be called."""
     bridged: Any = cls
     construct = bridged.__init__
 
@@ -83,7 +83,7 @@ def bridge_validation(cls: type) -> None:
 
 
 def bridge_momentum_update(cls: Any) -> None:
-    """Bridge 3: Lightning 2 passes no ``dataloader_idx`` to ``on_train_batch_end``.
+    """Lightning 2 passes no ``dataloader_idx`` to ``on_train_batch_end``.
 
     The plan of τ is that of the steps that the run will take, as on GitHub main; this release's
     counts the whole loader, whatever the limits of the trainer are.
@@ -104,7 +104,7 @@ def bridge_momentum_update(cls: Any) -> None:
 
 
 def bridge_gradient_clipping(dino: Any) -> None:
-    """Bridge 4: DINO's own ``clip_gradients(value)`` has the name of a method of Lightning's."""
+    """DINO's own ``clip_gradients(value)`` has the name of a method of Lightning's."""
     own = dino.clip_gradients
     lightnings = super(dino, dino).clip_gradients
 
@@ -128,12 +128,12 @@ class _TorchWithCholesky(types.ModuleType):
 
 
 def bridge_whitening(module: Any) -> None:
-    """Bridge 5: W-MSE whitens with ``torch.cholesky``, which torch 2.13 removed."""
+    """W-MSE whitens with ``torch.cholesky``, which torch 2.13 removed."""
     module.torch = _TorchWithCholesky("torch")
 
 
 def bridge_cosine(knn: Any) -> None:
-    """Bridge 6: its kNN takes the plain dot product for the cosine."""
+    """The online kNN takes the plain dot product for the cosine."""
     compute = knn.compute
 
     @functools.wraps(compute)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
 from metamask_solo.errors import UserError
+from metamask_solo.hosts.bridges import note
 from metamask_solo.hosts.first_step import SIZED_BACKBONES
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.resuming import make_resumable
@@ -181,10 +182,13 @@ def complete_linear_config(cfg: DictConfig) -> DictConfig:
 
 
 def _set_image_size(cfg: DictConfig, crop_size: int) -> None:
-    """Swin and ViT are built for one size of images; here they would take 224 for it, always."""
+    """Swin and ViT are built for one size of images, and take 224 for it, always."""
     if cfg.backbone.name.startswith(SIZED_BACKBONES) and crop_size != 224:
         cfg.backbone.kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
         cfg.backbone.kwargs.setdefault("img_size", crop_size)
+
+
+note(_set_image_size)
 
 
 def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:

@@ -100,7 +100,10 @@ def lars_from_sgd(
     eps: float = 1e-8,
     exclude_bias_n_norm: bool = False,
 ) -> LARS:
-    """LARS with the groups of an SGD that has not stepped yet, in the place of a wrapper of it."""
+    """LARS is a wrapper of SGD that scales the gradients of the step before: an optimiser here.
+
+    It has the groups of the SGD, which has not stepped yet.
+    """
     names = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "params", "name")
     groups = [{k: group[k] for k in names if k in group} for group in optimizer.param_groups]
     return LARS(

@@ -13,7 +13,7 @@ OF_LABELS = ("train_class_loss", "train_acc", "train_momentum_class_loss", "trai
 
 
 def bridge_labels(cls: Any, name: str) -> None:
-    """Lets a shared step of a host's method take images without labels.
+    """Lets the online classifier take images without labels.
 
     The host's loss of a batch without any label is 0/0, and its accuracy counts such an image as a
     wrong answer. Here the loss is 0, and the accuracy that of the labelled images.
@@ -66,7 +66,7 @@ def _log_the_rest(model: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any
 
 
 def bridge_neighbours(cls: Any) -> None:
-    """Lets the host's kNN work with images without labels, and with classes that one side lacks.
+    """Lets the online kNN work with images without labels, and with classes that one side lacks.
 
     The host takes the number of validated classes for that of all: where one is missing from the
     images that are validated, it fails or is wrong. And it keeps a number for each validated image,

@@ -234,7 +234,9 @@ def build(plan: Plan, groups: list[dict[str, Any]], length: Length) -> Any:
 
 
 def configure_like(model: Any, plan: Plan, groups: Callable[[], list[dict[str, Any]]]) -> None:
-    """Gives one model a ``configure_optimizers`` of ours in the place of its host's.
+    """Builds optimiser and schedule from what the file says, alike on both releases.
+
+    The model gets a ``configure_optimizers`` of ours in the place of its host's.
 
     Args:
         model: a method or a linear model of solo-learn.

@@ -31,18 +31,21 @@ from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
+from metamask_solo.hosts.bridges import bridge, note
 from metamask_solo.hosts.lars import LARS, lars_from_sgd
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, stem
 
-bridges_1_0_2.import_distutils()
-bridges_1_0_2.bridge_validation(BaseMethod)
-bridges_1_0_2.bridge_validation(LinearModel)
-bridges_1_0_2.bridge_momentum_update(BaseMomentumMethod)
-bridges_1_0_2.bridge_gradient_clipping(METHODS["dino"])
-bridges_1_0_2.bridge_whitening(whitening)
-bridges_1_0_2.bridge_cosine(WeightedKNNClassifier)
+note(bridges_1_0_2.LinearWarmupCosineAnnealingLR)  # registration.py offers it to the host
+bridge(bridges_1_0_2.import_distutils)
+bridge(bridges_1_0_2.bridge_validation, BaseMethod)
+bridge(bridges_1_0_2.bridge_validation, LinearModel)
+bridge(bridges_1_0_2.bridge_momentum_update, BaseMomentumMethod)
+bridge(bridges_1_0_2.bridge_gradient_clipping, METHODS["dino"])
+bridge(bridges_1_0_2.bridge_whitening, whitening)
+bridge(bridges_1_0_2.bridge_cosine, WeightedKNNClassifier)
+note(lars_from_sgd)
 base.LARSWrapper = linear.LARSWrapper = lars_from_sgd
 
 __all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]

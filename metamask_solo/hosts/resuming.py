@@ -17,7 +17,7 @@ STATE = "host_state"
 
 
 def make_resumable(model: Any) -> None:
-    """Gives a method hooks that save what its own do not, and bring it back.
+    """Lets a checkpoint hold what the host leaves out: tau, queues, DeepCluster's assignments.
 
     Args:
         model: a method of solo-learn, of either release.
