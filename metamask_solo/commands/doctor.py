@@ -1,4 +1,4 @@
-"""``metamask-solo doctor``: installed packages, bridges, devices: what a report of a fault needs."""
+"""``metamask-solo doctor``: packages, bridges, devices: what a report of a fault needs."""
 
 import argparse
 import importlib
