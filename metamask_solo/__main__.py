@@ -20,7 +20,7 @@ COMMANDS = {
     "plot": "draw what runs logged: losses, online kNN, RankMe and the mask's spread",
     "analyze": "measure and draw what the mask did: redundancy, confounders, bounds",
     "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
-    "profile": "time one epoch of a run by part, from reading images to the mask update",
+    "profile": "time one epoch of a run by part: reading, each augmentation, training, mask update",
     "step-cost": "time one training step of each method",
     "doctor": "say what is installed, what is bridged on solo-learn, and which devices there are",
 }

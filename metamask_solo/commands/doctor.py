@@ -38,6 +38,7 @@ NEEDED = (
     "threadpoolctl",
     "wrapt",
     "filelock",
+    "safetensors",
 )
 # the extras, and what solo-learn takes where it is there
 OPTIONAL = (
