@@ -49,8 +49,9 @@ soak: setup ## Run the tests that take minutes or more
 faults: setup ## Run the tests with damaged files, full disks and killed runs
 	$(RUN) pytest -m faults
 
-docs: setup ## Write the table of settings and the picture, and build the documentation into site/
+docs: setup ## Write the tables and the picture, and build the documentation into site/
 	"$(VENV)/bin/python" tools/settings_table.py
+	"$(VENV)/bin/python" tools/methods_table.py
 	"$(VENV)/bin/python" tools/diagram.py
 	$(RUN) mkdocs build --strict
 
