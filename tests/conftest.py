@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from runs import write_images
 import metamask_solo  # noqa: F401  registers the method
 
 torch.set_num_threads(1)
+# a shell that starts the tests in the background ignores Ctrl-C for them and all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +20,10 @@ def one_thread() -> Iterator[None]:
     """Back to one thread after each test: numba, once UMAP ran, leaves the process with more."""
     yield
     torch.set_num_threads(1)
+
+
+# a shell that starts the tests in the background ignores Ctrl-C for them and all that they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,8 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Its mask is held as it is multiplied with, whatever its kind was in pretraining.
     """
     names = {WRAPPED_MASK_KEY: MASK_KEY}
+    kind = WRAPPED_MASK_KEY.removesuffix("logits") + "_extra_state"
+    names[kind] = kind.removeprefix(PREFIXES[0])
     for name in state:
         if name.startswith(WRAPPED_PREFIX):
             names[name] = PREFIXES[0] + name.removeprefix(WRAPPED_PREFIX)

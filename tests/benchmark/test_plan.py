@@ -257,10 +257,12 @@ def test_the_report_tells_which_baselines_several_processes_change(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FILES if name != "custom.yaml"])  # needs images
 def test_the_files_of_the_repository_are_good(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no data set is there yet
-    plan = read_plan(SCRIPTS / name, [])
+    # class folders are looked at, and must be there
+    folders = [f"data.{split}_path={images / split}" for split in ("train", "val")]
+    plan = read_plan(SCRIPTS / name, folders if name == "imagenet-100.yaml" else [])
 
     assert plan.out == tmp_path / (
         "demo" if name == "demo.yaml" else f"benchmarks/{Path(name).stem}"

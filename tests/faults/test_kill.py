@@ -205,11 +205,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
         root = Path(cfg.checkpoint.dir) / "metamask"
         assert checkpoint_to_resume(cfg, root) == older
         assert f"skipped: {newer}" in capsys.readouterr().out
-        cfg.resume_from_checkpoint = str(newer)
+        cfg.resume_from_checkpoint, cfg.auto_resume.enabled = str(newer), False
         with pytest.raises(UserError, match="damaged"):
             checkpoint_to_resume(cfg, root)
     finally:
-        cfg.resume_from_checkpoint = None
+        cfg.resume_from_checkpoint, cfg.auto_resume.enabled = None, True
         content[len(content) // 2] ^= damage == "flipped"
         newer.write_bytes(content)
 

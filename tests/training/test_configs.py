@@ -72,9 +72,9 @@ def load(file: str, *overrides: str) -> DictConfig:
 
 
 def complete(file: str, images: Path, *overrides: str) -> DictConfig:
-    """The config as a run sees it, checked; a run on custom data takes those in ``images``."""
+    """The config as a run sees it, checked; a run on class folders takes those in ``images``."""
     cfg = load(file, *overrides)
-    if cfg.data.dataset == "custom":
+    if cfg.data.dataset in ("custom", "imagenet", "imagenet100"):
         cfg.data.train_path, cfg.data.val_path = str(images / "train"), str(images / "val")
     if file.startswith("pretrain/"):
         check_pretrain_config(cfg)
