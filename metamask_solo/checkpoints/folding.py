@@ -232,6 +232,8 @@ def fold_mask(backbone: nn.Module, mask: Tensor, name: str, images: Tensor | Non
         >>> fold_mask(backbone, torch.rand(512) + 0.1, "resnet18")
         0
     """
+    if not isinstance(mask, Tensor):
+        raise UserError(f"mask of type {type(mask).__name__}: must be a tensor of shape (D,)")
     mask = mask.detach().to("cpu", torch.float64)  # some devices have no float64
     plain = copy.deepcopy(backbone).to("cpu", torch.float64).eval()
     folded = copy.deepcopy(plain)
@@ -336,8 +338,16 @@ def _pooling(backbone: nn.Module) -> str:
 
 
 def _fold_into_residual_stage(backbone: Any, mask: Tensor, name: str) -> int:
-    blocks = list(backbone.layer4)
-    last_norms = [getattr(block, "bn3", None) or block.bn2 for block in blocks]
+    blocks = list(getattr(backbone, "layer4", []))
+    last_norms: list[Any] = [
+        getattr(block, "bn3", None) or getattr(block, "bn2", None) for block in blocks
+    ]
+    parts = ("conv1", "downsample")
+    if not blocks or None in last_norms or not all(hasattr(b, p) for b in blocks for p in parts):
+        raise UserError(
+            f"backbone {name}: a mask cannot be folded into it, because a "
+            f"{type(backbone).__name__} does not end in the blocks that the name stands for"
+        )
     weight = last_norms[-1].weight
     _check_size(mask, weight, name)
     smallest = SMALLEST_IN_HALF if weight.dtype == torch.float16 else SMALLEST

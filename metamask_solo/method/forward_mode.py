@@ -28,16 +28,24 @@ class Tape:
     The second pass uses an output only where it meets the same map with the same weight in the
     same place, nothing has written to the output, and no graph begins before it; it computes the
     others again.
+
+    Attributes:
+        reused: how many outputs were used.
+        differences: of each, how far the map's input was from that of the first pass, relative.
+            (The values of the second pass say little of that: they come from those outputs.)
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, int, int, Tensor]] = []
+        self._kept: list[tuple[Any, int, int, Tensor, Tensor]] = []
+        self._differentiates = False
+        self.differences: list[Tensor] = []
         self.reused = 0
 
     @contextmanager
     def record(self) -> Iterator[None]:
         """Keeps the outputs of the linear maps that are called inside the block."""
-        with _Intercept({linear_map: self._record for linear_map in LINEAR_MAPS}):
+        rules: dict[Any, Any] = {linear_map: self._record for linear_map in LINEAR_MAPS}
+        with _Intercept(rules | {torch.autograd.grad: self._note_gradient}):
             yield
 
     @contextmanager
@@ -50,6 +58,8 @@ class Tape:
         self._kept.reverse()
         rules: dict[Any, Any] = {linear_map: self._replay for linear_map in LINEAR_MAPS}
         rules |= {F.batch_norm: _batch_norm, torch._weight_norm: _weight_norm}
+        if self._differentiates:
+            rules |= dict.fromkeys((F.batch_norm, F.instance_norm, F.layer_norm), _no_third)
         with _Intercept(rules, constants=torch.is_grad_enabled()):
             yield
         self._kept.clear()
@@ -58,21 +68,29 @@ class Tape:
         output: Tensor = linear_map(*args, **kwargs)
         if len(args) > 2 and not kwargs:
             kept = output.detach()
-            self._kept.append((linear_map, args[1].data_ptr(), kept._version, kept))
+            part = args[0].detach()[:1].clone()
+            self._kept.append((linear_map, args[1].data_ptr(), kept._version, kept, part))
         return output
+
+    def _note_gradient(self, grad: Any, *args: Any, **kwargs: Any) -> Any:
+        self._differentiates = self._differentiates or bool(kwargs.get("create_graph"))
+        return grad(*args, **kwargs)
 
     def _replay(self, linear_map: Any, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) < 3 or kwargs or not self._kept:
             return linear_map(*args, **kwargs)  # type: ignore[no-any-return]
         (x, dx), (weight, dweight) = (forward_ad.unpack_dual(t) for t in args[:2])
         bias = None if args[2] is None else forward_ad.unpack_dual(args[2])
-        same_map, pointer, version, output = self._kept.pop()
+        same_map, pointer, version, output, part = self._kept.pop()
         same = same_map is linear_map and pointer == weight.data_ptr()
+        same = same and x.shape[1:] == part.shape[1:]
         if not same or output._version != version or dx is None and dweight is None:
             return linear_map(*args)  # type: ignore[no-any-return]
         if any(isinstance(t, Tensor) and t.requires_grad for t in args[:3]):
             return linear_map(*args)  # type: ignore[no-any-return]
         self.reused += 1
+        off = torch.linalg.vector_norm(x[:1] - part)
+        self.differences.append(off / torch.linalg.vector_norm(part).clamp_min(1e-6))
         parts = []
         if dx is not None:
             parts.append(linear_map(dx, weight, None, *args[3:]))
@@ -96,7 +114,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Batch normalisation of dual numbers by batch statistics; it does not track them.
+    """Batch normalisation of dual numbers by batch statistics.
 
     Its derivative in the input is a symmetric matrix, so the kernel of the backward pass also
     gives the derivative along a direction.
@@ -106,7 +124,7 @@ def _batch_norm(
         return function(x, running_mean, running_var, weight, bias, training, momentum, eps)
     (scale, dscale), (shift, dshift) = (forward_ad.unpack_dual(t) for t in (weight, bias))
     output, mean, inverse_std = torch.native_batch_norm(
-        x0, scale, shift, None, None, True, 0.0, eps
+        x0, scale, shift, running_mean, running_var, True, momentum, eps
     )
     tangent = torch.ops.aten.native_batch_norm_backward(
         dx, x0, scale, None, None, mean, inverse_std, True, eps, [True, False, False]
@@ -118,6 +136,12 @@ def _batch_norm(
     if dshift is not None:
         tangent += dshift.view(for_channels)
     return forward_ad.make_dual(output, tangent)
+
+
+def _no_third(function: Any, *args: Any, **kwargs: Any) -> Tensor:
+    raise RuntimeError(
+        f"PyTorch's forward mode is wrong in a loss with gradients of {function.__name__}"
+    )
 
 
 def _weight_norm(function: Any, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

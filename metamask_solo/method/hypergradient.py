@@ -18,7 +18,9 @@ mask. ``double_backward`` differentiates the gradient's own graph, ``finite_diff
 central difference, ``first_order`` leaves the term out.
 """
 
+import itertools
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -35,6 +37,10 @@ from metamask_solo.method.repetition import NoiseLayout, Repetition
 
 Method = Literal["exact", "double_backward", "finite_difference", "first_order"]
 METHODS: tuple[Method, ...] = get_args(Method)
+OUTSIDE = (
+    "the loss computes with {}, which no trial step moves: call the modules, and take parameters "
+    "from them, inside the loss"
+)
 
 Params = dict[str, Tensor]
 # one tensor, or several by name: the loss gets what it was called with
@@ -51,6 +57,7 @@ class _Problem:
     outer: _Loss
     params: Params
     masks: Params
+    given: Params
     trial: "TrialStep"
     scale: float
 
@@ -96,11 +103,11 @@ class TrialStep:
                     raise UserError(f"momentum_buffers={given!r}: must map names to tensors")
                 continue
             for value in given.values() if isinstance(given, Mapping) else [given]:
-                if not isinstance(value, int | float):
+                if not isinstance(value, numbers.Real):
                     raise UserError(f"{field.name}={value!r}: must be a number")
-                if not (math.isfinite(value) and value >= 0):
+                if not (math.isfinite(value) and float(value) >= 0):
                     raise UserError(f"{field.name}={value}: must be finite and at least 0")
-                if field.name == "dampening" and value > 1:
+                if field.name == "dampening" and float(value) > 1:
                     raise UserError(f"dampening={value}: must be at most 1")
 
     def of(self, name: str) -> tuple[float, float, float]:
@@ -193,8 +200,13 @@ def hypergradient(
 
     inner = scaled(loss_fn)
     outer = inner if outer_loss_fn is None else scaled(outer_loss_fn)
-    problem = _Problem(inner, outer, moving, masks, trial, loss_scale)
-    with Repetition([*params.values(), *masks.values()]) as again, torch.enable_grad():
+    given = {name: params[name] for name in moving if params[name].requires_grad}
+    problem = _Problem(inner, outer, moving, masks, given, trial, loss_scale)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        Repetition([*params.values(), *masks.values()]) as again,
+    ):
         if not any(trial.of(name)[0] for name in moving):
             result = _all_reached(_partial(outer, moving, masks))
         elif method == "double_backward":
@@ -229,6 +241,8 @@ def _check(
             if not (isinstance(tensor, Tensor) and tensor.is_floating_point()):
                 found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise UserError(f"{kind}: {name!r} is {found}; must be a floating-point tensor")
+            if tensor.layout != torch.strided and (kind == "logits" or tensor.requires_grad):
+                raise UserError(f"{kind}: {name!r} is sparse; must be dense, or not require grad")
     for name, buffer in (trial.momentum_buffers or {}).items():
         if name not in params:
             raise UserError(f"momentum_buffers: {name!r} belongs to no parameter")
@@ -260,16 +274,32 @@ def _moving(
             needed = isinstance(value, Mapping) and field.name != "momentum_buffers"
             if needed and name not in value:
                 raise UserError(f"{field.name} has no entry for parameter {name!r}")
-        same: Any = (p.device, p.data_ptr(), p.shape, p.stride()) if p.numel() else name
+        dense = p.numel() and p.layout == torch.strided
+        same: Any = (p.device, p.data_ptr(), p.shape, p.stride()) if dense else name
         names[name] = first.setdefault(same, name)
         moving.setdefault(names[name], p.detach())
         if trial.of(name) != trial.of(names[name]):
             raise UserError(
                 f"params: {names[name]!r} and {name!r} are one tensor, but not in the trial step"
             )
+    _refuse_overlaps(moving)
     if not moving:
         raise UserError("params: none requires grad, so the trial step moves nothing")
     return fixed, moving, names
+
+
+def _refuse_overlaps(moving: Params) -> None:
+    """Refuses parameters that are other views of one memory; the same view is one parameter."""
+    spans = []
+    for name, p in moving.items():
+        extent = 1 + sum((size - 1) * s for size, s in zip(p.shape, p.stride(), strict=True))
+        if p.numel() == extent and p.data_ptr():
+            start = p.data_ptr()
+            spans.append((str(p.device), start, start + extent * p.element_size(), name))
+    spans.sort()
+    for (device, _, end, one), (other_device, start, _, two) in itertools.pairwise(spans):
+        if device == other_device and start < end:
+            raise UserError(f"params: {one!r} and {two!r} share memory, but in different shapes")
 
 
 def _scalar(loss: Any) -> Tensor:
@@ -277,17 +307,25 @@ def _scalar(loss: Any) -> Tensor:
         raise UserError(f"the loss is a {type(loss).__name__}: must be a scalar tensor")
     if loss.dim() != 0:
         raise UserError(f"the loss has shape {tuple(loss.shape)}: must be a scalar tensor")
+    if loss.is_complex():
+        raise UserError(f"the loss is {loss.dtype}: must be a real number")
     return loss
 
 
-def _check_same(value: Tensor, again: Tensor, problem: _Problem) -> None:
+def _check_same(value: Tensor, again: Tensor, problem: _Problem, tape: Tape | None = None) -> None:
     """Refuses a loss whose second evaluation differs by more than rounding can explain."""
     kind = value.device.type
     types = {value.dtype, *(p.dtype for p in problem.params.values())}
     if torch.is_autocast_enabled(kind):
         types.add(torch.get_autocast_dtype(kind))
     first, second = float(value) / problem.scale, float(again) / problem.scale
-    allowed = 4 * max(torch.finfo(t).eps for t in types) ** 0.5 * max(abs(first), 1e-2)
+    relative = 4 * max(torch.finfo(t).eps for t in types) ** 0.5
+    allowed = relative * max(abs(first), 1e-2)
+    if tape is not None and any(float(d) > relative for d in tape.differences):
+        raise UserError(
+            "the loss gives a layer other inputs when it is evaluated again: noise from a "
+            "generator of its own, state outside of modules, or dropout inside a fused kernel"
+        )
     if abs(first - second) > allowed:  # false for NaN, which the caller has to see
         raise UserError(
             f"the loss is {first:.6g}, and {second:.6g} when it is evaluated again: noise from a "
@@ -332,21 +370,62 @@ def _or_zeros(partial: Mapping[str, Tensor | None], masks: Params) -> Params:
 
 
 def _gradients(
-    loss: _Loss, own: Params, leaves: Params, create_graph: bool = False
+    loss: _Loss, own: Params, leaves: Params, given: Params, create_graph: bool = False
 ) -> tuple[Tensor, Params, dict[str, Tensor | None]]:
     """The loss, its gradients in the parameters that it reaches, and those in the logits."""
     value = loss(own, leaves)
-    found = _derivatives(
-        value, {**own, **{f"logits {n}": a for n, a in leaves.items()}}, create_graph
-    )
-    partial = {name: found.pop(f"logits {name}") for name in leaves}
-    return value.detach(), _reached(found), partial
+    others = {f"logits {n}": a for n, a in leaves.items()} | _by_given_name(given)
+    try:
+        found = _derivatives(value, {**own, **others}, create_graph)
+    except RuntimeError as error:
+        if "second time" in str(error):
+            raise UserError(OUTSIDE.format("what is computed outside of it")) from error
+        raise
+    reached = _reached({name: found[name] for name in own})
+    _check_given(found, given)
+    return value.detach(), reached, {name: found[f"logits {name}"] for name in leaves}
+
+
+def _by_given_name(given: Params) -> Params:
+    return {f"given {name}": p for name, p in given.items()}
+
+
+def _check_given(found: Mapping[str, Tensor | None], given: Params) -> None:
+    """Refuses a loss that reaches parameters past those that it is given."""
+    for name in given:
+        if found[f"given {name}"] is not None:
+            raise UserError(OUTSIDE.format(f"the parameter {name!r} that was there before"))
+
+
+def _evaluate(loss: _Loss, params: Params, leaves: Params) -> Tensor:
+    """The loss, its graph beginning at ``leaves`` if the loss does not need a longer one."""
+    try:
+        return loss(params, leaves)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # it may differentiate on its own, or hang a hook on what has a gradient
+        with torch.enable_grad():
+            return loss(_leaves(params), leaves)
 
 
 def _partial(loss: _Loss, params: Params, masks: Params) -> dict[str, Tensor | None]:
     """The gradient in the logits alone, the parameters fixed."""
     leaves = _leaves(masks)
-    return _derivatives(loss(params, leaves), leaves)
+    return _derivatives(_evaluate(loss, params, leaves), leaves)
+
+
+def _check_hooks(problem: _Problem, gradient: Params) -> None:
+    """Refuses hooks that change a parameter's gradient on its way to the optimiser."""
+    for name, p in problem.given.items():
+        for hook in list((p._backward_hooks or {}).values()) if name in gradient else []:
+            plain = gradient[name].detach() / problem.scale
+            seen = plain.clone()
+            changed = hook(seen)
+            if not torch.equal(seen if changed is None else changed, plain):
+                raise UserError(
+                    f"params: a hook on {name!r} changes its gradient, which the trial step does "
+                    "not know: remove it for the hypergradient"
+                )
 
 
 def _double_backward(problem: _Problem) -> Params:
@@ -354,11 +433,17 @@ def _double_backward(problem: _Problem) -> Params:
     own, leaves = _leaves(problem.params), _leaves(problem.masks)
     with sdpa_kernel(SDPBackend.MATH):
         try:
-            _, gradient, partial = _gradients(problem.inner, own, leaves, create_graph=True)
+            _, gradient, partial = _gradients(
+                problem.inner, own, leaves, problem.given, create_graph=True
+            )
             _all_reached(partial)
+            _check_hooks(problem, gradient)
             _check_differentiable_twice(gradient)
             moved = _moved(own, gradient, problem.trial, problem.scale)
-            partial = _derivatives(problem.outer(moved, leaves), leaves)
+            value = problem.outer(moved, leaves)
+            found = _derivatives(value, {**leaves, **_by_given_name(problem.given)})
+            partial = {name: found[name] for name in leaves}
+            _check_given(found, problem.given)
         except RuntimeError as error:
             raise _refusal("double_backward", error, "'finite_difference'") from error
     return _or_zeros(partial, problem.masks)
@@ -390,12 +475,13 @@ def _by_passes(
     inner, outer, params, masks = problem.inner, problem.outer, problem.params, problem.masks
     tape, layout, exact = Tape(), NoiseLayout(), method == "exact"
     with tape.record() if exact else nullcontext():
-        value, gradient, partial = _gradients(inner, _leaves(params), _leaves(masks))
+        value, gradient, partial = _gradients(inner, _leaves(params), _leaves(masks), problem.given)
     _all_reached(partial)
+    _check_hooks(problem, gradient)
     noisy = exact and again.noise_was_drawn()
     if check and not exact:
         with torch.no_grad():
-            _check_same(value, inner(params, masks), problem)
+            _check_same(value, _evaluate(inner, params, masks), problem)
     with torch.no_grad():
         moved = _moved(params, gradient, problem.trial, problem.scale)
     del gradient, partial  # the next pass is the one with the highest memory use
@@ -405,13 +491,13 @@ def _by_passes(
         with layout:
             inner(_leaves(params), masks)
     with layout if noisy and outer is inner else nullcontext():
-        _, direction, direct = _gradients(outer, _leaves(moved), _leaves(masks))
+        _, direction, direct = _gradients(outer, _leaves(moved), _leaves(masks), problem.given)
     del moved
     direction, rate = _times_rate(direction, {n: problem.trial.of(n)[0] for n in direction})
     if exact:
         with layout if noisy else nullcontext():
             value_again, mixed = _mixed_exact(problem, direction, tape)
-        _check_same(value, value_again, problem)
+        _check_same(value, value_again, problem, tape)
     else:
         mixed = _mixed_difference(problem, direction, radius)
     # the direction and the loss of the mixed term both carry the scale; the caller divides by one

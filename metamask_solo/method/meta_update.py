@@ -71,8 +71,17 @@ def mask_hypergradient(
     for part in [*parts, *given.values()]:
         if isinstance(part, nn.parallel.DistributedDataParallel | nn.DataParallel):
             raise UserError(f"modules: give {type(part).__name__}'s own module, its .module")
+    for part in parts:
+        if not isinstance(part, nn.Module):
+            raise UserError(f"modules: holds a {type(part).__name__}; must hold modules alone")
     logits: dict[str, Any] = {name: getattr(m, "logits", m) for name, m in given.items()}
     own = nn.ModuleList([*parts, *(m for m in given.values() if isinstance(m, nn.Module))])
+    for name, module in own.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"modules: {name} is a TorchScript module, which cannot hold other parameters: "
+                "give the module that it was made of"
+            )
     names = {id(p): name for name, p in own.named_parameters()}
     for name, a in logits.items():
         if id(a) not in names:
@@ -133,7 +142,8 @@ def _swapped(own: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
 
 def _contents(module: nn.Module) -> dict[str, tuple[Tensor, int]]:
     named = [*module.named_parameters(), *module.named_buffers()]
-    return {name: (tensor, tensor._version) for name, tensor in named}
+    # tensors of the inference mode have no version, and cannot be written to outside of it
+    return {name: (t, 0 if t.is_inference() else t._version) for name, t in named}
 
 
 def trial_step(

@@ -6,6 +6,7 @@ function: the same dropout, the same running statistics, the same memory bank.
 
 import random
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamask_solo.errors import UserError
 
+# what every module has, beside its buffers no state of an evaluation
+INTERNAL = frozenset(nn.Module().__dict__)
+COPIED = (list, dict, deque)
+
 SAVED_TENSOR_HOOKS = (
     "the loss uses saved-tensor hooks (activation checkpointing or offloading), which would "
     "compute again at other parameters: turn them off for the hypergradient"
@@ -31,8 +36,9 @@ class Repetition:
 
     - *Random numbers* of torch (CPU and the given tensors' GPUs), numpy and ``random``. Generators
       of the caller's own are not known here.
-    - *Buffers, tensors and lists* that are attributes of a module that is called, such as running
-      statistics or a memory bank: the module works on copies until the next rewind.
+    - *Buffers, tensors, numbers, lists, dictionaries and queues* that are attributes of a module
+      that is called, such as running statistics or a memory bank: the module works on copies until
+      the next rewind.
     - SyncBatchNorm, which has no forward mode and would wait for the other processes, is an
       ordinary BatchNorm; activation checkpointing, whose second pass may come after the parameters
       were put back, is off; compiled modules run as they were written.
@@ -114,6 +120,13 @@ class Repetition:
         for module in called.modules():  # some call forward of a part directly
             if module in self._kept:
                 continue
+            if isinstance(module, torch.jit.ScriptModule):
+                if module.training and next(module.buffers(), None) is not None:
+                    raise UserError(
+                        "the loss calls a TorchScript module in training mode, whose buffers "
+                        "cannot be kept: put it into evaluation mode"
+                    )
+                continue
             kept = self._kept[module] = []
             for attributes in (module._buffers, module.__dict__):
                 for name, value in attributes.items():
@@ -121,10 +134,12 @@ class Repetition:
                         copy: Any = self._copies.get(id(value))  # tied tensors stay tied
                         if copy is None:
                             copy = self._copies[id(value)] = value.clone()
-                    elif type(value) is list:
+                    elif name in INTERNAL:
+                        continue
+                    elif isinstance(value, list | dict | deque) and type(value) in COPIED:
                         copy = value.copy()
-                    elif value is None:
-                        copy = None  # made at the first call, perhaps
+                    elif value is None or type(value) in (int, float, str, tuple):
+                        copy = value  # None: made at the first call, perhaps
                     else:
                         continue
                     kept.append((attributes, name, value, copy))

@@ -337,6 +337,15 @@ def test_an_unknown_backbone_is_refused():
         fold_mask(nn.Identity(), torch.ones(3), "alexnet")
 
 
+def test_a_backbone_under_the_name_of_another_is_refused():
+    for other in ("regnetx_002", "resnetv2_18"):
+        backbone = timm.create_model(other, num_classes=0)
+        with pytest.raises(UserError, match="backbone resnet18: a mask cannot be folded.*blocks"):
+            fold_mask(backbone, torch.ones(backbone.num_features), "resnet18")
+    with pytest.raises(UserError, match="mask of type list"):
+        fold_mask(backbone, [1.0], "resnet18")
+
+
 def test_a_mask_of_ones_changes_no_bit():
     for name in ("resnet18", "vit_tiny"):
         backbone = make_backbone(name)

@@ -5,6 +5,7 @@ The reference is a double backward in float64 that shares nothing with the packa
 
 import copy
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -218,6 +219,46 @@ class NumpyNoise(nn.Sequential):
         return super().forward(x + torch.from_numpy(noise))
 
 
+class BothModes(nn.Module):
+    """A second pass by the running statistics that the first one has just changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.layers.train()(x)
+        second = self.layers.eval()(x)
+        self.layers.train()
+        return first + 2 * second
+
+
+class Stateful(nn.Sequential):
+    """Counts its calls, and keeps what it saw, in what Python has for that."""
+
+    calls = 0
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__(*layers)
+        self.calls, self.seen, self.sums = 0, deque([torch.zeros(8)]), {"all": torch.zeros(8)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = super().forward(x)
+        self.calls += 1
+        self.seen.append(h.detach().mean(0))
+        self.sums["all"] = self.sums["all"] + self.seen[-1]
+        return h / self.calls + sum(self.seen) - self.sums["all"] / len(self.seen)
+
+
+class OwnNoise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(x.shape, generator=self.generator) > 0.3)
+
+
 def mlp(kind: type[nn.Sequential] = nn.Sequential) -> nn.Sequential:
     return kind(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8))
 
@@ -259,6 +300,7 @@ RIGHT: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "no grad inside": (lambda: mlp(NoGradCentre), X),
     "running centre": (lambda: mlp(RunningCentre), X),
     "memory bank": (Bank, X),
+    "batch norm in both modes": (BothModes, X),
     "noise from numpy and random": (lambda: mlp(NumpyNoise), X),
     "group norm, channels last": (
         lambda: nn.Sequential(
@@ -373,6 +415,154 @@ def test_a_loss_that_changes_from_call_to_call_is_refused(method: Any) -> None:
 
     with pytest.raises(UserError, match="when it is evaluated again"):
         hypergradient(noisy, {"w": W}, A, TrialStep(0.1), method)
+
+
+def test_exact_sees_noise_before_the_last_layer() -> None:
+    """Its second pass takes the outputs of layers from the first one."""
+    layers = nn.Sequential(nn.Linear(6, 8), OwnNoise(), nn.Tanh(), nn.Linear(8, 8))
+    with pytest.raises(UserError, match="other inputs when it is evaluated again"):
+        Setting(layers, X).hypergradient()
+
+
+def test_state_in_numbers_dictionaries_and_queues_is_kept() -> None:
+    torch.manual_seed(0)
+    setting = Setting(mlp(Stateful), X)
+    network = setting.network
+    with torch.no_grad():
+        constant = network(setting.x) - nn.Sequential.forward(network, setting.x) / network.calls
+    network.calls, network.seen, network.sums = 1, deque([torch.ones(8)]), {"all": torch.ones(8)}
+    found = [setting.hypergradient(m) for m in ("exact", "double_backward", "first_order")]
+    assert constant.isfinite().all()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-12)
+    assert (network.calls, len(network.seen)) == (1, 1)
+    assert torch.equal(network.sums["all"], torch.ones(8))
+
+
+METHODS = ("exact", "double_backward", "finite_difference", "first_order")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_from_outside_of_the_loss_are_refused(method: Any) -> None:
+    torch.manual_seed(0)
+    setting = Setting(mlp(), X)
+    plain, parameters = setting.loss, list(setting.network.parameters())
+
+    def decayed() -> Tensor:
+        return plain() + sum(p.square().sum() for p in parameters)
+
+    def inside() -> Tensor:
+        return plain() + sum(p.square().sum() for p in setting.network.parameters())
+
+    outer = "exact" if method == "first_order" else method
+    with pytest.raises(UserError, match="'0.0.weight' that was there before"):
+        setting.hypergradient(outer, outer_loss=decayed)
+    setting.loss = decayed  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="'0.0.weight' that was there before"):
+        setting.hypergradient(method)
+    kept = setting.network(setting.x).square().mean()
+    setting.loss = lambda: plain() + kept  # type: ignore[method-assign]
+    for words in ("that was there before", "what is computed outside|there before"):
+        with pytest.raises(UserError, match=words):
+            setting.hypergradient(method)
+    setting.loss = inside  # type: ignore[method-assign]
+    assert setting.hypergradient(method).isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d, nn.Identity])
+def test_a_loss_with_gradients_of_its_own(norm: Callable[[int], nn.Module]) -> None:
+    """PyTorch's forward mode of a gradient of a normalisation takes its statistics as fixed."""
+    torch.manual_seed(0)
+    setting = Setting(nn.Sequential(nn.Linear(6, 8), norm(8), nn.Tanh(), nn.Linear(8, 8)), X)
+    plain = setting.loss
+
+    def penalised() -> Tensor:
+        x = setting.x = X.double().requires_grad_()
+        value = plain()
+        return value + torch.autograd.grad(value, x, create_graph=True)[0].square().sum()
+
+    setting.loss = penalised  # type: ignore[method-assign]
+    found = setting.hypergradient("finite_difference", radius=1e-4)
+    assert setting.hypergradient("first_order").isfinite().all()
+    if norm is nn.Identity:
+        torch.testing.assert_close(setting.hypergradient(), found, rtol=1e-4, atol=1e-6)
+    else:
+        with pytest.raises(UserError, match="_norm.*use method='double_backward' or 'finite"):
+            setting.hypergradient()
+    if norm is not nn.BatchNorm1d:
+        other = setting.hypergradient("double_backward")
+        torch.testing.assert_close(other, found, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_hook_that_changes_a_gradient_is_refused(method: Any) -> None:
+    torch.manual_seed(0)
+    setting = Setting(mlp(), X)
+    expected, seen = setting.hypergradient(method), []
+    setting.network[0].weight.register_hook(lambda g: seen.append(g.norm()))
+    assert torch.equal(setting.hypergradient(method), expected)
+    setting.network[2].bias.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+    with pytest.raises(UserError, match=r"a hook on '0\.2\.bias' changes its gradient"):
+        setting.hypergradient(method)
+    assert seen
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_asks_for_a_graph_in_the_network(method: Any) -> None:
+    class Retaining(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = super().forward(x)
+            h.retain_grad()
+            return h
+
+    torch.manual_seed(0)
+    expected = Setting(mlp(), X).hypergradient(method)
+    torch.manual_seed(0)
+    setting = Setting(mlp(), X)
+    setting.network = mlp(Retaining).double()
+    setting.network.load_state_dict(Setting(mlp(), X).network.state_dict())
+    if method == "exact":
+        with pytest.raises(UserError, match="Retaining.*'double_backward' or 'finite_diff"):
+            setting.hypergradient(method)
+    else:
+        assert setting.hypergradient(method).shape == expected.shape
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchscript() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).double()
+    scripted = torch.jit.script(layers)
+    before = copy.deepcopy(layers.state_dict())
+    with pytest.raises(UserError, match=r"modules: 0 is a TorchScript module"):
+        Setting(scripted, X).hypergradient()
+    assert all(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+    # one that the loss calls beside the modules
+    setting = Setting(mlp(), X)
+    plain, target = setting.loss, torch.jit.script(layers.eval())
+    distance = setting.network
+
+    def distilled() -> Tensor:
+        return plain() + (distance(setting.x) - target(setting.x)).square().mean()
+
+    setting.loss = distilled  # type: ignore[method-assign]
+    found = setting.hypergradient()
+    torch.testing.assert_close(found, setting.hypergradient("double_backward"))
+    target.train()
+    with pytest.raises(UserError, match="TorchScript module in training mode"):
+        setting.hypergradient()
+    assert all(torch.equal(value, before[name]) for name, value in layers.state_dict().items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_the_inference_mode(method: Any) -> None:
+    torch.manual_seed(0)
+    setting = Setting(mlp(), X)
+    expected = setting.hypergradient(method)
+    with torch.inference_mode():
+        found = setting.hypergradient(method)
+        setting.network.register_buffer("made_there", torch.ones(3))
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(setting.hypergradient(method), expected)
 
 
 def test_frozen_parameters_stay() -> None:
@@ -543,6 +733,30 @@ def test_other_wrong_arguments() -> None:
     with pytest.raises(UserError, match="its .module"):
         parallel = nn.DataParallel(setting.network)
         mask_hypergradient(setting.loss, parallel, setting.mask, optimizer)
+    for modules in (list(setting.network.parameters()), {"network": setting.network}):
+        with pytest.raises(UserError, match="must hold modules alone"):
+            mask_hypergradient(setting.loss, modules, setting.mask, optimizer)
+    with pytest.raises(UserError, match=r"complex128: must be a real number"):
+        mask_hypergradient(lambda: setting.loss() + 0j, setting.network, setting.mask, optimizer)
+    sparse = torch.eye(2).to_sparse().requires_grad_()
+    with pytest.raises(UserError, match="'w' is sparse"):
+        hypergradient(lambda p, a: (p["w"] @ a).sum(), {"w": sparse}, A, TrialStep(0.1))
+    square = torch.rand(2, 2)
+    with pytest.raises(UserError, match="'u' and 'v' share memory"):
+        hypergradient(
+            lambda p, a: (p["u"] @ p["v"] @ a).sum(),
+            {"u": square, "v": square.t()},
+            A,
+            TrialStep(0.1),
+        )
+    parts = torch.rand(4).split(2)  # one storage, but no common memory
+    hypergradient(
+        lambda p, a: (p["u"] * p["v"] * a).sum(),
+        dict(zip("uv", parts, strict=True)),
+        A,
+        TrialStep(1),
+    )
+    assert TrialStep(np.float32(0.5)).of("any")[0] == 0.5
     none = TrialStep(0.1, 0.9, momentum_buffers={"0.0.weight": None})
     mask_hypergradient(setting.loss, setting.network, setting.mask, none)
 
