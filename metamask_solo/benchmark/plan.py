@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,8 @@ class Subject:
         rows: CSV file that finished runs are taken from, and added to.
         searched: several settings of a method are tried.
         notes: what a reader of the report must know.
+        seeds: of each method; what is not in it may have any.
+        epochs: of all methods; None: those of their pretraining files.
     """
 
     name: str
@@ -145,6 +147,8 @@ class Subject:
     rows: Path | None
     searched: bool
     notes: list[str]
+    seeds: dict[str, list[int]] = field(default_factory=dict, kw_only=True)
+    epochs: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -166,17 +170,25 @@ def read_subject(file: str | Path, overrides: list[str]) -> Subject:
     given = _read(Path(file), overrides)
     methods = _methods(given["methods"])
     references = _references(given["references"], methods)
+    wanted = _only(given["only"], methods)
+    seeds, epochs = _seeds(given["seeds"]), _epochs(given["epochs"])
     noise_floor = _noise_floor(given["noise_floor"], methods)
     return Subject(
         name=given["name"],
         data=given["data"],
-        methods=[*references, *methods],
+        methods=[*references, *(label for label in methods if label in wanted)],
         evaluations=_evaluations(given["evaluations"], _without_labels(given["data"])),
         comparisons=_comparisons(given, list(methods), noise_floor),
         noise_floor=noise_floor,
         rows=_rows(given["rows"]),
         searched=bool(given["search"]) or any(method["search"] for method in methods.values()),
         notes=[],
+        seeds={
+            label: [seed for seed in seeds if seed in method.get("seeds", seeds)]
+            for label, method in methods.items()
+        }
+        | {label: seeds for label in references if label != "pixels"},
+        epochs=epochs,
     )
 
 
@@ -193,9 +205,7 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
     file = Path(file)
     given = _read(file, overrides)
     seeds = _seeds(given["seeds"])
-    epochs = given["epochs"]
-    if epochs is not None and (not _is_integer(epochs) or epochs < 1):
-        raise UserError(f"epochs={epochs}: must be an integer of at least 1")
+    epochs = _epochs(given["epochs"])
     if not isinstance(given["keep_checkpoints"], bool):
         raise UserError(f"keep_checkpoints={given['keep_checkpoints']}: must be true or false")
     data = _data(given["data"])
@@ -321,6 +331,12 @@ def _seeds(seeds: Any, key: str = "seeds") -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{key}={seeds}: a seed occurs twice")
     return list(seeds)
+
+
+def _epochs(epochs: Any) -> int | None:
+    if epochs is not None and (not _is_integer(epochs) or epochs < 1):
+        raise UserError(f"epochs={epochs}: must be an integer of at least 1")
+    return epochs
 
 
 def _without_labels(data: Any) -> bool:

@@ -3,11 +3,12 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.benchmark.plan import EVALUATIONS, Plan, Run, override_list
+from metamask_solo.benchmark.plan import EVALUATIONS, LABEL_FREE, Plan, Run, Subject, override_list
 from metamask_solo.errors import UserError
 
 # the files of a run's folder
@@ -26,6 +27,7 @@ COLUMNS = (
     *("method", "setting", "seed", "status", *METRICS, *CHOSEN, *COSTS, "epochs"),
     *("device", "commit", *VERSIONS, "digest", "folder", "curve"),
 )
+STATUSES = ("finished", "failed", "pending")
 TEXTS = {"method", "setting", "status", "device", "commit", *VERSIONS, "digest", "folder", "error"}
 Row = dict[str, Any]
 
@@ -102,18 +104,72 @@ def read_csv(file: Path) -> list[Row]:
         UserError: it is not such a file.
     """
     try:
-        with file.open(newline="") as stream:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             lacking = {"method", "setting", "seed", "status"} - set(reader.fieldnames or ())
             if lacking:
                 raise UserError(f"{file}: no column {min(lacking)}; it is no table of a benchmark")
-            return [_typed(line) for line in reader]
+            return [_typed(line, reader.line_num) for line in reader]
+    except UserError:
+        raise
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise UserError(f"{file}: cannot be read as a table of a benchmark ({error})") from error
 
 
-def _typed(line: dict[str, str]) -> Row:
+def rows_of_report(subject: Subject) -> tuple[list[Row], int]:
+    """The rows of a benchmark's file of rows that are the benchmark's: its methods, seeds, epochs.
+
+    Returns:
+        The rows, and how many of its methods are left out for their seed or epochs.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or its rows do not make a report.
+    """
+    if subject.rows is None:
+        raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
+    found = [row for row in read_csv(subject.rows) if row["method"] in subject.methods]
+    rows = [row for row in found if _is_of(subject, row)]
+    rows.sort(key=lambda row: subject.methods.index(row["method"]))
+    seen = set()
+    for row in rows:
+        if row["status"] != "finished":
+            continue
+        run = variant(row), row["seed"]
+        if run in seen:
+            raise UserError(f"{subject.rows}: {run[0]}, seed {run[1]}: is there twice")
+        seen.add(run)
+        for name in subject.evaluations:
+            if name not in row:
+                raise UserError(
+                    f"{subject.rows}: {run[0]}, seed {run[1]}: has no {name}, one of "
+                    f"evaluations={subject.evaluations}"
+                )
+    return rows, len(found) - len(rows)
+
+
+def _is_of(subject: Subject, row: Row) -> bool:
+    """Whether a row's seed and epochs are the benchmark's; what is not trained has no epochs."""
+    seeds = subject.seeds.get(row["method"])
+    epochs = row.get("epochs") or subject.epochs
+    return (seeds is None or row["seed"] in seeds) and subject.epochs in (None, epochs)
+
+
+def _typed(line: dict[str, str], number: int) -> Row:
     row: Row = {}
+    if None in line or None in line.values():
+        raise ValueError(f"line {number}: has another number of cells than the first")
+    for name in ("method", "seed"):
+        if not line[name]:
+            raise ValueError(f"line {number}: has no {name}")
+    if line["status"] not in STATUSES:
+        raise ValueError(f"line {number}: status {line['status']}: must be {', '.join(STATUSES)}")
+    for name in METRICS:
+        most = math.inf if name.startswith(LABEL_FREE) else 100.0
+        if (text := line.get(name)) and not (
+            0 <= float(text) <= most and math.isfinite(float(text))
+        ):
+            allowed = "be at least 0" if most > 100 else "lie within 0 and 100"
+            raise ValueError(f"line {number}: {name} {text}: must {allowed}")
     for name, text in line.items():
         if name == "curve":
             pairs = (point.split(":") for point in text.split())

@@ -14,6 +14,7 @@ from metamask_solo.benchmark.rows import Row, group
 
 LEVEL = 0.05  # of a whole family
 POWER = 0.8
+SAME = 1e-9  # percentage points: what two differences that are one may be apart by rounding
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,10 @@ class Comparison:
         seeds: the number of differences.
         mean: of the differences.
         interval: covers the true mean, together with those of the whole family, in 95 % of all
-            cases (Student's t, by Bonferroni); None with one seed.
-        p_value: of the two-sided paired t-test, corrected for the family by Holm; None with one
-            seed.
+            cases (Student's t, by Bonferroni); None with one seed, or where all differences are
+            equal: of few images they often are, and nothing says then how they vary.
+        p_value: of the two-sided paired t-test, corrected for the family by Holm; None where the
+            interval is.
         detectable: the smallest true difference that so many seeds, with differences that vary as
             these do, would have shown in 80 % of all cases (two-sided test at 5 %, not corrected).
     """
@@ -54,7 +56,7 @@ class NoiseFloor:
         pairs: number of pairs.
         size: root of the mean of the squared differences, in percentage points.
         detectable: the smallest true difference that so many seeds would have shown in 80 % of all
-            cases if pairs differed by this noise alone; None with one pair.
+            cases if pairs differed by this noise alone; None with one pair, or without noise.
     """
 
     pairs: int
@@ -124,9 +126,8 @@ def noise_floor(one: Sequence[Row], other: Sequence[Row], metric: str) -> NoiseF
         return None
     squares = [(a - b) ** 2 for a, b in zip(ones, others, strict=True)]
     size = math.sqrt(statistics.fmean(squares))
-    return NoiseFloor(
-        len(ones), size, detectable_effect(len(ones)) * size if len(ones) > 1 else None
-    )
+    known = len(ones) > 1 and size > SAME
+    return NoiseFloor(len(ones), size, detectable_effect(len(ones)) * size if known else None)
 
 
 def detectable_effect(count: int) -> float:
@@ -178,18 +179,12 @@ def best_of(groups: dict[str, list[Row]], metric: str) -> str:
 
 
 def _p_value(ones: list[float], others: list[float]) -> float | None:
-    if len(ones) < 2:
+    differences = [a - b for a, b in zip(ones, others, strict=True)]
+    if max(differences) - min(differences) < SAME:  # no spread: a t-test would divide by zero
         return None
-    differences = {a - b for a, b in zip(ones, others, strict=True)}
-    if len(differences) == 1:  # no spread: what a t-test divides by is zero
-        return 1.0 if differences == {0.0} else 0.0
     return float(stats.ttest_rel(ones, others).pvalue)
 
 
 def _interval(ones: list[float], others: list[float], level: float) -> tuple[float, float]:
-    differences = {a - b for a, b in zip(ones, others, strict=True)}
-    if len(differences) == 1:
-        (only,) = differences
-        return only, only
     interval = stats.ttest_rel(ones, others).confidence_interval(level)
     return float(interval.low), float(interval.high)

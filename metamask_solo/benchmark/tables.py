@@ -53,7 +53,11 @@ def markdown(subject: Subject, rows: Sequence[Row], figures: Sequence[str]) -> s
     failed = [row for row in rows if row["status"] == "failed"]
     if failed:
         parts += ["## Failed runs"]
-        parts += ["\n".join(f"- {variant(r)}, seed {r['seed']}: {r['error']}" for r in failed)]
+        parts += [
+            "\n".join(
+                f"- {variant(r)}, seed {r['seed']}: {r.get('error', 'unknown')}" for r in failed
+            )
+        ]
     parts += [f"![{name}]({name}.png)" for name in figures]
     return "\n\n".join(parts) + "\n"
 
@@ -65,7 +69,7 @@ def _summary(subject: Subject, rows: Sequence[Row]) -> str:
     lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {place}" if place else "") + "."]
     finished = [row for row in rows if row["status"] == "finished"]
     for key in ("epochs", "device", "commit", *VERSIONS):
-        trained = [row for row in finished if key != "epochs" or row["epochs"] > 0]
+        trained = [row for row in finished if key != "epochs" or row.get("epochs", 0) > 0]
         values = sorted({str(row[key]) for row in trained if row.get(key) is not None})
         if values:
             lines.append(f"{key}: {', '.join(values)}.")
@@ -136,13 +140,15 @@ def _comparisons(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
         seeds = max((c.seeds for c in of_pair.values()), default=0)
         if seeds:
             lines.append([f"{pair[0]} − {pair[1]}", str(seeds), *cells])
+    intervals = sum(found.interval is not None for found in family) or len(family)
     note = (
         "Percentage points: mean of the differences of the same seeds. In brackets its interval, "
-        f"corrected: all {len(family)} of this table cover the truth in 95 % of all cases "
+        f"corrected: all {intervals} of this table cover the truth in 95 % of all cases "
         "(Student's t, Bonferroni). p: of the paired t-test, corrected by Holm for all of them. "
         "Could have shown: the smallest true difference that so many seeds, with differences that "
         "vary as these do, would have shown (80 % power, two-sided test at 5 %, not corrected). "
-        "Bold: p is below 0.05."
+        "Bold: p is below 0.05; Holm is sharper than Bonferroni, so the interval of a bold one may "
+        "hold 0. –: one seed, or all seeds differ by the same."
     )
     heads = ["difference", "seeds"]
     for metric in subject.evaluations:

@@ -1,6 +1,7 @@
 """``metamask-solo benchmark``: methods × seeds from a YAML file, to a table and figures."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 HELP = "compare methods over seeds, from a YAML file to a table and figures"
@@ -57,14 +58,13 @@ def report_of_rows(subject: Any) -> str:
     Raises:
         UserError: the benchmark names no such file, or it cannot be read.
     """
-    from metamask_solo.benchmark.rows import read_csv
+    from metamask_solo.benchmark.rows import rows_of_report
     from metamask_solo.benchmark.tables import markdown
-    from metamask_solo.errors import UserError
 
-    if subject.rows is None:
-        raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
-    rows = [row for row in read_csv(subject.rows) if row["method"] in subject.methods]
-    rows.sort(key=lambda row: subject.methods.index(row["method"]))
+    rows, left_out = rows_of_report(subject)
+    if left_out:
+        note = f"Left out of {subject.rows.name}: {left_out} rows of other seeds or epochs."
+        subject = replace(subject, notes=[*subject.notes, note])
     return markdown(subject, rows, [])
 
 

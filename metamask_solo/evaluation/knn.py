@@ -13,6 +13,7 @@ DEFAULT_K, DEFAULT_TEMPERATURE = 20, 0.07
 DISTANCES = ("cosine", "euclidean")
 LOWEST_TEMPERATURE = 1 / 700
 EPSILON = 1e-5  # solo-learn's, in the Euclidean weight
+LEAST_SPREAD = 1e-3  # of directions; below it, single precision blurs which is nearest
 MOST_AT_ONCE = 4_000_000  # similarities or votes
 
 
@@ -46,14 +47,13 @@ def knn_accuracy(
         takes as many guesses as there are.
 
     Raises:
-        UserError: a setting is not allowed, or a feature is not finite.
+        UserError: a setting is not allowed, a feature is not finite, or features and labels do
+            not fit each other.
     """
     check_settings(k, distance, temperature)
-    for split, features in (("train", train_features), ("val", val_features)):
-        if not features.isfinite().all():
-            raise UserError(f"{split} features: some are not finite")
-    if distance == "cosine":
-        train_features, val_features = normalize(train_features), normalize(val_features)
+    check_features(train_features, train_labels, val_features, val_labels)
+    prepare = _directions if distance == "cosine" else _places
+    train_features, val_features = prepare(train_features, val_features)
     classes, labels = torch.cat((train_labels, val_labels)).unique(return_inverse=True)
     train_labels, val_labels = labels[: len(train_labels)], labels[len(train_labels) :]
     k, guesses = min(k, len(train_labels)), min(5, k, len(classes))
@@ -71,6 +71,32 @@ def knn_accuracy(
     return 100.0 * top1 / len(val_labels), 100.0 * top5 / len(val_labels)
 
 
+def _directions(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of length 1, however small or large they were."""
+    train, val = _moderate(train), _moderate(val)
+    directions = normalize(train)
+    # where all point the same way, single precision does not tell their cosines apart
+    if train.dtype != torch.float64 and 1 - directions.mean(0).square().sum() < LEAST_SPREAD:
+        return normalize(train.double()), normalize(val.double())
+    return directions, normalize(val)
+
+
+def _places(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
+    """Features seen from the middle of the training images, in double precision.
+
+    The distances are computed from products, which must not be large beside the distances.
+    """
+    middle = train.double().mean(0)
+    return train.double() - middle, val.double() - middle
+
+
+def _moderate(features: Tensor) -> Tensor:
+    """Rows whose squares would be no numbers of this precision, divided by their largest entry."""
+    largest = features.abs().amax(1, keepdim=True)
+    usual = (largest == 0) | ((largest > 1e-10) & (largest < 1e15))
+    return features if usual.all() else features / largest.masked_fill(usual, 1.0)
+
+
 def _neighbours(
     features: Tensor, bank: Tensor, k: int, distance: str, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -84,10 +110,42 @@ def _neighbours(
     return near, (exponents - exponents[:, :1]).exp()
 
 
+def check_features(
+    train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
+) -> None:
+    """Raises UserError unless these are finite features of one size, each with its label."""
+    for split, features, labels in (
+        ("train", train_features, train_labels),
+        ("val", val_features, val_labels),
+    ):
+        if features.dim() != 2 or not features.is_floating_point() or not len(features):
+            raise UserError(
+                f"{split} features: {features.dtype} of shape {tuple(features.shape)}; must be "
+                "floating-point numbers, N × D, of one image at least"
+            )
+        if labels.shape != features.shape[:1] or labels.is_floating_point():
+            raise UserError(
+                f"{split} labels: {labels.dtype} of shape {tuple(labels.shape)}; must be "
+                f"{len(features)} integers, one for each of the {split} features"
+            )
+        if not features.isfinite().all():
+            raise UserError(f"{split} features: some are not finite")
+    if train_features.shape[1] != val_features.shape[1]:
+        raise UserError(
+            f"val features: of size {val_features.shape[1]}; must be of that of the train "
+            f"features, {train_features.shape[1]}"
+        )
+    if train_features.dtype != val_features.dtype:
+        raise UserError(
+            f"val features: {val_features.dtype}; must be {train_features.dtype}, as the train "
+            "features are"
+        )
+
+
 def check_settings(k: int, distance: str, temperature: float | None) -> None:
     """Raises UserError unless :func:`knn_accuracy` takes these settings."""
-    if k < 1:
-        raise UserError(f"k={k}: must be at least 1")
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise UserError(f"k={k}: must be an integer of at least 1")
     if distance not in DISTANCES:
         raise UserError(f"distance={distance}: allowed are {', '.join(DISTANCES)}")
     if distance != "cosine":

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.knn import check_features, knn_accuracy
 
 # inverse strengths of the penalty ½ ‖W‖², each ten times weaker than the one before
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -55,18 +55,19 @@ def linear_probe(
         val_labels: shape (M,).
 
     Raises:
-        UserError: a feature is not finite, the training images are of one class, or no class has
-            two of them.
+        UserError: a feature is not finite, features and labels do not fit each other, the training
+            images are of one class, or no class has two of them.
     """
-    train, val = (f.double().cpu().numpy() for f in (train_features, val_features))
+    check_features(train_features, train_labels, val_features, val_labels)
+    train, val = (f.detach().double().cpu().numpy() for f in (train_features, val_features))
     labels, val_classes = train_labels.cpu().numpy(), val_labels.cpu().numpy()
-    for split, features in (("train", train), ("val", val)):
-        if not np.isfinite(features).all():
-            raise UserError(f"{split} features: some are not finite")
     if len(np.unique(labels)) < 2:
         raise UserError("linear probe: the training images are of one class")
     if len(np.unique(labels)) == len(labels):
         raise UserError("linear probe: no class has two training images")
+    # first to a size whose squares are numbers; a power of two rounds nothing
+    size = np.ldexp(1.0, -np.frexp(np.abs(train).max())[1].clip(-1000, 1000))
+    train, val = train * size, val * size
     mean = train.mean(axis=0)
     train, val = train - mean, val - mean
     scale = np.sqrt(np.square(train).mean()) or 1.0  # all features equal: nothing to divide by

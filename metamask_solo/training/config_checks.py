@@ -343,6 +343,11 @@ def _check_shared(
     for key, (least, most) in NUMBERS.items():
         if OmegaConf.select(cfg, key) is not None:
             _number(cfg, key, least, most)
+    share = OmegaConf.select(cfg, "data.fraction")
+    if share is not None and share != -1 and not 0 < share < 1:
+        raise UserError(
+            f"data.fraction={share}: must be a number above 0 and below 1, or -1 for all images"
+        )
     _required(cfg, "name", str)
     _required(cfg, "backbone.name", str)
     check_backbone_name(cfg)

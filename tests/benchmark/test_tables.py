@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metamask_solo.benchmark.plan import Subject
+from metamask_solo.benchmark.plan import Subject, read_subject
 from metamask_solo.benchmark.rows import csv_table, group, read_csv
 from metamask_solo.benchmark.statistics import (
     best_settings,
@@ -21,6 +21,7 @@ from metamask_solo.benchmark.statistics import (
     noise_floor,
 )
 from metamask_solo.benchmark.tables import markdown
+from metamask_solo.commands.benchmark import report_of_rows
 from metamask_solo.errors import UserError
 
 # of Student's distribution with 2 degrees of freedom, from a printed table
@@ -166,10 +167,66 @@ def test_a_difference_needs_common_seeds() -> None:
 def test_differences_without_spread() -> None:
     groups = group([*rows("a", [2.0, 4.0]), *rows("b", [1.0, 3.0]), *rows("c", [2.0, 4.0])])
 
-    one, same = compare([("a", "b"), ("a", "c")], groups, ["knn"])
+    for found in compare([("a", "b"), ("a", "c")], groups, ["knn"]):
+        # two equal differences are chance where accuracies are shares of few images: no evidence
+        assert (found.interval, found.p_value, found.detectable) == (None, None, None)
+        assert not found.clear
 
-    assert (one.interval, one.p_value, one.clear) == ((1.0, 1.0), 0.0, True)
-    assert (same.interval, same.p_value, same.clear) == ((0.0, 0.0), 1.0, False)
+    # nor are two that differ by rounding alone: 90.3 - 90.1 and 80.5 - 80.3
+    groups = group([*rows("a", [90.3, 80.5]), *rows("b", [90.1, 80.3])])
+    (found,) = compare([("a", "b")], groups, ["knn"])
+    assert found.interval is None and not found.clear and clear_winner(groups, "knn") is None
+    assert "| a − b | 2 | +0.20 | – | – |" in markdown(subject(), sum(groups.values(), []), [])
+    # and runs that do not differ at all are no noise to measure
+    floor = noise_floor(groups["a"], groups["a"], "knn")
+    assert floor is not None and (floor.size, floor.detectable) == (0.0, None)
+
+
+HEAD = "method,setting,seed,status,knn,epochs\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a,,1,finished,nan,1", "line 3: knn nan"),
+        ("a,,1,finished,inf,1", "line 3: knn inf"),
+        ("a,,1,finished,250,1", "line 3: knn 250"),
+        ("a,,1,finished", "line 3: has another number of cells"),
+        ("a,,1,finished,50,1,2", "line 3: has another number of cells"),
+        (",,1,finished,50,1", "line 3: has no method"),
+        ("a,,,finished,50,1", "line 3: has no seed"),
+        ("a,,1,Finished,50,1", "line 3: status Finished"),
+        ("a,,0,finished,60,1", "a, seed 0: is there twice"),
+        ("a,,1,finished,,1", "a, seed 1: has no knn"),
+    ],
+)
+def test_a_row_that_makes_no_report_is_named(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{HEAD}a,,0,finished,50,1\n{line}\n")
+
+    with pytest.raises(UserError, match=said):
+        report_of_rows(subject(rows=file))
+
+
+def test_a_report_of_rows_is_that_of_the_benchmarks_own(tmp_path: Path) -> None:
+    """Methods, seeds and epochs of the file alone, and a line on what is left out."""
+    file, bench = tmp_path / "rows.csv", tmp_path / "bench.yaml"
+    lines = [f"{m},,{s},finished,{40 + 7 * s + s * len(m)},1" for m in ("a", "bb") for s in (0, 1)]
+    others = ["a,,0,finished,99,200", "a,,7,finished,99,1", "pixels,,5,finished,30,0"]
+    file.write_text("\n".join(["\ufeff" + HEAD.strip(), *lines, *others, "a,,1,failed,,1"]) + "\n")
+    bench.write_text(
+        "name: t\nmethods: {a: {config: a.yaml}, bb: {config: b.yaml}}\nseeds: [0, 1]\nepochs: 1\n"
+        f"references: [pixels]\nreference: bb\nevaluations: [knn]\nrows: {file}\n"
+    )
+
+    text = report_of_rows(read_subject(bench, []))
+    assert "| a | 2 | 44.00 ± 5.66 |" in text and "| raw pixels | 1 | 30.00 |" in text
+    assert "Left out of rows.csv: 2 rows of other seeds or epochs." in text
+    assert "- a, seed 1: unknown" in text
+    text = report_of_rows(read_subject(bench, ["only=[bb]"]))
+    assert "| bb | 2 |" in text and "| a |" not in text
+    assert "| bb | 1 | 40.00 |" in report_of_rows(read_subject(bench, ["seeds=[0]"]))
+    assert "| a | 1 | 99.00 |" in report_of_rows(read_subject(bench, ["epochs=200"]))
 
 
 def test_pixels_are_the_same_with_every_seed() -> None:

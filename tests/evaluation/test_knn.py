@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation import knn as neighbours
 from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.linear import linear_probe
 
 
 def make_features(classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -145,6 +146,7 @@ def test_memory_does_not_grow_with_classes_times_neighbours() -> None:
     "settings",
     [
         {"k": 0},
+        {"k": 2.5},
         {"distance": "manhattan"},
         {"temperature": 0.0},
         {"temperature": 0.001},
@@ -163,3 +165,52 @@ def test_features_that_are_not_finite_are_refused(place: int, name: str) -> None
 
     with pytest.raises(UserError, match=f"{name} features"):
         knn_accuracy(*features)
+
+
+@pytest.mark.parametrize(
+    ("distance", "scale"),
+    [("cosine", s) for s in (1e-36, 1e-25, 1e-15)]  # in the Euclidean weight 1e-5 is added
+    + [(d, s) for d in ("cosine", "euclidean") for s in (1e15, 1e25, 1e36)],
+)
+def test_tiny_and_huge_features_are_features(distance: str, scale: float) -> None:
+    train, train_labels, val, val_labels = make_features()
+    small = train * scale, train_labels, val * scale, val_labels
+    found = knn_accuracy(*small, k=5, distance=distance)
+    assert found[0] == pytest.approx(expected(*small, 5, distance, 0.07)[0])
+    # ordinary ones among them stay what they are
+    train[::2] *= scale
+    val[1::2] *= scale
+    if distance == "cosine":
+        assert knn_accuracy(train, train_labels, val, val_labels, k=5) == found
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_a_large_common_offset_hides_no_differences(distance: str) -> None:
+    train, train_labels, val, val_labels = make_features()
+    far = train + 1e4, train_labels, val + 1e4, val_labels
+    found = knn_accuracy(*far, distance=distance)
+    assert found[0] == pytest.approx(expected(*far, 20, distance, 0.07)[0])
+    assert found[0] > 50
+
+
+@pytest.mark.parametrize("evaluate", [knn_accuracy, linear_probe])
+@pytest.mark.parametrize(
+    ("place", "change", "said"),
+    [
+        (1, lambda labels: labels.repeat(2), "train labels"),
+        (3, lambda labels: labels[:1], "val labels"),
+        (1, lambda labels: labels[:, None], "train labels"),
+        (3, lambda labels: labels + 0.5, "val labels"),
+        (2, lambda features: features[:0], "val features"),
+        (0, lambda features: features[:0], "train features"),
+        (2, lambda features: features[:, :5], "val features"),
+        (2, lambda features: features.double(), "val features"),
+        (0, lambda features: features.long(), "train features"),
+    ],
+)
+def test_what_does_not_fit_is_named(evaluate: Any, place: int, change: Any, said: str) -> None:
+    features = list(make_features())
+    features[place] = change(features[place])
+
+    with pytest.raises(UserError, match=said):
+        evaluate(*features)

@@ -117,3 +117,10 @@ def test_the_features_of_cifar_take_seconds() -> None:
 
     assert accuracy > 50
     assert time.process_time() - begin < 60
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_tiny_and_huge_features_in_double_precision(features: Features, scale: float) -> None:
+    train, train_labels, val, val_labels = features
+    found = linear_probe(train.double() * scale, train_labels, val.double() * scale, val_labels)
+    assert found == scaled(features, 1.0)

@@ -128,6 +128,16 @@ def test_an_argument_is_refused_in_one_line(
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("fraction", [0, 0.0, -0.5, 1])
+def test_a_fraction_that_would_be_all_images_is_refused(
+    fraction: float, images: Path, tmp_path: Path
+) -> None:
+    cfg = config(images, tmp_path)
+    cfg.data.fraction = fraction
+    with pytest.raises(UserError, match="data.fraction.*above 0 and below 1, or -1"):
+        train(cfg)
+
+
 def test_a_profile_is_shown_and_kept(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
