@@ -137,9 +137,14 @@ def test_the_cifar_benchmark_on_class_folders(
     capsys.readouterr()
     # and from the rows alone
     shutil.rmtree(copy)
-    assert main(["benchmark", str(CIFAR), f"rows={rows_file}", "--from-rows"]) == 0
+    alone = ["benchmark", str(CIFAR), f"rows={rows_file}", "--from-rows"]
+    assert main([*alone, *KEYS]) == 0
     printed = capsys.readouterr().out
     for line in report.splitlines():
         if line.startswith("| "):
             assert line in printed
     assert rows_file.read_bytes() == before
+    # those of the file itself are of other seeds and epochs, and none is there
+    assert main(alone) == 0
+    printed = capsys.readouterr().out
+    assert "0 runs" in printed and "Left out of rows.csv" in printed
