@@ -218,8 +218,9 @@ def test_sigterm_ends_jobs_in_other_processes_too(images: Path, tmp_path: Path) 
         assert process.wait(300) == 143, (tmp_path / "log").read_text()
     assert len(list(tmp_path.glob("trained_models/metamask/*"))) == 2
     assert not list(tmp_path.rglob("finished.json"))
-    last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert "stopped by SIGTERM in epoch" in last and "the last checkpoint is" in last
+    # a worker's progress bar may be written after it, or before it in the same line
+    told = (tmp_path / "log").read_text()
+    assert "stopped by SIGTERM in epoch" in told and "the last checkpoint is" in told
 
 
 def test_each_job_has_a_wandb_run_of_its_own(
