@@ -69,14 +69,19 @@ def test_the_wheel_installs_into_an_empty_environment(dist: Path, tmp_path: Path
     assert "pretrain" in usage.stdout
 
 
-def test_the_wheel_holds_every_yaml_file(dist: Path) -> None:
+def test_the_wheel_holds_every_file_that_is_no_module(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        held = {n for n in archive.namelist() if n.endswith(".yaml")}
-    assert held == {
-        f"metamask_solo/{path.relative_to(ROOT).as_posix()}"
-        for path in (ROOT / "scripts").rglob("*.yaml")
+        held = {n for n in archive.namelist() if ".dist-info/" not in n and n[-3:] != ".py"}
+    files = {
+        "metamask_solo/py.typed",
+        "metamask_solo/analysis/report.html.jinja",
+        *(
+            f"metamask_solo/{path.relative_to(ROOT).as_posix()}"
+            for path in (ROOT / "scripts").rglob("*.yaml")
+        ),
     }
+    assert held == files
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_from(dist: Path) -> None:
@@ -84,6 +89,7 @@ def test_the_sdist_holds_what_the_wheel_is_built_from(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"pyproject.toml", "LICENSE", "README.md", "metamask_solo/py.typed"}
+    needed |= {"metamask_solo/analysis/report.html.jinja"}
     assert needed | {"scripts/pretrain/digits/metamask.yaml"} <= names
 
 
