@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -62,7 +63,7 @@ def accuracy_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
     axes = figure.subplots(1, len(plan.evaluations), squeeze=False, sharey=True)[0]
     for axis, metric in zip(axes, plan.evaluations, strict=True):
         for place, name in enumerate(names):
-            values = [row[metric] for row in groups[name]]
+            values = [row.metrics[metric] for row in groups[name]]
             mean, deviation = mean_and_deviation(values)
             colour, marker = _look(place)
             axis.plot(values, [place] * len(values), "|", color=GREY, markersize=9)
@@ -88,12 +89,13 @@ def time_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
     for place, (name, rows) in enumerate(groups.items()):
-        if any(row["seconds_per_epoch"] is None for row in rows):
+        seconds = [row.seconds_per_epoch for row in rows if row.seconds_per_epoch is not None]
+        if len(seconds) < len(rows):
             continue  # a reference, which was not trained
         colour, marker = _look(place)
-        minutes = [row["seconds_per_epoch"] * row["epochs"] / 60 for row in rows]
+        minutes = [s * (row.epochs or 0) / 60 for s, row in zip(seconds, rows, strict=True)]
         x, x_deviation = mean_and_deviation(minutes)
-        y, y_deviation = mean_and_deviation([row[metric] for row in rows])
+        y, y_deviation = mean_and_deviation([row.metrics[metric] for row in rows])
         axis.errorbar(
             x,
             y,
@@ -119,20 +121,18 @@ def curves_figure(groups: dict[str, list[Row]]) -> Figure:
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
     for place, (name, rows) in enumerate(groups.items()):
-        values: dict[int, list[float]] = {}
-        for row in rows:
-            for epoch, accuracy in row["curve"]:
-                values.setdefault(epoch, []).append(accuracy)
-        if not values:
+        points = pd.DataFrame(
+            [point for row in rows for point in row.curve], columns=["epoch", "knn"]
+        )
+        if points.empty:
             continue
-        epochs = sorted(values)
-        spread = [mean_and_deviation(values[epoch]) for epoch in epochs]
+        spread = points.groupby("epoch").knn.agg(["mean", "std"]).fillna(0.0)
         colour, marker = _look(place)
-        means = [mean for mean, _ in spread]
-        low = [mean - (deviation or 0.0) for mean, deviation in spread]
-        high = [mean + (deviation or 0.0) for mean, deviation in spread]
-        axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.plot(epochs, means, color=colour, marker=marker, markersize=4, label=name)
+        low, high = spread["mean"] - spread["std"], spread["mean"] + spread["std"]
+        axis.fill_between(spread.index, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(
+            spread.index, spread["mean"], color=colour, marker=marker, markersize=4, label=name
+        )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("epoch (count)")
     axis.set_ylabel("online kNN accuracy (% of validation images)")

@@ -1,6 +1,5 @@
 """Running a benchmark's runs through Hydra's launchers, each in a process of its own."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,13 +14,14 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
-from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.plan import JOB, Plan, Run, job_config
-from metamask_solo.benchmark.rows import FAILED, LOG, RESULT, RUN, known_rows
+from metamask_solo.benchmark.records import Failure, Result, Task
+from metamask_solo.benchmark.rows import known_rows
 from metamask_solo.errors import UserError
 from metamask_solo.training import hydra_app
 
 POLL = 1.0  # seconds
+LOG = "log.txt"  # of a run's folder
 
 
 def execute(plan: Plan) -> None:
@@ -33,25 +33,21 @@ def execute(plan: Plan) -> None:
         UserError: the launcher could not be started.
     """
     known = known_rows(plan)
-    pending = [
-        run for run in plan.runs if not (run.folder / RESULT).is_file() and run.digest not in known
-    ]
+    pending = [run for run in plan.runs if not Result.is_in(run.folder) and run.digest not in known]
     print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.runs) - len(pending)} finished before")
     if not pending:
         return
     for run in pending:
         _tell_of_other_settings(run)
-        content = {
-            "method": run.method,
-            "setting": run.setting,
-            "seed": run.seed,
-            "config": run.config,
-            "evaluations": plan.evaluations,
-            "keep_checkpoints": plan.keep_checkpoints,
-        }
-        with atomic_write(run.folder / RUN) as path:
-            path.write_text(json.dumps(content, indent=1))
-        (run.folder / FAILED).unlink(missing_ok=True)
+        Task(
+            method=run.method,
+            setting=run.setting,
+            seed=run.seed,
+            config=run.config,
+            evaluations=plan.evaluations,
+            keep_checkpoints=plan.keep_checkpoints,
+        ).write(run.folder)
+        (run.folder / Failure.FILE).unlink(missing_ok=True)
     names = [run.folder.relative_to(plan.out).as_posix() for run in pending]
     node = {**job_config(plan), "launched_by": os.getpid()}
     ConfigStore.instance().store(name=f"{JOB}.yaml", node=node)
@@ -90,9 +86,7 @@ def run_job(cfg: DictConfig) -> None:
             child.kill()
             child.wait()
     if code != 0:
-        failure = {"error": _reason(folder / LOG, begin, code), "exit_code": code}
-        with atomic_write(folder / FAILED) as path:
-            path.write_text(json.dumps(failure))
+        Failure(error=_reason(folder / LOG, begin, code), exit_code=code).write(folder)
 
 
 def _wait(child: "subprocess.Popen[bytes]", parent: int | None) -> int:
@@ -122,11 +116,11 @@ def _reason(log: Path, begin: int, code: int) -> str:
 
 def _tell_of_other_settings(run: Run) -> None:
     """A finished run of this method and seed with another config is not taken for this one."""
-    for result in sorted(run.folder.parent.glob(f"seed-{run.seed}-*/{RESULT}")):
-        other = json.loads((result.parent / RUN).read_text())
-        if other["setting"] != run.setting:
+    for result in sorted(run.folder.parent.glob(f"seed-{run.seed}-*/{Result.FILE}")):
+        other = Task.read(result.parent)
+        if other.setting != run.setting:
             continue
-        old, new = _flat(other["config"]), _flat(run.config)
+        old, new = _flat(other.config), _flat(run.config)
         keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         changes = [
             f"{k}: {old.get(k)} then, {new.get(k)} now" for k in keys if k != "checkpoint.dir"
@@ -159,8 +153,8 @@ def _progress(runs: list[Run]) -> Iterator[None]:
 
     def look() -> None:
         for number, run in enumerate(runs, 1):
-            failed = (run.folder / FAILED).is_file()
-            done = failed or (run.folder / RESULT).is_file()
+            failed = Failure.is_in(run.folder)
+            done = failed or Result.is_in(run.folder)
             if run.folder not in started and (done or _size(run.folder / LOG) > logs[run.folder]):
                 started.add(run.folder)
                 print(f"run {number} of {len(runs)}: {run}{_left()}", flush=True)
@@ -190,9 +184,8 @@ def _progress(runs: list[Run]) -> Iterator[None]:
 
 def _outcome(folder: Path, failed: bool) -> str:
     if failed:
-        error = json.loads((folder / FAILED).read_text())["error"]
-        return f"FAILED: {error} (see {folder / LOG})"
-    metrics = json.loads((folder / RESULT).read_text())["metrics"]
+        return f"FAILED: {Failure.read(folder).error} (see {folder / LOG})"
+    metrics = Result.read(folder).metrics
     units = {name: "" if name.startswith("rankme") else " %" for name in metrics}
     return "  ".join(f"{name} {value:.1f}{units[name]}" for name, value in metrics.items())
 

@@ -1,24 +1,18 @@
 """The rows of a benchmark, one a run: from the files of its runs, and from and to CSV."""
 
 import csv
-import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+import pandas as pd
+from pydantic import ValidationError
 
 from metamask_solo.benchmark.plan import EVALUATIONS, LABEL_FREE, Plan, Run, Subject, override_list
+from metamask_solo.benchmark.records import Failure, Result, first_error
 from metamask_solo.errors import UserError
 
-# the files of a run's folder
-RUN, RESULT, FAILED, MEASURED, LOG = (
-    "run.json",
-    "result.json",
-    "failed.json",
-    "measured.json",
-    "log.txt",
-)
 COSTS = ("seconds_per_epoch", "seconds_per_step", "peak_memory_mib", "parameters")
 VERSIONS = ("metamask-solo", "solo-learn", "torch", "lightning", "python")
 METRICS = (*EVALUATIONS, *(f"{name}_plain" for name in EVALUATIONS))
@@ -27,16 +21,34 @@ COLUMNS = (
     *("method", "setting", "seed", "status", *METRICS, *CHOSEN, *COSTS, "epochs"),
     *("device", "commit", *VERSIONS, "digest", "folder", "curve"),
 )
-STATUSES = ("finished", "failed", "pending")
+# fields of a row that are columns of the same name
+IDENTITY = ("method", "setting", "seed", "status", "digest", "folder", "error")
+FOUND = (*COSTS, "epochs", "device", "commit")
 TEXTS = {"method", "setting", "status", "device", "commit", *VERSIONS, "digest", "folder", "error"}
-Row = dict[str, Any]
+LOGGED = "logged/"
+Status = Literal["finished", "failed", "pending"]
+
+
+class Row(Result):
+    """A run and, where it is finished, its result."""
+
+    method: str
+    setting: str = ""
+    seed: int
+    status: Status
+    metrics: dict[str, float] = {}
+    digest: str | None = None
+    folder: str | None = None
+    error: str | None = None
+
+    @property
+    def variant(self) -> str:
+        """The method and its setting."""
+        return f"{self.method} {self.setting}".strip()
 
 
 def read_rows(plan: Plan) -> list[Row]:
-    """One row for each run, in the order of methods, settings and seeds.
-
-    ``status`` is finished, failed (with ``error``) or pending.
-    """
+    """One row for each run, in the order of methods, settings and seeds."""
     variants = list(dict.fromkeys(run.variant for run in plan.runs))
     order = sorted(plan.runs, key=lambda run: (variants.index(run.variant), run.seed))
     # variants of one method stand together, in the order of the file
@@ -45,7 +57,7 @@ def read_rows(plan: Plan) -> list[Row]:
     return [_row(plan, run, known) for run in order]
 
 
-def known_rows(plan: Plan) -> dict[str, Row]:
+def known_rows(plan: Plan) -> dict[str | None, Row]:
     """The finished runs that the plan's file of rows tells of, by their digest.
 
     Raises:
@@ -53,31 +65,20 @@ def known_rows(plan: Plan) -> dict[str, Row]:
     """
     if plan.rows is None or not plan.rows.exists():
         return {}
-    return {row["digest"]: row for row in read_csv(plan.rows) if row["status"] == "finished"}
+    return {row.digest: row for row in read_csv(plan.rows) if row.status == "finished"}
 
 
-def _row(plan: Plan, run: Run, known: dict[str, Row]) -> Row:
-    row: Row = {
-        "method": run.method,
-        "setting": " ".join(override_list(run.setting)),
-        "seed": run.seed,
-        "status": "pending",
-    }
-    folder = {"digest": run.digest, "folder": run.folder.relative_to(plan.out).as_posix()}
-    if (run.folder / RESULT).is_file():
-        result = json.loads((run.folder / RESULT).read_text())
-        row |= {"status": "finished", **result["metrics"]}
-        row |= {f"{name}_C": value for name, value in result.get("chosen", {}).items()}
-        row |= {name: result[name] for name in (*COSTS, "epochs", "device", "commit")}
-        row |= result["versions"] | folder
-        row |= {f"logged/{name}": value for name, value in sorted(result["logged"].items())}
-        row["curve"] = result["curve"]
-    elif run.digest in known:
-        row = {**known[run.digest], **row, "status": "finished", **folder}
-    elif (run.folder / FAILED).is_file():
-        error = json.loads((run.folder / FAILED).read_text())["error"]
-        row |= {"status": "failed", **folder, "error": error}
-    return row
+def _row(plan: Plan, run: Run, known: dict[str | None, Row]) -> Row:
+    setting = " ".join(override_list(run.setting))
+    identity: dict[str, Any] = {"method": run.method, "setting": setting, "seed": run.seed}
+    if not (Result.is_in(run.folder) or run.digest in known or Failure.is_in(run.folder)):
+        return Row(**identity, status="pending")
+    identity |= {"digest": run.digest, "folder": run.folder.relative_to(plan.out).as_posix()}
+    if Result.is_in(run.folder):
+        return Row(**dict(Result.read(run.folder)), **identity, status="finished")
+    if run.digest in known:
+        return known[run.digest].model_copy(update=identity)
+    return Row(**identity, status="failed", error=Failure.read(run.folder).error)
 
 
 def csv_table(rows: Sequence[Row]) -> str:
@@ -85,16 +86,23 @@ def csv_table(rows: Sequence[Row]) -> str:
 
     The curve of a run is written as EPOCH:ACCURACY, one after the other.
     """
-    found = dict.fromkeys(name for row in rows for name in row)
-    logged = sorted(name for name in found if name.startswith("logged/"))
+    lines = [_cells(row) for row in rows]
+    found = dict.fromkeys(name for line in lines for name in line)
+    logged = sorted(name for name in found if name.startswith(LOGGED))
     columns = [*(name for name in COLUMNS if name in found), *logged, "error"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        curve = " ".join(f"{epoch}:{value}" for epoch, value in row.get("curve", []))
-        writer.writerow({**row, "curve": curve})
-    return text.getvalue()
+    return pd.DataFrame(lines, columns=columns).to_csv(index=False, lineterminator="\n")
+
+
+def _cells(row: Row) -> dict[str, str]:
+    cells = row.model_dump(include=set(IDENTITY), exclude_none=True)
+    if row.status == "finished":
+        cells |= {name: getattr(row, name) for name in FOUND}
+        cells |= row.metrics | row.versions
+        cells |= {f"{name}_C": value for name, value in row.chosen.items()}
+        cells |= {f"{LOGGED}{name}": value for name, value in row.logged.items()}
+        cells["curve"] = " ".join(f"{epoch}:{value}" for epoch, value in row.curve)
+    # as texts, so that a logged NaN is no empty cell
+    return {name: "" if value is None else str(value) for name, value in cells.items()}
 
 
 def read_csv(file: Path) -> list[Row]:
@@ -104,6 +112,7 @@ def read_csv(file: Path) -> list[Row]:
         UserError: it is not such a file.
     """
     try:
+        # pandas would take the cells of a line with one too many for others, without a word
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             lacking = {"method", "setting", "seed", "status"} - set(reader.fieldnames or ())
@@ -112,7 +121,7 @@ def read_csv(file: Path) -> list[Row]:
             return [_typed(line, reader.line_num) for line in reader]
     except UserError:
         raise
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (OSError, csv.Error, ValueError) as error:
         raise UserError(f"{file}: cannot be read as a table of a benchmark ({error})") from error
 
 
@@ -127,19 +136,19 @@ def rows_of_report(subject: Subject) -> tuple[list[Row], int]:
     """
     if subject.rows is None:
         raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
-    found = [row for row in read_csv(subject.rows) if row["method"] in subject.methods]
+    found = [row for row in read_csv(subject.rows) if row.method in subject.methods]
     rows = [row for row in found if _is_of(subject, row)]
-    rows.sort(key=lambda row: subject.methods.index(row["method"]))
+    rows.sort(key=lambda row: subject.methods.index(row.method))
     seen = set()
     for row in rows:
-        if row["status"] != "finished":
+        if row.status != "finished":
             continue
-        run = variant(row), row["seed"]
+        run = row.variant, row.seed
         if run in seen:
             raise UserError(f"{subject.rows}: {run[0]}, seed {run[1]}: is there twice")
         seen.add(run)
         for name in subject.evaluations:
-            if name not in row:
+            if name not in row.metrics:
                 raise UserError(
                     f"{subject.rows}: {run[0]}, seed {run[1]}: has no {name}, one of "
                     f"evaluations={subject.evaluations}"
@@ -149,54 +158,50 @@ def rows_of_report(subject: Subject) -> tuple[list[Row], int]:
 
 def _is_of(subject: Subject, row: Row) -> bool:
     """Whether a row's seed and epochs are the benchmark's; what is not trained has no epochs."""
-    seeds = subject.seeds.get(row["method"])
-    epochs = row.get("epochs") or subject.epochs
-    return (seeds is None or row["seed"] in seeds) and subject.epochs in (None, epochs)
+    seeds = subject.seeds.get(row.method)
+    epochs = row.epochs or subject.epochs
+    return (seeds is None or row.seed in seeds) and subject.epochs in (None, epochs)
 
 
 def _typed(line: dict[str, str], number: int) -> Row:
-    row: Row = {}
     if None in line or None in line.values():
         raise ValueError(f"line {number}: has another number of cells than the first")
     for name in ("method", "seed"):
         if not line[name]:
             raise ValueError(f"line {number}: has no {name}")
-    if line["status"] not in STATUSES:
-        raise ValueError(f"line {number}: status {line['status']}: must be {', '.join(STATUSES)}")
-    for name in METRICS:
+    if line["status"] not in get_args(Status):
+        allowed = ", ".join(get_args(Status))
+        raise ValueError(f"line {number}: status {line['status']}: must be {allowed}")
+    texts = {name: line[name] for name in TEXTS & line.keys() if line[name]}
+    points = [point.split(":") for point in line.get("curve", "").split()]
+    numbers: dict[str, Any] = {
+        name: int(text) if name in ("seed", "epochs") else float(text)
+        for name, text in line.items()
+        if text and name not in (*TEXTS, "curve")
+    }
+    metrics = {name: numbers[name] for name in METRICS if name in numbers}
+    for name, value in metrics.items():
         most = math.inf if name.startswith(LABEL_FREE) else 100.0
-        if (text := line.get(name)) and not (
-            0 <= float(text) <= most and math.isfinite(float(text))
-        ):
+        if not (0 <= value <= most and math.isfinite(value)):
             allowed = "be at least 0" if most > 100 else "lie within 0 and 100"
-            raise ValueError(f"line {number}: {name} {text}: must {allowed}")
-    for name, text in line.items():
-        if name == "curve":
-            pairs = (point.split(":") for point in text.split())
-            row[name] = [(int(epoch), float(value)) for epoch, value in pairs]
-        elif name in TEXTS:
-            if text or name == "setting":
-                row[name] = text
-        elif name in ("seed", "epochs"):
-            if text:
-                row[name] = int(text)
-        elif text:
-            row[name] = float(text)
-    if row["status"] == "finished":  # what a reference, say, has none of
-        row |= {name: None for name in (*COSTS, "commit") if name not in row}
-        row.setdefault("curve", [])
-    return row
-
-
-def variant(row: Row) -> str:
-    """The method and its setting."""
-    return f"{row['method']} {row['setting']}".strip()
+            raise ValueError(f"line {number}: {name} {line[name]}: must {allowed}")
+    try:
+        return Row(
+            **{k: v for k, v in (texts | numbers).items() if k in (*IDENTITY, *FOUND)},
+            metrics=metrics,
+            chosen={k.removesuffix("_C"): numbers[k] for k in CHOSEN if k in numbers},
+            logged={k.removeprefix(LOGGED): v for k, v in numbers.items() if k.startswith(LOGGED)},
+            curve=[(int(epoch), float(value)) for epoch, value in points],
+            versions={name: texts[name] for name in VERSIONS if name in texts},
+        )
+    except ValidationError as error:
+        raise ValueError(f"line {number}: {first_error(error)}") from error
 
 
 def group(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The finished rows of each variant that has any."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        if row["status"] == "finished":
-            groups.setdefault(variant(row), []).append(row)
+        if row.status == "finished":
+            groups.setdefault(row.variant, []).append(row)
     return groups

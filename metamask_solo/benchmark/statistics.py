@@ -7,8 +7,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from metamask_solo.benchmark.rows import Row, group
 
@@ -69,21 +74,21 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def paired(
-    one: Sequence[Row], other: Sequence[Row], metric: str
-) -> tuple[list[float], list[float]]:
-    """The values of both for each seed that both have, in the order of the seeds.
+def paired(one: Sequence[Row], other: Sequence[Row], metric: str) -> pd.DataFrame:
+    """The values ``one`` and ``other`` for each seed that both have, in the order of the seeds.
 
     The pixels are the same with every seed.
     """
-    ones = {row["seed"]: row[metric] for row in one if metric in row}
-    others = {row["seed"]: row[metric] for row in other if metric in row}
-    if ones and one[0]["method"] == "pixels":
-        ones = dict.fromkeys(others, next(iter(ones.values())))
-    if others and other[0]["method"] == "pixels":
-        others = dict.fromkeys(ones, next(iter(others.values())))
-    seeds = sorted(ones.keys() & others.keys())
-    return [ones[seed] for seed in seeds], [others[seed] for seed in seeds]
+    values = pd.DataFrame({"one": _by_seed(one, metric), "other": _by_seed(other, metric)})
+    for name, rows in (("one", one), ("other", other)):
+        if rows and rows[0].method == "pixels":
+            values[name] = values[name].ffill().bfill()
+    return values.dropna().sort_index()
+
+
+def _by_seed(rows: Sequence[Row], metric: str) -> "pd.Series[float]":
+    found = {row.seed: row.metrics[metric] for row in rows if metric in row.metrics}
+    return pd.Series(found, dtype=float)
 
 
 def compare(
@@ -96,38 +101,44 @@ def compare(
         groups: rows of each method.
         metrics: accuracies in percent.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    family = []
-    for one, other in pairs:
-        for metric in metrics:
-            values = paired(groups[one], groups[other], metric)
-            if values[0]:
-                family.append((one, other, metric, *values))
-    tested = [_p_value(ones, others) for *_, ones, others in family]
-    known = [p_value for p_value in tested if p_value is not None]
+    family = [
+        (one, other, metric, values)
+        for one, other in pairs
+        for metric in metrics
+        if len(values := paired(groups[one], groups[other], metric))
+    ]
+    tests = [_test(values) for *_, values in family]
+    known = [test.pvalue for test in tests if test is not None]
     corrected = iter(multipletests(known, LEVEL, "holm")[1] if known else ())
     found = []
-    for (one, other, metric, ones, others), p_value in zip(family, tested, strict=True):
-        mean, deviation = mean_and_deviation([a - b for a, b in zip(ones, others, strict=True)])
-        interval = detectable = None
-        if p_value is not None and deviation is not None:
-            interval = _interval(ones, others, 1 - LEVEL / len(known))
-            p_value = float(next(corrected))
-            detectable = detectable_effect(len(ones)) * deviation
-        found.append(Comparison(one, other, metric, len(ones), mean, interval, p_value, detectable))
+    for (one, other, metric, values), test in zip(family, tests, strict=True):
+        mean, deviation = mean_and_deviation(list(values.one - values.other))
+        interval = p_value = detectable = None
+        if test is not None and deviation is not None:
+            low, high = test.confidence_interval(1 - LEVEL / len(known))
+            interval, p_value = (float(low), float(high)), float(next(corrected))
+            detectable = detectable_effect(len(values)) * deviation
+        found.append(
+            Comparison(one, other, metric, len(values), mean, interval, p_value, detectable)
+        )
     return found
+
+
+def _test(values: pd.DataFrame) -> Any:
+    """The paired t-test; None without spread, where it would divide by zero."""
+    if np.ptp(values.one - values.other) < SAME:
+        return None
+    return stats.ttest_rel(values.one, values.other)
 
 
 def noise_floor(one: Sequence[Row], other: Sequence[Row], metric: str) -> NoiseFloor | None:
     """Of two methods that are one; None without a common seed."""
-    ones, others = paired(one, other, metric)
-    if not ones:
+    values = paired(one, other, metric)
+    if values.empty:
         return None
-    squares = [(a - b) ** 2 for a, b in zip(ones, others, strict=True)]
-    size = math.sqrt(statistics.fmean(squares))
-    known = len(ones) > 1 and size > SAME
-    return NoiseFloor(len(ones), size, detectable_effect(len(ones)) * size if known else None)
+    size = math.sqrt(statistics.fmean((values.one - values.other) ** 2))
+    known = len(values) > 1 and size > SAME
+    return NoiseFloor(len(values), size, detectable_effect(len(values)) * size if known else None)
 
 
 def detectable_effect(count: int) -> float:
@@ -135,8 +146,6 @@ def detectable_effect(count: int) -> float:
 
     In units of the standard deviation of the differences.
     """
-    from statsmodels.stats.power import TTestPower
-
     solved = TTestPower().solve_power(nobs=count, alpha=LEVEL, power=POWER, alternative="two-sided")
     return float(solved)
 
@@ -151,7 +160,9 @@ def clear_winner(
     Args:
         same: two methods that are one, so that neither need be better than the other.
     """
-    groups = {name: rows for name, rows in groups.items() if any(metric in row for row in rows)}
+    groups = {
+        name: rows for name, rows in groups.items() if any(metric in row.metrics for row in rows)
+    }
     if len(groups) < 2:
         return None
     best = best_of(groups, metric)
@@ -163,10 +174,10 @@ def clear_winner(
 
 def best_settings(rows: Sequence[Row], metric: str) -> dict[str, list[Row]]:
     """Of each method the setting with the best mean; the first of equal ones."""
-    methods = dict.fromkeys(row["method"] for row in rows)
+    methods = dict.fromkeys(row.method for row in rows)
     found = {}
     for method in methods:
-        groups = group([row for row in rows if row["method"] == method])
+        groups = group([row for row in rows if row.method == method])
         if groups:
             best = best_of(groups, metric)
             found[best] = groups[best]
@@ -175,16 +186,4 @@ def best_settings(rows: Sequence[Row], metric: str) -> dict[str, list[Row]]:
 
 def best_of(groups: dict[str, list[Row]], metric: str) -> str:
     """The group with the highest mean."""
-    return max(groups, key=lambda g: statistics.fmean(row[metric] for row in groups[g]))
-
-
-def _p_value(ones: list[float], others: list[float]) -> float | None:
-    differences = [a - b for a, b in zip(ones, others, strict=True)]
-    if max(differences) - min(differences) < SAME:  # no spread: a t-test would divide by zero
-        return None
-    return float(stats.ttest_rel(ones, others).pvalue)
-
-
-def _interval(ones: list[float], others: list[float], level: float) -> tuple[float, float]:
-    interval = stats.ttest_rel(ones, others).confidence_interval(level)
-    return float(interval.low), float(interval.high)
+    return max(groups, key=lambda g: statistics.fmean(row.metrics[metric] for row in groups[g]))

@@ -2,9 +2,10 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from metamask_solo.benchmark.plan import Subject
-from metamask_solo.benchmark.rows import VERSIONS, Row, group, variant
+from metamask_solo.benchmark.rows import VERSIONS, Row, group
 from metamask_solo.benchmark.statistics import (
     Comparison,
     best_settings,
@@ -50,28 +51,30 @@ def markdown(subject: Subject, rows: Sequence[Row], figures: Sequence[str]) -> s
             parts += _best_table(subject, rows)
         else:
             parts += _noise_floor(subject, groups) + _comparisons(subject, groups)
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in rows if row.status == "failed"]
     if failed:
         parts += ["## Failed runs"]
         parts += [
-            "\n".join(
-                f"- {variant(r)}, seed {r['seed']}: {r.get('error', 'unknown')}" for r in failed
-            )
+            "\n".join(f"- {r.variant}, seed {r.seed}: {r.error or 'unknown'}" for r in failed)
         ]
     parts += [f"![{name}]({name}.png)" for name in figures]
     return "\n\n".join(parts) + "\n"
 
 
 def _summary(subject: Subject, rows: Sequence[Row]) -> str:
-    counts = [f"{sum(row['status'] == s for row in rows)} {s}" for s in ("finished", "failed")]
+    counts = [f"{sum(row.status == s for row in rows)} {s}" for s in ("finished", "failed")]
     data = subject.data
     place = data.get("train_path", "") if isinstance(data, dict) else data
     lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {place}" if place else "") + "."]
-    finished = [row for row in rows if row["status"] == "finished"]
-    for key in ("epochs", "device", "commit", *VERSIONS):
-        trained = [row for row in finished if key != "epochs" or row.get("epochs", 0) > 0]
-        values = sorted({str(row[key]) for row in trained if row.get(key) is not None})
-        if values:
+    finished = [row for row in rows if row.status == "finished"]
+    told: dict[str, set[Any]] = {
+        "epochs": {row.epochs for row in finished if row.epochs},
+        "device": {row.device for row in finished},
+        "commit": {row.commit for row in finished},
+        **{name: {row.versions.get(name) for row in finished} for name in VERSIONS},
+    }
+    for key, found in told.items():
+        if values := sorted(str(value) for value in found if value is not None):
             lines.append(f"{key}: {', '.join(values)}.")
     return " ".join(lines)
 
@@ -79,7 +82,7 @@ def _summary(subject: Subject, rows: Sequence[Row]) -> str:
 def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
     names = [name for name in subject.evaluations if name in NAMES]
     plain = [f"{name}_plain" for name in names]
-    if not any(name in row for rows in groups.values() for row in rows for name in plain):
+    if not any(name in row.metrics for rows in groups.values() for row in rows for name in plain):
         plain = []
     winners = {
         name: None if subject.searched else clear_winner(groups, name, subject.noise_floor)
@@ -90,10 +93,11 @@ def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
     for name, rows in groups.items():
         cells = []
         for metric in [*names, *plain]:
-            cell = _spread([row[metric] for row in rows if metric in row], ".2f")
+            cell = _spread([row.metrics[metric] for row in rows if metric in row.metrics], ".2f")
             cells.append(f"**{cell}**" if winners.get(metric) == name else cell)
         for cost, (_, form) in COSTS.items():
-            cells.append(_mean([row[cost] for row in rows if row[cost] is not None], form))
+            values = [getattr(row, cost) for row in rows]
+            cells.append(_mean([value for value in values if value is not None], form))
         lines.append([REFERENCE_NAMES.get(name, name), str(len(rows)), *cells])
     how = [HOW[name] for name in names]
     note = f"Mean ± standard deviation over the seeds, on the validation images; {'; '.join(how)}."
@@ -173,7 +177,11 @@ def _cells(found: Comparison | None) -> list[str]:
 def _best_table(subject: Subject, rows: Sequence[Row]) -> list[str]:
     metric = subject.evaluations[0]
     lines = [
-        [found[0]["method"], f"`{found[0]['setting']}`", _spread([r[metric] for r in found], ".2f")]
+        [
+            found[0].method,
+            f"`{found[0].setting}`",
+            _spread([row.metrics[metric] for row in found], ".2f"),
+        ]
         for found in best_settings(rows, metric).values()
     ]
     note = (

@@ -3,8 +3,6 @@
 Its argument is the run's folder, which holds run.json; the process adds result.json at the end.
 """
 
-import fcntl
-import json
 import os
 import platform
 import resource
@@ -12,20 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
 from metamask_solo.analysis.measures import moments, rankme, singular_values
-from metamask_solo.atomic_files import atomic_write
-from metamask_solo.benchmark.rows import MEASURED, RESULT, RUN
+from metamask_solo.benchmark.records import Cost, Result, Task
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
 from metamask_solo.data.images import evaluation_transform, plain_loader
@@ -50,10 +46,11 @@ def main(argv: list[str]) -> int:
     folder = Path(argv[0])
     try:
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a further process of DDP
-            _pretrain(json.loads((folder / RUN).read_text()), folder)
+            _pretrain(Task.read(folder), folder)
             return 0
-        with _only_one(folder):
-            if not (folder / RESULT).is_file():
+        # waits until no other process works on this run; a killed process holds nothing
+        with FileLock(folder / "lock"):
+            if not Result.is_in(folder):
                 _run(folder)
     except (UserError, RunStopped) as error:
         print(f"error: {error}", flush=True)
@@ -62,15 +59,15 @@ def main(argv: list[str]) -> int:
 
 
 class Measure(pl.Callback):  # type: ignore[name-defined]
-    """Writes the seconds per step, the peak memory and the number of parameters to a file.
+    """Writes what training costs into the run's folder.
 
     A step lasts from the start of one batch to the start of the next: reading the data and
     MetaMask's mask update included, validation not. The mean of the last epoch is taken. Written
     before each checkpoint: a run killed after its last one has nothing left to train.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.starts: list[float] = []
         self.seconds_per_step: float | None = None
 
@@ -84,16 +81,13 @@ class Measure(pl.Callback):  # type: ignore[name-defined]
         steps = len(self.starts) - 1
         if steps > 0:  # of an epoch that was resumed, there may be one left
             self.seconds_per_step = (self.starts[-1] - self.starts[0]) / steps
-        if not trainer.is_global_zero:
-            return
-        measured = {
-            "seconds_per_step": self.seconds_per_step,
-            "peak_memory_mib": _peak_memory(model.device),
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "device": model.device.type,
-        }
-        with atomic_write(self.file) as path:
-            path.write_text(json.dumps(measured))
+        if trainer.is_global_zero:
+            Cost(
+                seconds_per_step=self.seconds_per_step,
+                peak_memory_mib=_peak_memory(model.device),
+                parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+                device=model.device.type,
+            ).write(self.folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds_per_step": self.seconds_per_step}
@@ -117,42 +111,39 @@ def _peak_memory(device: torch.device) -> float:
 
 
 def _run(folder: Path) -> None:
-    run = json.loads((folder / RUN).read_text())
-    config = OmegaConf.create(run["config"])
+    task = Task.read(folder)
+    config = OmegaConf.create(task.config)
+    trained = None
     if "reference" in config:
-        result, trained = _look_at(config, run["evaluations"]), None
+        result = _look_at(config, task.evaluations)
     else:
-        trained = _pretrain(run, folder)
+        trained = _pretrain(task, folder)
         assert trained.checkpoint is not None  # the benchmark turns checkpoints on
         if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
             torch.distributed.destroy_process_group()
-        metrics, chosen = _evaluate(trained.checkpoint, run["evaluations"], config)
-        result = {
-            "metrics": metrics,
-            "chosen": chosen,
-            "logged": trained.metrics,
-            "curve": _curve(trained.folder),
-            "seconds_per_epoch": trained.seconds_per_epoch,
-            **json.loads((folder / MEASURED).read_text()),
-        }
-    result |= {
-        "epochs": run["config"]["max_epochs"],
-        "commit": _commit(),
-        "versions": {**{name: _version(name) for name in PACKAGES}, "python": _python()},
-    }
-    with atomic_write(folder / RESULT) as path:
-        path.write_text(json.dumps(result, indent=1))
-    if trained is not None and not run["keep_checkpoints"]:
+        metrics, chosen = _evaluate(trained.checkpoint, task.evaluations, config)
+        result = Result(
+            metrics=metrics,
+            chosen=chosen,
+            logged=trained.metrics,
+            curve=_curve(trained.folder),
+            seconds_per_epoch=trained.seconds_per_epoch,
+            **dict(Cost.read(folder)),
+        )
+    versions = {**{name: _version(name) for name in PACKAGES}, "python": platform.python_version()}
+    where = {"epochs": config.max_epochs, "commit": _commit(), "versions": versions}
+    result.model_copy(update=where).write(folder)
+    if trained is not None and not task.keep_checkpoints:
         for checkpoint in trained.folder.glob("*.ckpt"):
             checkpoint.unlink()
 
 
-def _pretrain(run: dict[str, Any], folder: Path) -> FitResult:
-    cfg = OmegaConf.create(run["config"])
-    return pretrain_run(cfg, reuse_finished=True, callbacks=(Measure(folder / MEASURED),))
+def _pretrain(task: Task, folder: Path) -> FitResult:
+    cfg = OmegaConf.create(task.config)
+    return pretrain_run(cfg, reuse_finished=True, callbacks=(Measure(folder),))
 
 
-def _look_at(config: Any, names: list[str]) -> dict[str, Any]:
+def _look_at(config: Any, names: list[str]) -> Result:
     """What a reference is worth, without training: an untrained backbone, or the pixels."""
     if config.reference == "random":
         pl.seed_everything(config.seed)
@@ -166,17 +157,8 @@ def _look_at(config: Any, names: list[str]) -> dict[str, Any]:
         metrics, chosen = _label_free(names, features, None), dict[str, float]()
     else:
         metrics, chosen = _accuracies(names, *_features(backbone, config, device))
-    return {
-        "metrics": metrics,
-        "chosen": chosen,
-        "logged": {},
-        "curve": [],
-        "seconds_per_epoch": None,
-        "seconds_per_step": None,
-        "peak_memory_mib": None,
-        "parameters": sum(p.numel() for p in backbone.parameters()),
-        "device": device,
-    }
+    parameters = sum(p.numel() for p in backbone.parameters())
+    return Result(metrics=metrics, chosen=chosen, parameters=parameters, device=device)
 
 
 class Pixels(nn.Module):
@@ -260,17 +242,8 @@ def _commit() -> str | None:
     if not (root / ".git").exists():  # installed: a repository around it would be another one
         return None
     try:
-        command = [
-            "git",
-            "-C",
-            str(root),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=12",
-            "--exclude=*",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -281,10 +254,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _python() -> str:
-    return platform.python_version()
 
 
 def _end_with_parent() -> None:
@@ -301,14 +270,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Waits until no other process works on this run; a killed process holds nothing."""
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ def _write_results(plan: Any) -> int:
         plan.out / RESULTS: csv_table(rows).encode(),
         plan.out / REPORT: report.encode(),
     }
-    finished = [row for row in rows if row["status"] == "finished"]
+    finished = [row for row in rows if row.status == "finished"]
     if plan.rows is not None and finished:
         # rows of other seeds or methods stay; one of the same run with another config does not
 
         def key(row: Any) -> tuple[Any, ...]:
-            return row["method"], row["setting"], row["seed"]
+            return row.method, row.setting, row.seed
 
         ours = {key(row) for row in finished}
         others = [row for row in known_rows(plan).values() if key(row) not in ours]
@@ -97,4 +97,4 @@ def _write_results(plan: Any) -> int:
         with atomic_write(place) as path:
             path.write_bytes(content)
     print(f"\n{report}\nresults: {plan.out}")
-    return sum(row["status"] != "finished" for row in rows)
+    return sum(row.status != "finished" for row in rows)

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     digits.write_dataset(args.dataset, plan.out / "datasets")
     execute(plan)
     rows = read_rows(plan)
-    failed = [row for row in rows if row["status"] != "finished"]
+    failed = [row for row in rows if row.status != "finished"]
     if failed:
         return 1  # the reason was printed when it happened
     table = _table(rows)
@@ -72,13 +72,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def _table(rows: list[Any]) -> str:
     from metamask_solo.benchmark.tables import REFERENCE_NAMES
 
     lines = [f"{'method':<16} {'kNN %':>6} {'linear %':>9} {'s / epoch':>10}"]
     for row in rows:
-        name = REFERENCE_NAMES.get(row["method"], row["method"])
-        seconds = row["seconds_per_epoch"]
-        time = "" if seconds is None else f"{seconds:.1f}"
-        lines.append(f"{name:<16} {row['knn']:>6.1f} {row['linear']:>9.1f} {time:>10}")
+        name = REFERENCE_NAMES.get(row.method, row.method)
+        time = "" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.1f}"
+        accuracies = f"{row.metrics['knn']:>6.1f} {row.metrics['linear']:>9.1f}"
+        lines.append(f"{name:<16} {accuracies} {time:>10}")
     return "\n".join(lines)

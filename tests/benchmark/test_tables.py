@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from scipy import stats
 
 from metamask_solo.benchmark.plan import Subject, read_subject
-from metamask_solo.benchmark.rows import csv_table, group, read_csv
+from metamask_solo.benchmark.records import Result
+from metamask_solo.benchmark.rows import VERSIONS, Row, csv_table, group, read_csv
 from metamask_solo.benchmark.statistics import (
     best_settings,
     clear_winner,
@@ -28,25 +30,24 @@ from metamask_solo.errors import UserError
 T_975_2 = 4.302653
 
 
-def rows(method: str, knn: list[float], setting: str = "", **more: Any) -> list[dict[str, Any]]:
+def rows(method: str, knn: list[float], setting: str = "", **more: Any) -> list[Row]:
     return [
-        {
-            "method": method,
-            "setting": setting,
-            "seed": seed,
-            "status": "finished",
-            "knn": value,
-            "seconds_per_epoch": 2.0 + seed,
-            "seconds_per_step": None,
-            "peak_memory_mib": 100.0,
-            "parameters": 11_000_000,
-            "epochs": 1,
-            "device": "cpu",
-            "commit": None,
-            "curve": [],
-            **dict.fromkeys(("metamask-solo", "solo-learn", "torch", "lightning", "python"), "1"),
-            **more,
-        }
+        Row(
+            **{
+                "method": method,
+                "setting": setting,
+                "seed": seed,
+                "status": "finished",
+                "metrics": {"knn": value, **more.get("metrics", {})},
+                "seconds_per_epoch": 2.0 + seed,
+                "peak_memory_mib": 100.0,
+                "parameters": 11_000_000,
+                "epochs": 1,
+                "device": "cpu",
+                "versions": dict.fromkeys(VERSIONS, "1"),
+                **{name: value for name, value in more.items() if name != "metrics"},
+            }
+        )
         for seed, value in enumerate(knn)
     ]
 
@@ -198,6 +199,7 @@ HEAD = "method,setting,seed,status,knn,epochs\n"
         ("a,,1,Finished,50,1", "line 3: status Finished"),
         ("a,,0,finished,60,1", "a, seed 0: is there twice"),
         ("a,,1,finished,,1", "a, seed 1: has no knn"),
+        ("a,,-1.5,finished,50,1", "rows.csv: cannot be read as a table"),
     ],
 )
 def test_a_row_that_makes_no_report_is_named(tmp_path: Path, line: str, said: str) -> None:
@@ -206,6 +208,35 @@ def test_a_row_that_makes_no_report_is_named(tmp_path: Path, line: str, said: st
 
     with pytest.raises(UserError, match=said):
         report_of_rows(subject(rows=file))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"metrics": {"knn": "high"}}', "metrics.knn=high: "),
+        ('{"metrics": {}, "epochs": 1.5}', "epochs=1.5: "),
+        ('{"metrics": {}', "Invalid JSON"),
+        ("{}", "metrics={}: Field required"),
+    ],
+)
+def test_a_result_that_is_none_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+
+    with pytest.raises(UserError, match=f"result.json: {said}"):
+        Result.read(tmp_path)
+
+
+def test_a_result_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """Without what it did not hold yet, and with what is no more; a NaN stays one."""
+    old = {"metrics": {"knn": 50}, "logged": {"loss": math.nan}, "curve": [[1, 2.5]], "gone": 3}
+    (tmp_path / "result.json").write_text(json.dumps(old))
+
+    found = Result.read(tmp_path)
+
+    assert (found.metrics, found.chosen, found.curve) == ({"knn": 50.0}, {}, [(1, 2.5)])
+    text = csv_table([Row(**dict(found), method="a", seed=0, status="finished")])
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert (line["logged/loss"], line["curve"], line["parameters"]) == ("nan", "1:2.5", "")
 
 
 def test_a_report_of_rows_is_that_of_the_benchmarks_own(tmp_path: Path) -> None:
@@ -233,7 +264,7 @@ def test_pixels_are_the_same_with_every_seed() -> None:
     groups = group([*rows("a", [53.0, 53.5, 54.0]), *rows("pixels", [30.0])])
 
     assert clear_winner(groups, "knn") == "a"
-    groups["pixels"][0]["knn"] = 53.9
+    groups["pixels"] = rows("pixels", [53.9])
     assert clear_winner(groups, "knn") is None
 
 
@@ -275,7 +306,7 @@ def test_references_stand_beside_the_methods_and_are_not_compared() -> None:
 
 
 def test_a_failed_run_has_a_row_and_does_not_count() -> None:
-    failed = {"method": "b", "setting": "", "seed": 1, "status": "failed", "error": "no | memory"}
+    failed = Row(method="b", seed=1, status="failed", error="no | memory")
     finished = [*rows("a", [50.0, 60.0]), *rows("b", [40.0])]
 
     table = list(csv.DictReader(io.StringIO(csv_table([*finished, failed]))))
@@ -289,7 +320,7 @@ def test_a_failed_run_has_a_row_and_does_not_count() -> None:
 
 
 def test_the_csv_has_every_number_unrounded() -> None:
-    third = rows("a", [100 / 3], **{"logged/z": 1.0, "logged/b": 1 / 7})
+    third = rows("a", [100 / 3], logged={"z": 1.0, "b": 1 / 7})
 
     (row,) = csv.DictReader(io.StringIO(csv_table(third)))
 
@@ -301,12 +332,18 @@ def test_the_csv_has_every_number_unrounded() -> None:
 def test_a_csv_is_read_as_what_was_written(tmp_path: Path) -> None:
     found = [
         *rows("a", [100 / 3, 1 / 7], "lr=1", commit="abc", curve=[(5, 41.25), (10, 1 / 3)]),
-        *rows("pixels", [1.5], linear=2.5, linear_C=0.01, digest="0123456789ab"),
+        *rows(
+            "pixels", [1.5], metrics={"linear": 2.5}, chosen={"linear": 0.01}, digest="0123456789ab"
+        ),
     ]
     file = tmp_path / "rows.csv"
     file.write_text(csv_table(found))
 
     assert read_csv(file) == found
+    assert csv_table(read_csv(file)) == csv_table(found)  # once more, to the last character
+    file.write_text(csv_table(found).replace("11000000", "1.5"))
+    with pytest.raises(UserError, match="line 2: parameters=1.5: "):
+        read_csv(file)
 
     for content in ("", "method,seed\na,1\n", "method,setting,seed,status,knn\na,,x,finished,1\n"):
         file.write_text(content)
