@@ -45,6 +45,11 @@ class Settings(BaseModel):
             return {key: value for key, value in data.items() if not _is_missing(value)}
         return data
 
+    def plain(self) -> dict[str, Any]:
+        """All settings as a nested mapping, the sections first."""
+        dumped = self.model_dump()
+        return dict(sorted(dumped.items(), key=lambda item: not isinstance(item[1], dict)))
+
 
 @dataclass(frozen=True)
 class Allowed:

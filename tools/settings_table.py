@@ -6,9 +6,9 @@ What stands between the two marks is replaced; a test keeps it equal to method/s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from metamask_solo.method.settings import SETTINGS
+from metamask_solo.validation import allowed, shown
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
@@ -17,8 +17,8 @@ BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 def table() -> str:
     """A Markdown table with a row for each setting, in the order of the file."""
     lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
-    for key, setting in SETTINGS.items():
-        row = (f"`{key}`", f"`{_yaml(setting.default)}`", setting.allowed, setting.meaning)
+    for key, field in SETTINGS.items():
+        row = (f"`{key}`", f"`{shown(field.default)}`", allowed(field), str(field.description))
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -34,11 +34,6 @@ def with_table(page: str) -> str:
     if not begin or not end:
         raise ValueError(f"the page must hold {BEGIN} and {END}")
     return f"{before}{begin}\n{table()}\n{end}{after}"
-
-
-def _yaml(value: Any) -> str:
-    names = {None: "null", True: "true", False: "false"}
-    return names[value] if value is None or isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ def _two_models_update(model: Any, optimizer: torch.optim.SGD) -> Callable[[list
 
     def loss_of(network: Any, views: list[Tensor]) -> Tensor:
         z = [network["p"](network["f"](x) * torch.sigmoid(logits)) for x in views]
-        return nt_xent(z[0], z[1], model.temperature)
+        return nt_xent(z[0], z[1], model.settings.temperature)
 
     def update(views: list[Tensor]) -> None:
         params = list(own.parameters())

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 Row = tuple[str, str, str, str]
 
@@ -193,12 +192,12 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _own() -> list[Row]:
     from metamask_solo.method.settings import SETTINGS
+    from metamask_solo.validation import allowed, shown
 
-    def shown(value: Any) -> str:
-        is_word = value is None or isinstance(value, bool)
-        return {None: "null", True: "true", False: "false"}[value] if is_word else str(value)
-
-    return [(key, shown(s.default), s.allowed, s.meaning) for key, s in SETTINGS.items()]
+    return [
+        (key, shown(field.default), allowed(field), str(field.description))
+        for key, field in SETTINGS.items()
+    ]
 
 
 def versions() -> str:

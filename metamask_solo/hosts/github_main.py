@@ -33,6 +33,7 @@ from metamask_solo.hosts.first_step import SIZED_BACKBONES
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
+from metamask_solo.validation import Settings, validated
 
 __all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]
 
@@ -60,20 +61,20 @@ SMALL_CROPS = tuple(
 class PluginMethod(BaseMethod):
     """Base of a method that brings settings of its own; see the other release's module."""
 
-    setting_names: tuple[str, ...] = ()
-    resolve_settings: Callable[[dict[str, Any]], dict[str, Any]]
+    settings_model: type[Settings]
 
     def __init__(self, cfg: DictConfig):
         with dataset_of_stem(cfg):
             super().__init__(cfg)
-        self.method_settings = _plain(self.cfg.method_kwargs)
+        self.settings = self.settings_model(**_plain(self.cfg.method_kwargs))
         self.optimizer_name: str = self.optimizer
 
     @classmethod
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Completes and checks ``method_kwargs``, beside what solo-learn does for every method."""
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        cfg.method_kwargs = cls.resolve_settings(_plain(cfg.method_kwargs))
+        given = _plain(cfg.method_kwargs)
+        cfg.method_kwargs = validated(cls.settings_model, given, "method_kwargs.").plain()
         return cfg
 
     def to_memory_format(self, images: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def setting_names(method: str) -> set[str] | None:
     The host ignores others without a word. Which ones it reads stands in its source only.
     """
     found = METHODS.get(method)
-    if found is None or hasattr(found, "setting_names"):
+    if found is None or hasattr(found, "settings_model"):
         return None
     own = (c for c in found.__mro__ if c.__module__.startswith("solo.methods"))
     return {n for c in own for n in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(c))}

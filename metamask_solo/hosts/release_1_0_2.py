@@ -36,6 +36,7 @@ from metamask_solo.hosts.lars import LARS, lars_from_sgd
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, stem
+from metamask_solo.validation import Settings, validated
 
 note(bridges_1_0_2.LinearWarmupCosineAnnealingLR)  # registration.py offers it to the host
 bridge(bridges_1_0_2.import_distutils)
@@ -85,23 +86,23 @@ SMALL_CROPS = ("byol", "simclr")
 class PluginMethod(BaseMethod):
     """Base of a method that brings settings of its own.
 
-    A subclass names them in ``setting_names`` and completes and checks them in
-    ``resolve_settings``; they are then in ``method_settings``. It reads the backbone, the name of
+    A subclass has a model of them in ``settings_model``; the checked ones are then in
+    ``settings``. It reads the backbone, the name of
     the optimiser and the memory format from here, since the releases differ in these.
     """
 
-    setting_names: tuple[str, ...] = ()
-    resolve_settings: Callable[..., dict[str, Any]]
+    settings_model: type[Settings]
 
     def __init__(self, **kwargs: Any):
-        own = {name: kwargs.pop(name) for name in self.setting_names if name in kwargs}
+        names = list(self.settings_model.model_fields)
+        own = {name: kwargs.pop(name) for name in names if name in kwargs}
         for name in kwargs.keys() - _known_keywords():  # the base class would take any
-            close = difflib.get_close_matches(name, [*self.setting_names, *_base_keywords()], n=1)
-            allowed = ", ".join(self.setting_names)
-            hint = f"did you mean {close[0]}?" if close else f"this method's own are {allowed}"
+            close = difflib.get_close_matches(name, [*names, *_base_keywords()], n=1)
+            listed = ", ".join(names)
+            hint = f"did you mean {close[0]}?" if close else f"this method's own are {listed}"
             raise UserError(f"{name}={kwargs[name]!r}: unknown setting; {hint}")
         super().__init__(**kwargs)
-        self.method_settings = type(self).resolve_settings(own, prefix="")
+        self.settings = validated(self.settings_model, own)
         self.optimizer_name = "lars" if self.lars else self.optimizer
 
     @property
@@ -141,7 +142,7 @@ def _known_keywords() -> set[str]:
 
 def setting_names(method: str) -> set[str] | None:
     found = METHODS.get(method)
-    if found is None or hasattr(found, "setting_names"):
+    if found is None or hasattr(found, "settings_model"):
         return None
     return set(_argparse_defaults(found))
 
@@ -158,9 +159,9 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
 def build_method(cfg: DictConfig) -> pl.LightningModule:
     method = METHODS[cfg.method]
     given = _plain(cfg, "method_kwargs")
-    own = set(getattr(method, "setting_names", ()))
-    if own:
-        method.resolve_settings(given)  # the base class would take an unknown key without a word
+    own = getattr(method, "settings_model", None)
+    if own is not None:  # the base class would take an unknown key without a word
+        validated(own, given, "method_kwargs.")
     defaults = {} if own else _argparse_defaults(method)
     arguments = {**defaults, **_base_arguments(cfg), **given}
     if issubclass(method, BaseMomentumMethod):

@@ -3,7 +3,6 @@
 Torch only: metamask.py tells it of steps and checkpoints, and computes the gradient.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
 from metamask_solo.method.mask import DimensionalMask
+from metamask_solo.method.settings import MaskSettings, MetaSettings
+from metamask_solo.validation import shown
 
 
 class MaskLearner:
@@ -23,11 +24,9 @@ class MaskLearner:
 
     Args:
         mask: the mask; its logits are moved in place.
-        mask_settings: ``optimizer`` (``sgd`` or ``adam``), ``lr``, ``momentum`` (for Adam the first
-            beta), ``weight_decay``, ``schedule`` (``fixed``, or ``cosine`` from ``lr`` to 0 over
-            the run), ``clip_grad`` (largest norm of a gradient, or None).
-        meta_settings: ``enabled``, ``every_n_steps``. All settings of both mappings go into the
-            checkpoint, and a run is continued with those that it began with.
+        mask_settings: its optimiser, rates and schedule.
+        meta_settings: when it moves. All settings of both go into the checkpoint, and a run is
+            continued with those that it began with.
 
     Attributes:
         history: (step, mask) at the start and at the end of each epoch.
@@ -36,13 +35,10 @@ class MaskLearner:
     """
 
     def __init__(
-        self,
-        mask: DimensionalMask,
-        mask_settings: Mapping[str, Any],
-        meta_settings: Mapping[str, Any],
+        self, mask: DimensionalMask, mask_settings: MaskSettings, meta_settings: MetaSettings
     ):
         self.mask = mask
-        self.settings = {"mask": dict(mask_settings), "meta": dict(meta_settings)}
+        self.mask_settings, self.meta_settings = mask_settings, meta_settings
         self.optimizer: torch.optim.Optimizer | None = None
         self.history: list[tuple[int, Tensor]] = []
         self.updates = 0
@@ -61,18 +57,18 @@ class MaskLearner:
         Raises:
             UserError: a cosine without an end.
         """
-        settings = self.settings["mask"]
-        if settings["schedule"] == "cosine" and math.isinf(steps):
+        settings = self.mask_settings
+        if settings.schedule == "cosine" and math.isinf(steps):
             raise UserError("method_kwargs.mask.schedule=cosine: needs max_epochs or max_steps")
-        every = self.settings["meta"]["every_n_steps"]
+        every = self.meta_settings.every_n_steps
         self.planned = 0 if math.isinf(steps) else int(steps) // every
         self._last_step = step
         kind: Any = torch.optim.SGD
-        more: dict[str, Any] = {"momentum": settings["momentum"]}
-        if settings["optimizer"] == "adam":
-            kind, more = torch.optim.Adam, {"betas": (settings["momentum"], 0.999)}
+        more: dict[str, Any] = {"momentum": settings.momentum}
+        if settings.optimizer == "adam":
+            kind, more = torch.optim.Adam, {"betas": (settings.momentum, 0.999)}
         self.optimizer = kind(
-            [self.mask.logits], lr=settings["lr"], weight_decay=settings["weight_decay"], **more
+            [self.mask.logits], lr=settings.lr, weight_decay=settings.weight_decay, **more
         )
         if self._restored is not None:
             self.optimizer.load_state_dict(dict(self._restored))
@@ -91,8 +87,8 @@ class MaskLearner:
         """
         stepped = step > self._last_step
         self._last_step = step
-        meta = self.settings["meta"]
-        return stepped and not dropped and meta["enabled"] and step % meta["every_n_steps"] == 0
+        meta = self.meta_settings
+        return stepped and not dropped and meta.enabled and step % meta.every_n_steps == 0
 
     def step(self, gradient: Tensor) -> bool:
         """Moves the logits along ``gradient``; one that is not finite is skipped, and counted.
@@ -101,15 +97,15 @@ class MaskLearner:
             Whether the logits moved.
         """
         assert self.optimizer is not None  # made by start
-        logits, settings = self.mask.logits, self.settings["mask"]
+        logits, largest = self.mask.logits, self.mask_settings.clip_grad
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         if not gradient.isfinite().all():
             self.skipped += 1
             return False
         logits.grad = gradient.to(logits.dtype)
-        if settings["clip_grad"] is not None:
-            nn.utils.clip_grad_norm_([logits], settings["clip_grad"])
+        if largest is not None:
+            nn.utils.clip_grad_norm_([logits], largest)
         self.optimizer.step()
         logits.grad = None
         self.updates += 1
@@ -117,8 +113,8 @@ class MaskLearner:
 
     def _rate(self) -> float:
         """The rate of the next update; the plan is that of this run, should it end later now."""
-        rate: float = self.settings["mask"]["lr"]
-        if self.settings["mask"]["schedule"] == "fixed":
+        rate = self.mask_settings.lr
+        if self.mask_settings.schedule == "fixed":
             return rate
         done = min(1.0, (self.updates + self.skipped) / max(1, self.planned))
         return rate * (1 + math.cos(math.pi * done)) / 2
@@ -130,7 +126,8 @@ class MaskLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: settings, optimiser, counts and history."""
-        state: dict[str, Any] = {"kind": self.mask.kind, "settings": self.settings}
+        settings = {"mask": self.mask_settings.plain(), "meta": self.meta_settings.plain()}
+        state: dict[str, Any] = {"kind": self.mask.kind, "settings": settings}
         if self.optimizer is not None:
             state["mask_optimizer"] = {
                 "optimizer": self.optimizer.state_dict(),
@@ -148,7 +145,7 @@ class MaskLearner:
         Raises:
             UserError: the checkpoint's run has other settings of mask or meta-update.
         """
-        check_same_settings(self.settings, state)
+        self.check_same_settings(state)
         if "mask_optimizer" in state:
             own = state["mask_optimizer"]
             self.skipped = own["skipped"]
@@ -161,31 +158,28 @@ class MaskLearner:
             (int(step), mask) for step, mask in zip(history["step"], history["mask"], strict=True)
         ]
 
+    def check_same_settings(self, state: Mapping[str, Any]) -> None:
+        """Refuses to continue a run with other settings of mask or meta-update than it began with.
 
-def check_same_settings(
-    settings: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
-) -> None:
-    """Refuses to continue a run with other settings of mask or meta-update than it began with.
+        All of them are part of what the state means: an optimiser's buffers belong to its kind,
+        its rate and its decay, and a mask to the way its gradient was computed.
 
-    All of them are part of what the state means: an optimiser's buffers belong to its kind, its
-    rate and its decay, and a mask to the way its gradient was computed.
+        Args:
+            state: what :meth:`state_dict` gave, also that of version 0.1.0.
 
-    Args:
-        settings: ``mask`` and ``meta``, each a mapping of settings.
-        state: what :meth:`MaskLearner.state_dict` gave, also that of version 0.1.0.
-
-    Raises:
-        UserError: a setting is another one.
-    """
-    theirs = state.get("settings") or _settings_of_version_0_1_0(state)
-    for group, values in theirs.items():
-        for name, value in values.items():
-            here = settings[group].get(name, value)
-            if here != value:
-                raise UserError(
-                    f"method_kwargs.{group}.{name}={_text(here)}: the checkpoint has "
-                    f"{_text(value)}; a run is continued with the settings that it began with"
-                )
+        Raises:
+            UserError: a setting is another one.
+        """
+        own = {"mask": self.mask_settings, "meta": self.meta_settings}
+        theirs = state.get("settings") or _settings_of_version_0_1_0(state)
+        for group, values in theirs.items():
+            for name, value in values.items():
+                here = getattr(own[group], name, value)
+                if here != value:
+                    raise UserError(
+                        f"method_kwargs.{group}.{name}={shown(here)}: the checkpoint has "
+                        f"{shown(value)}; a run is continued with the settings that it began with"
+                    )
 
 
 def _settings_of_version_0_1_0(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -204,8 +198,3 @@ def _settings_of_version_0_1_0(state: Mapping[str, Any]) -> dict[str, dict[str, 
             "schedule": "fixed" if own.get("scheduler") is None else "cosine",
         }
     return {"mask": found}
-
-
-def _text(value: Any) -> str:
-    """A value as a YAML file has it."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -19,14 +19,9 @@ from metamask_solo.hosts import (
 )
 from metamask_solo.method.losses import barlow_twins, nt_xent
 from metamask_solo.method.mask import DimensionalMask, mask_statistics
-from metamask_solo.method.mask_learner import MaskLearner, check_same_settings
+from metamask_solo.method.mask_learner import MaskLearner
 from metamask_solo.method.meta_update import mask_hypergradient, mean_over_processes, trial_step
-from metamask_solo.method.settings import (
-    NAMES,
-    describe_settings,
-    idle_settings,
-    resolve_settings,
-)
+from metamask_solo.method.settings import MetaMaskSettings, describe_settings, idle_settings
 
 FP16_LOSS_SCALE = 2.0**10
 # BatchNorm over two images has no derivative but for its eps, over three hardly one: in single
@@ -50,40 +45,28 @@ class MetaMask(PluginMethod):
 
     __doc__ = (__doc__ or "") + indent(describe_settings(), "    ")
 
-    setting_names = NAMES
-    resolve_settings = staticmethod(resolve_settings)
+    settings_model = MetaMaskSettings
+    settings: MetaMaskSettings
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        settings = self.method_settings
-        self.lamb: float = settings["lamb"]
-        self.scale_loss: float = settings["scale_loss"]
-        self.temperature: float = settings["temperature"]
-        self.alpha: float = settings["alpha"]
-        self.mask_settings: dict[str, Any] = settings["mask"]
-        self.meta: dict[str, Any] = settings["meta"]
+        own = self.settings
         self._check_fits()
 
-        kind, initial = self.mask_settings["kind"], self.mask_settings["initial_logit"]
-        self.mask = DimensionalMask(self.features_dim, kind, initial)
+        self.mask = DimensionalMask(self.features_dim, own.mask.kind, own.mask.initial_logit)
         self.redundancy_projector = _mlp(
-            self.features_dim,
-            settings["proj_hidden_dim"],
-            settings["proj_hidden_dim"],
-            settings["proj_output_dim"],
+            self.features_dim, own.proj_hidden_dim, own.proj_hidden_dim, own.proj_output_dim
         )
         # named as in solo-learn: its tools read the projected features from "z"
         self.projector = _mlp(
-            self.features_dim,
-            settings["contrastive_hidden_dim"],
-            settings["contrastive_output_dim"],
+            self.features_dim, own.contrastive_hidden_dim, own.contrastive_output_dim
         )
-        self.mask_learner = MaskLearner(self.mask, self.mask_settings, self.meta)
+        self.mask_learner = MaskLearner(self.mask, own.mask, own.meta)
         self._plain_features: list[Tensor] = []
 
     def _images_used(self, images: int) -> int:
         """How many images of a batch the meta-update uses."""
-        return math.ceil(self.meta["batch_fraction"] * images)
+        return math.ceil(self.settings.meta.batch_fraction * images)
 
     def _check_fits(self) -> None:
         if (self.num_large_crops, self.num_small_crops) != (2, 0):
@@ -91,16 +74,16 @@ class MetaMask(PluginMethod):
                 f"augmentations: {self.num_large_crops} large and {self.num_small_crops} small "
                 "crops; metamask needs exactly 2 large ones"
             )
-        meta = self.meta
+        meta = self.settings.meta
         used = self._images_used(self.batch_size)
-        if meta["enabled"] and used < LEAST_IMAGES:
+        if meta.enabled and used < LEAST_IMAGES:
             raise UserError(
-                f"method_kwargs.meta.batch_fraction={meta['batch_fraction']}: leaves {used} of the "
+                f"method_kwargs.meta.batch_fraction={meta.batch_fraction}: leaves {used} of the "
                 f"{self.batch_size} images of optimizer.batch_size to the meta-update; it needs at "
                 f"least {LEAST_IMAGES}"
             )
-        needs_rate = meta["enabled"] and meta["hypergradient"] != "plain"
-        if needs_rate and meta["trial_lr"] is None and self.optimizer_name != "sgd":
+        needs_rate = meta.enabled and meta.hypergradient != "plain"
+        if needs_rate and meta.trial_lr is None and self.optimizer_name != "sgd":
             raise UserError(
                 "method_kwargs.meta.trial_lr=null: the rate of optimizer "
                 f"{self.optimizer_name} is not that of a gradient step; give a number"
@@ -151,28 +134,30 @@ class MetaMask(PluginMethod):
         out = super().training_step(batch, batch_idx)
         r1, r2 = (self.redundancy_projector(u) for u in out["feats"])
         z1, z2 = out["z"]
-        barlow = barlow_twins(r1, r2, self.lamb, self.scale_loss)
-        contrastive = nt_xent(z1, z2, self.temperature)
-        if self.meta["trial_scope"] == "heads":
+        own = self.settings
+        barlow = barlow_twins(r1, r2, own.lamb, own.scale_loss)
+        contrastive = nt_xent(z1, z2, own.temperature)
+        if own.meta.trial_scope == "heads":
             self._plain_features = [h.detach() for h in out["plain_feats"]]
         self.log_dict(
             {"train_barlow_loss": barlow, "train_nce_loss": contrastive},
             on_epoch=True,
             sync_dist=True,
         )
-        return barlow + self.alpha * contrastive + out["loss"]
+        return barlow + own.alpha * contrastive + out["loss"]
 
     def on_train_start(self) -> None:
         """Starts the mask's optimiser, and warns of settings that do nothing."""
         super().on_train_start()
         watch_dropped_steps(self.trainer)
-        if self.meta["enabled"] and self.meta["hypergradient"] != "plain":
+        meta = self.settings.meta
+        if meta.enabled and meta.hypergradient != "plain":
             # an optimiser that has no trial step is refused before anything is trained
             moved = dict(self.projector.named_parameters())
-            trial_step(self.trainer.optimizers[0], moved, self.meta["trial_lr"])
+            trial_step(self.trainer.optimizers[0], moved, meta.trial_lr)
         steps = self.trainer.estimated_stepping_batches
         self.mask_learner.start(self.trainer.global_step, steps)
-        idle = idle_settings(self.method_settings, steps, sgd=self.optimizer_name == "sgd")
+        idle = idle_settings(self.settings, steps, sgd=self.optimizer_name == "sgd")
         if idle and self.trainer.is_global_zero:
             print(f"warning: settings that do nothing: {'; '.join(idle)}", file=sys.stderr)
 
@@ -224,8 +209,10 @@ class MetaMask(PluginMethod):
         return gradient
 
     def _mask_gradient(self, views: Sequence[Tensor]) -> Tensor:
-        meta, kind = self.meta, self.device.type
-        heads_only, plain = meta["trial_scope"] == "heads", meta["hypergradient"] == "plain"
+        meta, kind = self.settings.meta, self.device.type
+        heads_only = meta.trial_scope == "heads"
+        # without a trial step all ways give the plain gradient
+        plain = meta.hypergradient == "plain"
         used = self._images_used(len(views[0]))
         if heads_only:
             features = [h[:used] for h in self._plain_features]
@@ -235,7 +222,7 @@ class MetaMask(PluginMethod):
         def loss() -> Tensor:
             h1, h2 = features if heads_only else map(self.backbone, images)
             z1, z2 = (self.projector(self.mask(h)) for h in (h1, h2))
-            return nt_xent(z1, z2, self.temperature, gather=False)
+            return nt_xent(z1, z2, self.settings.temperature, gather=False)
 
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
         return mask_hypergradient(
@@ -243,11 +230,11 @@ class MetaMask(PluginMethod):
             [self.projector] if heads_only else [self.backbone, self.projector],
             self.mask,
             self.trainer.optimizers[0],
-            "exact" if plain else meta["hypergradient"],
-            lr=0.0 if plain else meta["trial_lr"],
-            momentum=meta["trial_momentum"],
-            weight_decay=meta["trial_weight_decay"],
-            radius=meta["radius"],
+            "exact" if meta.hypergradient == "plain" else meta.hypergradient,
+            lr=0.0 if plain else meta.trial_lr,
+            momentum=meta.trial_momentum,
+            weight_decay=meta.trial_weight_decay,
+            radius=meta.radius,
             loss_scale=FP16_LOSS_SCALE if half else 1.0,
             check=False,
         )
@@ -266,7 +253,7 @@ class MetaMask(PluginMethod):
 
     def check_resumable(self, checkpoint: Mapping[str, Any]) -> None:
         """Raises UserError if the checkpoint's run has other settings of mask or meta-update."""
-        check_same_settings(self.mask_learner.settings, checkpoint.get("metamask", {}))
+        self.mask_learner.check_same_settings(checkpoint.get("metamask", {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the mask's state back; refuses a run with other settings of mask or meta-update."""

@@ -14,6 +14,7 @@ from metamask_solo.__main__ import main
 from metamask_solo.commands import hydra_help
 from metamask_solo.method.settings import SETTINGS
 from metamask_solo.training.config_keys import LINEAR, PRETRAIN, WHOLE
+from metamask_solo.validation import allowed
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 COMMANDS = ("pretrain", "linear", "finetune")
@@ -49,7 +50,7 @@ def test_help_has_usage_files_and_every_setting(
             assert f"  {kind}/{folder.name}: " in text
     for key, setting in SETTINGS.items() if command == "pretrain" else ():
         (line,) = [row for row in hydra_help._own() if row[0] == key]
-        assert line[2:] == (setting.allowed, setting.meaning)
+        assert line[2:] == (allowed(setting), setting.description)
         assert f"  {key}: " in text
     assert max(map(len, text.splitlines())) <= hydra_help.WIDTH + 30  # a path may be long
 

@@ -12,7 +12,7 @@ def test_the_table_is_that_of_the_settings() -> None:
 
 
 def test_every_setting_says_what_it_does() -> None:
-    assert [key for key, setting in SETTINGS.items() if not setting.meaning] == []
+    assert [key for key, setting in SETTINGS.items() if not setting.description] == []
 
 
 def test_a_page_without_marks_is_refused() -> None:

@@ -16,9 +16,10 @@ from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
-from metamask_solo.method.settings import resolve_settings
+from metamask_solo.method.settings import MetaMaskSettings
 from metamask_solo.training.callbacks import FiniteLoss
 from metamask_solo.training.config_checks import check_pretrain_config
+from metamask_solo.validation import validated
 
 
 def assert_finite(root: Path, count: int) -> None:
@@ -110,7 +111,7 @@ def test_a_mask_that_is_zero_everywhere_trains_on(images: Path, tmp_path: Path) 
 @pytest.mark.parametrize("kind, logit", [("linear", 0.0), ("sigmoid", -200), ("sigmoid", 200)])
 def test_a_mask_without_a_gradient_is_refused(kind: str, logit: float) -> None:
     with pytest.raises(UserError, match=rf"mask.initial_logit={logit}: must .*kind={kind}"):
-        resolve_settings({"mask": {"kind": kind, "initial_logit": logit}})
+        validated(MetaMaskSettings, {"mask": {"kind": kind, "initial_logit": logit}})
 
 
 def test_the_lowest_temperature_trains(images: Path, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_the_lowest_temperature_trains(images: Path, tmp_path: Path) -> None:
     assert model.mask_learner.skipped == 0
     assert_finite(tmp_path, 1)
     with pytest.raises(UserError, match="temperature=0.0199: must be a number of at least 0.02"):
-        resolve_settings({"temperature": 0.0199})
+        validated(MetaMaskSettings, {"temperature": 0.0199})
 
 
 def test_a_batch_of_one_is_refused_in_training_and_fine_in_validation(

@@ -10,7 +10,8 @@ from torch import Tensor
 from metamask_solo.errors import UserError
 from metamask_solo.method.mask import DimensionalMask
 from metamask_solo.method.mask_learner import MaskLearner
-from metamask_solo.method.settings import SETTINGS, resolve_settings
+from metamask_solo.method.settings import SETTINGS, MetaMaskSettings
+from metamask_solo.validation import validated
 
 
 def learner(**given: Any) -> MaskLearner:
@@ -19,9 +20,8 @@ def learner(**given: Any) -> MaskLearner:
     for key, value in given.items():
         group, _, name = key.partition("__")
         settings[group][name] = value
-    resolved = resolve_settings(settings)
-    mask = DimensionalMask(5, resolved["mask"]["kind"])
-    return MaskLearner(mask, resolved["mask"], resolved["meta"])
+    checked = validated(MetaMaskSettings, settings)
+    return MaskLearner(DimensionalMask(5, checked.mask.kind), checked.mask, checked.meta)
 
 
 def gradients(count: int) -> list[Tensor]:

@@ -22,6 +22,7 @@ from metamask_solo.hosts import METHODS, pl
 from metamask_solo.method.mask import mask_statistics
 from metamask_solo.method.meta_update import trial_step
 from metamask_solo.method.settings import SETTINGS
+from metamask_solo.validation import allowed
 
 TWO_VIEW_METHODS = sorted(set(METHODS) - {"base", "linear", "mae"})
 
@@ -166,7 +167,7 @@ def by_double_backward(model: Any, views: list[torch.Tensor]) -> torch.Tensor:
             for i in (0, 1)
         )
         z1, z2 = (projector(backbone(x) * torch.sigmoid(logits)) for x in views)
-        return plain_nt_xent(z1, z2, model.temperature)
+        return plain_nt_xent(z1, z2, model.settings.temperature)
 
     params = dict(twin.named_parameters())
     gradient = torch.autograd.grad(loss(params), list(params.values()), create_graph=True)
@@ -300,7 +301,7 @@ def test_masked_features_everywhere(images: Path, tmp_path: Path) -> None:
     [
         ({"method_kwargs.tempreature": 0.1}, "did you mean temperature"),
         ({"method_kwargs.temperature": 0}, "temperature=0"),
-        ({"method_kwargs.temperature": "warm"}, "temperature='warm'"),
+        ({"method_kwargs.temperature": "warm"}, "temperature=warm: must be a number"),
         ({"method_kwargs.proj_hidden_dim": 2.5}, "an integer"),
         ({"method_kwargs.mask.kind": "relu"}, "one of sigmoid, linear"),
         ({"method_kwargs.mask": 3}, "mapping"),
@@ -417,7 +418,7 @@ def test_unknown_keywords_are_refused() -> None:
     }
     # what solo-learn's own script passes to every method
     script = {"dataset": "custom", "data_dir": "x", "num_workers": 4, "gpus": [0], "precision": 16}
-    assert METHODS["metamask"](**base, **SMALL_HEADS, **script).alpha == 10
+    assert METHODS["metamask"](**base, **SMALL_HEADS, **script).settings.alpha == 10
     for name, near in [("alhpa", "alpha"), ("weigth_decay", "weight_decay")]:
         with pytest.raises(UserError, match=f"{name}=3: unknown setting; did you mean {near}"):
             METHODS["metamask"](**base, **{name: 3})
@@ -430,7 +431,7 @@ def test_unknown_keywords_are_refused() -> None:
 def test_the_help_shows_every_setting() -> None:
     text = pydoc.render_doc(MetaMask, renderer=pydoc.plaintext)
     for name, setting in SETTINGS.items():
-        assert f"{name} = " in text and setting.meaning in text and setting.allowed in text
+        assert f"{name} = " in text and setting.description in text and allowed(setting) in text
 
 
 @pytest.mark.parametrize(

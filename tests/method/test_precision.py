@@ -48,7 +48,7 @@ def test_cosine_to_single_precision(
     """By the median over states: in some, bf16 loses more, with and without the trial step."""
     cosines = []
     for model, views in trained:
-        model.meta["hypergradient"] = method
+        model.settings.meta.hypergradient = method
         single = model._mask_gradient(views)
         with torch.autocast("cpu", torch.bfloat16):
             half = model._mask_gradient(views)
@@ -98,7 +98,7 @@ def test_overflow_falls_back_to_single_precision(
     from metamask_solo.method import metamask
 
     model, views = trained[0]
-    model.meta["hypergradient"] = "exact"
+    model.settings.meta.hypergradient = "exact"
     single = model._mask_gradient(views)
     seen: list[bool] = []
 

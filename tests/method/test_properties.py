@@ -20,7 +20,8 @@ from metamask_solo.checkpoints.folding import LARGEST, SMALLEST, fold_mask
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import build_backbone
 from metamask_solo.method.mask import DimensionalMask, mask_statistics
-from metamask_solo.method.settings import SETTINGS, resolve_settings
+from metamask_solo.method.settings import SETTINGS, MetaMaskSettings
+from metamask_solo.validation import validated
 
 SIZE = st.integers(1, 4096)
 SWITCH = st.booleans()
@@ -58,6 +59,10 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "meta.trial_scope": st.sampled_from(["all", "heads"]),
     "meta.batch_fraction": real(1e-6, 1),
 }
+
+
+def resolve_settings(given: Any) -> dict[str, Any]:
+    return validated(MetaMaskSettings, given, "method_kwargs.").plain()
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

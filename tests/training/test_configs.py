@@ -310,7 +310,7 @@ def test_the_official_rate_is_annealed_without_a_warm_up(images: Path) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     # the meta-update has no part in this
-    model.meta["enabled"] = False
+    model.settings.meta.enabled = False
     batch = (torch.arange(2), views, torch.arange(2))
     train(model, batch, max_epochs=4, callbacks=[Record()])
 
