@@ -58,7 +58,7 @@ def execute(plan: Plan) -> None:
         except UserError:
             raise
         except Exception as error:  # whatever a launcher raises: the finished runs still count
-            print(f"launcher {plan.launcher['name']}: {type(error).__name__}: {error}")
+            print(f"launcher {plan.launcher.name}: {type(error).__name__}: {error}")
 
 
 def run_job(cfg: DictConfig) -> None:

@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from pydantic import ValidationError
 
-from metamask_solo.benchmark.plan import EVALUATIONS, LABEL_FREE, Plan, Run, Subject, override_list
+from metamask_solo.benchmark.file import EVALUATIONS, LABEL_FREE
+from metamask_solo.benchmark.plan import Plan, Run, Subject, override_list
 from metamask_solo.benchmark.records import Failure, Result, first_error
 from metamask_solo.errors import UserError
 

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from metamask_solo.benchmark.file import Folders
 from metamask_solo.benchmark.plan import Subject
 from metamask_solo.benchmark.rows import VERSIONS, Row, group
 from metamask_solo.benchmark.statistics import (
@@ -64,7 +65,7 @@ def markdown(subject: Subject, rows: Sequence[Row], figures: Sequence[str]) -> s
 def _summary(subject: Subject, rows: Sequence[Row]) -> str:
     counts = [f"{sum(row.status == s for row in rows)} {s}" for s in ("finished", "failed")]
     data = subject.data
-    place = data.get("train_path", "") if isinstance(data, dict) else data
+    place = data.train_path if isinstance(data, Folders) else data
     lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {place}" if place else "") + "."]
     finished = [row for row in rows if row.status == "finished"]
     told: dict[str, set[Any]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from metamask_solo.__main__ import main
+from metamask_solo.benchmark.file import read_file
 from metamask_solo.benchmark.plan import read_plan, read_subject
 from metamask_solo.errors import UserError
 
@@ -17,8 +18,9 @@ FILES = sorted(file.name for file in SCRIPTS.glob("*.yaml"))
 SIMCLR = {"config": "simclr.yaml"}
 METAMASK = {"config": "metamask.yaml"}
 WRONG: list[tuple[dict[str, Any], list[str], str]] = [
-    ({"seed": 1}, [], "seed: unknown; allowed are name, out"),
-    ({"name": ...}, [], "name=None"),
+    ({"seed": 1}, [], "seed: unknown setting; did you mean seeds?"),
+    ({"evalutions": ["knn"]}, [], "evalutions: unknown setting; did you mean evaluations?"),
+    ({"name": ...}, [], "name: missing; give it a word of letters"),
     ({"name": "a/b"}, [], "name=a/b"),
     ({"seeds": []}, [], "seeds=[]"),
     ({"seeds": [0, -1]}, [], "seeds=[0, -1]"),
@@ -33,6 +35,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"data": {"train_path": "x", "val_path": "y"}}, [], "data.train_path="),
     ({"methods": {}}, [], "methods: missing"),
     ({"methods": {"a b": SIMCLR}}, [], "methods.a b"),
+    ({"methods": {1: SIMCLR}}, [], "methods.1={'config': 'simclr.yaml'}: a name is made of"),
     ({"methods": {"simclr": "simclr.yaml"}}, [], "must be a mapping with config"),
     ({"methods": {"simclr": {}}}, [], "methods.simclr.config: missing"),
     ({"methods": {"simclr": {**SIMCLR, "seed": 1}}}, [], "methods.simclr.seed: unknown"),
@@ -47,6 +50,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"overrides": ["+method_kwargs.alfa=3"]}, [], "methods.metamask: method_kwargs.alfa"),
     ({"overrides": ["data.val_path=null"], "data": ...}, [], "data.val_path"),
     ({"search": {"optimizer.lr": 0.1}}, [], "search.optimizer.lr=0.1: must be a list"),
+    ({"search": {"optimizer.lr": [[0.1]]}}, [], "search.optimizer.lr=[[0.1]]: must be a list"),
     ({"search": {"optimizer.rate": [0.1]}}, [], "search: optimizer.rate is not in simclr.yaml"),
     ({"search": {"seed": [1]}}, [], "own key seeds"),
     ({"launcher": "cluster"}, [], "launcher=cluster: "),
@@ -121,6 +125,13 @@ def test_methods_times_seeds(benchmark_file: Callable[..., Path], tmp_path: Path
     assert {run.config["checkpoint"]["dir"] for run in plan.runs} == {
         str(run.folder / "training") for run in plan.runs
     }
+
+
+def test_searched_values_keep_their_types(benchmark_file: Callable[..., Path]) -> None:
+    """A digest is one of them: 1 is neither 1.0 nor true."""
+    values = [1, 1.0, True, "1", None, 1e-3]
+    (found,) = read_file(benchmark_file(search={"key": values}), []).search.values()
+    assert [repr(value) for value in found] == [repr(value) for value in values]
 
 
 def test_a_search_is_every_combination(benchmark_file: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from solo.losses.simclr import simclr_loss_func
 from solo.losses.vicreg import vicreg_loss_func
 from torch import Tensor
 
-from metamask_solo.benchmark.plan import SEVERAL_PROCESSES
+from metamask_solo.benchmark.notes import SEVERAL_PROCESSES
 from metamask_solo.hosts import RELEASE
 
 pytestmark = pytest.mark.ddp

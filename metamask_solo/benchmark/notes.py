@@ -1,0 +1,85 @@
+"""What a reader of a benchmark's report must know of its runs."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+
+from metamask_solo.benchmark.configs import Variant
+from metamask_solo.benchmark.file import LABEL_FREE, Folders
+from metamask_solo.data.folders import find_images
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import RELEASE
+
+NOT_ACCURACY = (
+    "RankMe counts the directions that the features of the training images use. It needs no "
+    "labels, and is no accuracy: a higher one is not always better."
+)
+# of solo-learn's losses, what is another thing with several processes; vicreg's: 1.0.2 alone
+SEVERAL_PROCESSES = {
+    "barlow_twins": "with several processes, solo-learn's gradient of this loss is the true one "
+    "divided by their number",
+    **(
+        {
+            "vicreg": "with several processes, solo-learn 1.0.2 takes variance and covariance of "
+            "each process's own images, not of the batch of all",
+            "simclr": "with several processes, solo-learn 1.0.2 takes no negatives of the others",
+        }
+        if RELEASE == "1.0.2"
+        else {}
+    ),
+}
+
+
+def notes_on(
+    variants: Sequence[Variant], evaluations: Sequence[str], folders: Folders | None
+) -> list[str]:
+    """Notes on the runs that are wanted.
+
+    Args:
+        folders: the images that replace those of the methods' files.
+    """
+    notes = [
+        f"{', '.join(labels)}: {SEVERAL_PROCESSES[method]}."
+        for method, labels in _of_several_processes(variants).items()
+    ]
+    if folders is not None:
+        notes += _of_other_data(variants, folders)
+    return notes + ([NOT_ACCURACY] if {*evaluations} & {*LABEL_FREE} else [])
+
+
+def _of_several_processes(variants: Sequence[Variant]) -> dict[str, list[str]]:
+    """Methods of solo-learn whose loss more than one process changes, and who uses them."""
+    hit: dict[str, dict[str, None]] = {}
+    for variant in variants:
+        if variant.processes > 1 and variant.config["method"] in SEVERAL_PROCESSES:
+            hit.setdefault(variant.config["method"], {})[variant.method] = None
+    return {method: [*labels] for method, labels in hit.items()}
+
+
+def _of_other_data(variants: Sequence[Variant], folders: Folders) -> list[str]:
+    """Tells that augmentations chosen for other images are applied to replaced ones."""
+    found: dict[str, list[str]] = {}
+    for label, variant in {variant.method: variant for variant in variants}.items():
+        if Path(variant.own_data).resolve() != Path(folders.train_path):
+            first = variant.config["augmentations"][0]
+            flip = first["horizontal_flip"]["prob"]
+            what = [f"crop_size {first['crop_size']}", f"horizontal_flip {flip:g}"]
+            what += [f"{key} {first[key]}" for key in ("mean", "std") if key in first]
+            found.setdefault(f"{variant.own_data}: {', '.join(what)}", []).append(label)
+    size = _size_of_one(folders.train_path)
+    return [
+        f"The data were replaced, and {', '.join(labels)} keep the augmentations that were chosen "
+        f"for {what}{size}. Others: overrides=[augmentations=FILE, augmentations.0.crop_size=N]."
+        for what, labels in found.items()
+    ]
+
+
+def _size_of_one(folder: str) -> str:
+    # torchvision's files hold no images that could be found
+    with suppress(UserError, OSError, SyntaxError, ValueError):
+        path, _ = find_images(folder, "data.train_path", labels=False).samples[0]
+        with Image.open(path) as image:
+            return f" (an image of these data has {image.width} × {image.height} pixels)"
+    return ""
