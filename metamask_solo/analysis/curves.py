@@ -1,6 +1,5 @@
 """The curves of runs: what they logged while training, side by side."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -12,15 +11,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from omegaconf import DictConfig
 
-from metamask_solo.analysis.figures import (
+from metamask_solo.analysis.drawing import (
     BLUE,
     GREY,
     LOOKS,
     SKY,
     STYLE,
     least_span,
+    note_of_coinciding,
     plain_text,
+    png,
     wrapped,
 )
 from metamask_solo.checkpoints.reading import read_checkpoint
@@ -28,9 +30,10 @@ from metamask_solo.errors import UserError
 from metamask_solo.training.runs import read_metrics
 
 # column of metrics.csv, title of the panel, unit
+REDUNDANCY = "train_barlow_loss_epoch"
 PANELS = (
     ("train_nce_loss_epoch", "contrastive loss (NT-Xent)", "nats"),
-    ("train_barlow_loss_epoch", "redundancy loss (Barlow Twins)", "as weighed in training"),
+    (REDUNDANCY, "redundancy loss (Barlow Twins)", "without the weight scale_loss"),
     ("train_vicreg_loss_epoch", "VICReg's loss", "as weighed in training"),
     ("train_neg_cos_sim_epoch", "negative cosine similarity", "−1 to 1"),
     ("train_loss_epoch", "training loss", "nats"),
@@ -71,11 +74,22 @@ def read_run(path: str | Path, number: int) -> Run:
     if any(folder.glob("*.ckpt")):
         checkpoint = read_checkpoint(folder)
         config = checkpoint.config
-        name = str(config.get("name") or name) if config is not None else name
+        if config is not None:
+            name = str(config.get("name") or name)
+            rows = [_unweighted(row, config) for row in rows]
         history = checkpoint.raw.get("metamask", {}).get("history")
         if history is not None:
             masks = history["mask"].double().numpy()
     return Run(f"{number}: {plain_text(name, 40)}", rows, masks)
+
+
+def _unweighted(row: dict[str, str], config: DictConfig) -> dict[str, str]:
+    """The redundancy loss without its weight, by which methods differ: curves to compare."""
+    if not row.get(REDUNDANCY):
+        return row
+    usual = 0.024 if config.get("method") == "barlow_twins" else 1.0
+    weight = config.get("method_kwargs", {}).get("scale_loss", usual)
+    return {**row, REDUNDANCY: str(float(row[REDUNDANCY]) / (weight or 1.0))}
 
 
 def draw_curves(runs: Sequence[Run]) -> bytes:
@@ -98,7 +112,7 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
         for axis in axes[count:]:
             axis.set_visible(False)
         handles: dict[str, Any] = {}
-        for axis in axes[: len(panels)]:
+        for axis in axes[:count]:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
         if handles:
@@ -106,11 +120,9 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
                 handles.values(),
                 handles.keys(),
                 loc="outside lower center",
-                ncols=min(3, len(runs)),
+                ncols=min(4, len(handles)),
             )
-        content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None})
-    return content.getvalue()
+        return png(figure)
 
 
 def _points(run: Run, column: str) -> tuple[list[int], list[float]]:
@@ -136,7 +148,7 @@ def _draw_panel(axis: Axes, runs: Sequence[Run], column: str, title: str, unit: 
                 markersize=4,
                 label=run.name,
             )
-    axis.set(xlabel="epoch", ylabel=unit, title=title)
+    axis.set(xlabel="epoch", ylabel=unit, title=title + note_of_coinciding(axis))
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
@@ -145,13 +157,17 @@ def _draw_spread(axis: Axes, run: Run) -> None:
     assert masks is not None
     epochs = np.arange(len(masks))
     low, quarter, middle, upper, high = np.quantile(masks, [0, 0.25, 0.5, 0.75, 1], axis=1)
-    axis.fill_between(epochs, low, high, color=SKY, alpha=0.35, linewidth=0, label="all")
-    axis.fill_between(epochs, quarter, upper, color=SKY, alpha=0.8, linewidth=0, label="half")
-    axis.plot(epochs, middle, color=BLUE, label="median")
-    axis.axhline(float(masks[0].mean()), color=GREY, linestyle=":", linewidth=1, label="start")
+    axis.fill_between(
+        epochs, low, high, color=SKY, alpha=0.35, linewidth=0, label="mask: all dimensions"
+    )
+    axis.fill_between(
+        epochs, quarter, upper, color=SKY, alpha=0.8, linewidth=0, label="mask: middle half"
+    )
+    axis.plot(epochs, middle, color=BLUE, label="mask: median")
+    start = float(masks[0].mean())
+    axis.axhline(start, color=GREY, linestyle=":", linewidth=1, label="mask: start")
     least_span(axis, masks)
     axis.set(xlabel="epoch", ylabel="mask weight m")
     spread = f"{masks[-1].min():.4f} to {masks[-1].max():.4f}"
     axis.set_title(f"{wrapped('mask of ' + run.name)}\nat the end: {spread}")
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.legend(loc="upper left", ncols=2)

@@ -1,8 +1,6 @@
-"""The figures of a report. Colours of Okabe and Ito (2008) and cividis; never colour alone."""
+"""The figures of a report."""
 
-import io
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
@@ -17,37 +15,27 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
+from metamask_solo.analysis.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LOOKS,
+    PANEL,
+    PURPLE,
+    SKY,
+    STYLE,
+    VERMILION,
+    coinciding,
+    grid,
+    least_span,
+    note_of_coinciding,
+    png,
+    wrapped,
+)
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.study import Study, ranking_mask
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
-# one look for each checkpoint, in this order
-LOOKS = [
-    (BLUE, "o"),
-    (VERMILION, "s"),
-    (GREEN, "^"),
-    (PURPLE, "D"),
-    (ORANGE, "v"),
-    (SKY, "X"),
-    (BLACK, "P"),
-]
-PANEL = 4.6  # inches
-COINCIDE = 0.05  # relative difference below which two curves on a logarithmic axis are one
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.fontsize": 8.5,
-    "legend.framealpha": 0.9,
-    "lines.linewidth": 1.6,
-    "savefig.dpi": 150,
-}
 PROBES = {"knn": "kNN", "linear": "linear"}
 INFORMATION = {
     "class": "variance explained by\nthe class (η², 0 to 1)",
@@ -57,29 +45,6 @@ INFORMATION = {
 }
 
 
-def plain_text(text: str, most: int = 60) -> str:
-    """A name that matplotlib shows as it stands: no mathematics, no control characters."""
-    kept = "".join(character if character.isprintable() else " " for character in text)
-    return kept.replace("$", "")[:most]
-
-
-def wrapped(text: str, width: int = 44) -> str:
-    """A title in lines that fit a panel, also where a name has no blank."""
-    return "\n".join(textwrap.wrap(text, width, break_long_words=True)) or text
-
-
-def least_span(axis: Axes, values: Array, span: float = 0.1, along: str = "y") -> None:
-    """Widens an axis to at least ``span``, so that a mask that hardly moved looks like one."""
-    low, high = float(np.min(values)), float(np.max(values))
-    if high - low < span:
-        middle = (low + high) / 2
-        limits = middle - 0.6 * span, middle + 0.6 * span
-        if along == "y":
-            axis.set_ylim(limits)
-        else:
-            axis.set_xlim(limits)
-
-
 def draw_figures(studies: Sequence[Study]) -> dict[str, bytes]:
     """All figures that these studies allow, by name, as PNG files; the same bytes every time."""
     drawn = {}
@@ -87,9 +52,7 @@ def draw_figures(studies: Sequence[Study]) -> dict[str, bytes]:
         for name, draw in FIGURES.items():
             figure = draw(studies)
             if figure is not None:
-                content = io.BytesIO()
-                figure.savefig(content, format="png", metadata={"Software": None})
-                drawn[name] = content.getvalue()
+                drawn[name] = png(figure)
     return drawn
 
 
@@ -97,7 +60,9 @@ def correlation_figure(studies: Sequence[Study]) -> Figure:
     """|correlation| of every pair of dimensions, one panel for each checkpoint."""
     columns = min(3, len(studies))
     rows = -(-len(studies) // columns)
-    figure, axes = _grid(rows, columns, width=3.3, height=3.4)
+    width = 3.5 if columns > 1 else 4.6  # beside one panel alone stands the colour bar, too
+    lines = max(wrapped(study.name, 22).count("\n") for study in studies)
+    figure, axes = grid(rows, columns, width, height=3.4 + 0.18 * lines)
     norm = PowerNorm(0.5, 0, 1)  # most correlations are small: spread them
     for axis, study in zip(axes.flat, studies, strict=False):
         matrix = np.abs(study.correlation)
@@ -107,20 +72,23 @@ def correlation_figure(studies: Sequence[Study]) -> Figure:
         )
         axis.grid(False)
         energy = study.numbers["redundancy"]["plain"]["off_diagonal_energy"]
-        axis.set_title(f"{textwrap.fill(study.name, 26)}\noff-diagonal energy {energy:.4f}")
-        axis.set_xlabel("dimension (position after clustering)")
-        axis.set_ylabel("dimension (position after clustering)")
+        axis.set_title(f"{wrapped(study.name, 22)}\noff-diagonal energy {energy:.4f}")
+        axis.set_xlabel("dimension (clustered order)")
+        axis.set_ylabel("dimension (clustered order)")
     for axis in axes.flat[len(studies) :]:
         axis.set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("|correlation| (0 to 1, square-root colour scale)")
+    bar.set_label("|correlation|\n(0 to 1, square-root scale)")
     bar.set_ticks([0, 0.02, 0.1, 0.25, 0.5, 0.75, 1])
     return figure
 
 
 def spectrum_figure(studies: Sequence[Study]) -> Figure:
     """How much of the pairs is correlated, and the singular values."""
-    figure, axes = _grid(1, 2)
+    curves = sum(
+        found is not None for one in studies for found in one.numbers["redundancy"].values()
+    )
+    figure, axes = grid(1, 2, height=PANEL - 0.9 + 0.19 * curves)  # with a legend below
     pairs, spectrum = axes[0]
     thresholds = np.linspace(0, 1, 201)
     for study, (colour, marker) in zip(studies, cycle(LOOKS), strict=False):
@@ -134,8 +102,8 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
             color=colour,
             marker=marker,
             markevery=0.12,
+            label=study.name,
         )
-        drawn: Array | None = None
         for version, line in (("plain", "-"), ("masked", "--")):
             found = study.numbers["redundancy"][version]
             if found is None:
@@ -143,10 +111,6 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
             singular = np.array(found["singular_values"])
             relative = singular / max(singular[0], np.finfo(float).tiny)
             shown = relative > 1e-6
-            note = ""
-            if drawn is not None and np.allclose(relative[shown], drawn[shown], rtol=COINCIDE):
-                note = " (coincides with plain)"
-            drawn = relative
             spectrum.plot(
                 np.arange(1, len(singular) + 1)[shown],
                 relative[shown],
@@ -154,18 +118,23 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
                 linestyle=line,
                 marker=marker,
                 markevery=0.12,
-                label=f"{study.name}, {version}: RankMe {found['rankme']:.1f}{note}",
+                label=f"{study.name}, {version}: RankMe {found['rankme']:.1f}",
+                gid=f"{study.name.partition(':')[0]}, {version}",
             )
     pairs.set_yscale("log")
     pairs.set_xlim(0, 1)
     pairs.set_xlabel("threshold x (|correlation|, 0 to 1)")
     pairs.set_ylabel("share of pairs above x (0 to 1)")
-    pairs.set_title("redundancy of pairs (plain features)")
+    pairs.set_title("redundancy of pairs (plain features)" + note_of_coinciding(pairs))
     spectrum.set_yscale("log")
     spectrum.set_xlabel("rank k of the singular value (count)")
     spectrum.set_ylabel("σ$_k$ / σ$_1$ (ratio)")
     spectrum.set_title("singular value spectrum")
-    figure.legend(*spectrum.get_legend_handles_labels(), loc="outside lower center", ncols=1)
+    for curve, earlier in coinciding(spectrum):
+        curve.set_label(f"{curve.get_label()} (coincides with {earlier.get_gid()})")
+    handles = spectrum.get_legend_handles_labels()
+    # long enough to tell a dashed line
+    figure.legend(*handles, loc="outside lower center", ncols=1, handlelength=4)
     return figure
 
 
@@ -173,7 +142,7 @@ def subsets_figure(studies: Sequence[Study]) -> Figure | None:
     """Accuracy against the share of dimensions kept: a row for each checkpoint."""
     if studies[0].numbers["subsets"] is None:
         return None
-    figure, axes = _grid(len(studies), 2, height=3.7)
+    figure, axes = grid(len(studies), 2, height=3.7)
     for study, row in zip(studies, axes, strict=True):
         for probe, axis in zip(PROBES, row, strict=True):
             _subset_panel(axis, study, probe)
@@ -241,7 +210,7 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.set_xlabel("share of dimensions kept (%)")
-    axis.set_ylabel(f"{PROBES[probe]} accuracy (% of val images)")
+    axis.set_ylabel(f"{PROBES[probe]} accuracy\n(% of val images)")
     axis.set_title(wrapped(study.name))
     wins = axis.secondary_xaxis("top")
     wins.set_ticks(rates, [f"{share:.0%}" for share in found["share_beating_full"]], fontsize=8)
@@ -254,7 +223,7 @@ def mask_figure(studies: Sequence[Study]) -> Figure | None:
     masked = [study for study in studies if study.mask is not None]
     if not masked:
         return None
-    figure, axes = _grid(len(masked), 2, height=3.6)
+    figure, axes = grid(len(masked), 2, height=3.6)
     for study, (histogram, trajectory) in zip(masked, axes, strict=True):
         mask = study.mask
         assert mask is not None
@@ -282,7 +251,8 @@ def mask_figure(studies: Sequence[Study]) -> Figure | None:
                 linestyle="--",
                 label="mean at the start",
             )
-            histogram.legend()
+            histogram.margins(y=0.3)  # room for the legend above the bars
+            histogram.legend(loc="upper right")
             _trajectory_panel(trajectory, *study.history)
     return figure
 
@@ -307,7 +277,7 @@ def information_figure(studies: Sequence[Study]) -> Figure | None:
     if not masked:
         return None
     kinds = list(masked[0].numbers["mask"]["information"])
-    figure, axes = _grid(len(masked) * -(-len(kinds) // 2), 2)
+    figure, axes = grid(len(masked) * -(-len(kinds) // 2), 2)
     for axis in axes.flat:
         axis.set_visible(False)
     for study, row in zip(masked, axes.reshape(len(masked), -1), strict=True):
@@ -317,7 +287,9 @@ def information_figure(studies: Sequence[Study]) -> Figure | None:
             axis.set_visible(True)
             found = study.numbers["mask"]["information"][kind]
             axis.scatter(np.abs(mask), found["values"], s=9, alpha=0.5, color=BLUE, linewidths=0)
-            axis.set_xlabel("mask weight |m| (dimensionless)")
+            weights = np.abs(mask)
+            least_span(axis, weights, along="x")
+            axis.set_xlabel(f"mask weight |m| ({weights.min():.4f} to {weights.max():.4f})")
             axis.set_ylabel(INFORMATION[kind])
             axis.set_ylim(bottom=0)
             axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -344,7 +316,7 @@ def differences_figure(studies: Sequence[Study]) -> Figure | None:
     ]
     if not rows:
         return None
-    figure, axes = _grid(1, 1, width=8, height=1.5 + 0.42 * len(rows))
+    figure, axes = grid(1, 1, width=8, height=1.5 + 0.42 * len(rows))
     axis = axes[0, 0]
     axis.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
     for position, (_, probe, found) in enumerate(rows):
@@ -355,7 +327,7 @@ def differences_figure(studies: Sequence[Study]) -> Figure | None:
     least_span(axis, np.array([[100 * f[k] for k in ("low", "high")] for *_, f in rows]), 2, "x")
     axis.set_yticks(range(len(rows)), [f"{wrapped(name, 34)}, {probe}" for name, probe, _ in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel("masked minus plain features (percentage points, 95 % interval)")
+    axis.set_xlabel("masked minus plain features\n(percentage points, 95 % interval)")
     return figure
 
 
@@ -369,7 +341,7 @@ def bracket_figure(studies: Sequence[Study]) -> Figure | None:
         for version in ("plain", "masked")
         if study.numbers["bracket"][version] is not None
     ]
-    figure, axes = _grid(1, 1, width=8, height=1.6 + 0.42 * len(bars))
+    figure, axes = grid(1, 1, width=8, height=1.6 + 0.42 * len(bars))
     axis = axes[0, 0]
     looks = {"plain": (BLUE, "-"), "masked": (VERMILION, "--")}
     for position, (_, version, found) in enumerate(bars):
@@ -384,19 +356,14 @@ def bracket_figure(studies: Sequence[Study]) -> Figure | None:
             markeredgewidth=2,
         )
         axis.plot(found["cross_entropy"], position, color=BLACK, marker="D", markersize=5)
-        axis.annotate(
-            f"width {found['width']:.3f}",
-            (found["upper"], position),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
     axis.set_yticks(
         range(len(bars)), [f"{wrapped(name, 34)}, {version}" for name, version, _ in bars]
     )
     axis.set_ylim(len(bars) - 0.4, -0.6)
-    axis.margins(x=0.2)
+    widths = axis.secondary_yaxis("right")
+    widths.set_ticks(range(len(bars)), [f"{found['width']:.3f}" for *_, found in bars])
+    widths.tick_params(length=0)
+    widths.set_ylabel("width (nats)")
     axis.set_xlabel("cross-entropy of the mean classifier (nats)")
     guess = math.log(bars[0][2]["classes"])
     axis.axvline(guess, color=GREY, linestyle=":", linewidth=1.2)
@@ -411,14 +378,6 @@ def bracket_figure(studies: Sequence[Study]) -> Figure | None:
     handles.append(Line2D([], [], color=GREY, linestyle=":", label="guessing: log C"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
-
-
-def _grid(
-    rows: int, columns: int, width: float = PANEL, height: float = PANEL - 0.7
-) -> tuple[Figure, Any]:
-    """A figure and its (rows, columns) array of axes. No pyplot: nothing global is touched."""
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _cluster(correlation: Array) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from metamask_solo.analysis.figures import plain_text
+from metamask_solo.analysis.drawing import plain_text
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.study import Background, Subject, bracket_images
 from metamask_solo.analysis.subsets import Split

@@ -1,23 +1,18 @@
 """The figures of a benchmark, in the style of those of the analysis."""
 
-import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from metamask_solo.analysis.figures import GREY, LOOKS, STYLE
+from metamask_solo.analysis.drawing import GREY, LOOKS, STYLE, png
 from metamask_solo.benchmark.plan import Subject
 from metamask_solo.benchmark.rows import Row, group
 from metamask_solo.benchmark.statistics import best_settings, mean_and_deviation
-from metamask_solo.checkpoints.reading import read_checkpoint
-from metamask_solo.training.runs import read_metrics
 
 T = TypeVar("T")
 AXIS = {
@@ -38,12 +33,7 @@ def draw_figures(plan: Subject, rows: Sequence[Row]) -> dict[str, bytes]:
         "time": time_figure(plan, chosen),
         "curves": curves_figure(chosen),
     }
-    drawn = {}
-    for name, figure in figures.items():
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-        drawn[name] = content.getvalue()
-    return drawn
+    return {name: png(figure) for name, figure in figures.items()}
 
 
 def _styled(draw: Callable[..., T]) -> Callable[..., T]:
@@ -139,55 +129,8 @@ def curves_figure(groups: dict[str, list[Row]]) -> Figure:
     if axis.get_legend_handles_labels()[0]:
         figure.legend(loc="outside right upper")
     else:
-        axis.text(0.5, 0.5, "knn_eval is off", ha="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "no online kNN was logged", ha="center", transform=axis.transAxes)
     return figure
-
-
-@_styled
-def losses_and_mask(runs: dict[str, Path]) -> bytes:
-    """The demo's PNG: both losses of three runs over the epochs, and the mask of ``metamask``.
-
-    Args:
-        runs: the folder of each method's run; one of them is ``metamask``.
-    """
-    colours = dict(zip(runs, ("#0072B2", "#D55E00", "#009E73"), strict=True))
-    styles = dict(zip(runs, ("-", "--", ":"), strict=True))
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
-    axes = figure.subplots(1, 3)
-    checkpoints = {method: read_checkpoint(folder) for method, folder in runs.items()}
-    for axis, column, title, unit in (
-        (axes[0], "train_nce_loss_epoch", "contrastive loss (NT-Xent)", None),
-        # the methods weigh it differently: without the weight, the curves can be compared
-        (axes[1], "train_barlow_loss_epoch", "redundancy loss (Barlow Twins)", "scale_loss"),
-    ):
-        for method, folder in runs.items():
-            rows = [r for r in read_metrics(folder) if r.get(column)]
-            if rows:
-                config = checkpoints[method].config
-                assert config is not None  # a run's folder holds its config
-                scale = config.method_kwargs[unit] if unit else 1
-                axis.plot(
-                    [int(r["epoch"]) + 1 for r in rows],
-                    [float(r[column]) / scale for r in rows],
-                    styles[method],
-                    color=colours[method],
-                    marker="o",
-                    markersize=3,
-                    label=method,
-                )
-        axis.set(xlabel="epoch", ylabel=f"{title} / {unit}" if unit else title, title=title)
-        axis.legend()
-    history = checkpoints["metamask"].raw["metamask"]["history"]["mask"].numpy()
-    epochs = np.arange(len(history))
-    low, quarter, middle, upper, high = np.quantile(history, (0, 0.25, 0.5, 0.75, 1), axis=1)
-    axes[2].fill_between(epochs, low, high, color="#0072B2", alpha=0.2, label="all dimensions")
-    axes[2].fill_between(epochs, quarter, upper, color="#0072B2", alpha=0.4, label="middle half")
-    axes[2].plot(epochs, middle, color="#0072B2", label="median")
-    axes[2].set(xlabel="epoch", ylabel="mask weight m", title="the mask of MetaMask over time")
-    axes[2].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
-    return content.getvalue()
 
 
 def _look(place: int) -> tuple[str, str]:

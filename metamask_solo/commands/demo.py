@@ -34,8 +34,8 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
 
+    from metamask_solo.analysis.curves import draw_curves, read_run
     from metamask_solo.atomic_files import atomic_write
-    from metamask_solo.benchmark.figures import losses_and_mask
     from metamask_solo.benchmark.launch import execute
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.rows import read_rows
@@ -65,7 +65,9 @@ def main(argv: list[str]) -> int:
     trained = {run.method: run.training for run in plan.runs if run.method in files}
     figure = args.out / f"{args.dataset}.png"
     with atomic_write(figure) as path:
-        path.write_bytes(losses_and_mask(trained))
+        path.write_bytes(
+            draw_curves([read_run(run, place) for place, run in enumerate(trained.values(), 1)])
+        )
     print(f"\n{args.dataset}, {args.epochs} epochs; accuracy in % on the val images\n")
     print(table)
     print(f"\nfigure: {figure}\ncheckpoint of MetaMask: {trained['metamask']}")

@@ -11,6 +11,7 @@ HELP = "draw a checkpoint's features in two dimensions"
 FORMATS = (".png", ".pdf", ".svg")
 NEIGHBOURS = 15  # umap-learn's default; with fewer images it would silently take another number
 MOST_IN_LEGEND = 20
+LONGEST_NAME = 30  # of a class, in letters
 
 
 def main(argv: list[str]) -> int:
@@ -78,6 +79,7 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
     import matplotlib
     from matplotlib.figure import Figure
 
+    from metamask_solo.analysis.drawing import wrapped
     from metamask_solo.atomic_files import atomic_write
 
     figure = Figure(figsize=(8, 7), layout="constrained")
@@ -85,19 +87,28 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
     few = len(names) <= MOST_IN_LEGEND
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20" if few else "turbo"]
     size = max(2.0, min(30.0, 20_000 / len(points)))
+    texts = [axes.title]
     if not names:
         axes.scatter(points[:, 0], points[:, 1], s=size, color=colours(0), alpha=0.7)
     elif few:
-        for label, name in enumerate(names):
+        for label in range(len(names)):
             own = points[labels == label]
-            axes.scatter(own[:, 0], own[:, 1], s=size, color=colours(label), label=name, alpha=0.7)
-        axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+            axes.scatter(own[:, 0], own[:, 1], s=size, color=colours(label), alpha=0.7)
+        # numbers first: a label that begins with an underscore would be left out
+        numbers = [str(label) for label in range(len(names))]
+        legend = axes.legend(
+            axes.collections, numbers, title="class", loc="center left", bbox_to_anchor=(1, 0.5)
+        )
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")
+            texts.append(text)
     else:
         drawn = axes.scatter(points[:, 0], points[:, 1], s=size, c=labels, cmap=colours, alpha=0.7)
         figure.colorbar(drawn, label="class (in alphabetical order)")
-    # dollar signs would be read as mathematics
     axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    axes.set_title(title.replace("$", r"\$"), fontsize=10)
+    axes.set_title("\n".join(wrapped(line, 60) for line in title.splitlines()), fontsize=10)
+    for text in texts:  # names, in which a dollar sign is no mathematics
+        text.set_parse_math(False)
     with atomic_write(out) as temporary:
         figure.savefig(temporary, format=out.suffix[1:], dpi=150)
 

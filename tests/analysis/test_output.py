@@ -7,11 +7,13 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import matplotlib
 import numpy as np
 import pytest
+from drawn import misplaced
 from PIL import Image
 
-from metamask_solo.analysis import figures
+from metamask_solo.analysis import drawing
 from metamask_solo.analysis.figures import FIGURES, draw_figures
 from metamask_solo.analysis.output import check_output, write_output
 from metamask_solo.analysis.report import report_html
@@ -47,7 +49,7 @@ def studies(confounded) -> list[Study]:
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
     """Drawing takes the time of these tests; nothing here depends on the resolution."""
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 40)
 
 
 class Page(HTMLParser):
@@ -89,6 +91,52 @@ def test_every_figure_has_names_and_units_on_its_axes(studies):
                 "differences",
             )  # its vertical axis lists the checkpoints
             assert named_bars or re.search(r"\(.+\)", axis.get_ylabel()), (name, axis.get_ylabel())
+
+
+@pytest.mark.parametrize(
+    ("names", "spread"),
+    [
+        (["1: a name that is long and has blanks in it"], 5e-4),
+        (["1: metamask-finite-difference-textured-digits", "2: " + "METAMASK-" * 5, "3: a"], 1.0),
+        ([f"{number}: run-{number}" for number in range(1, 5)], 1.0),
+    ],
+)
+def test_no_text_leaves_its_panel_or_runs_over_another(confounded, names, spread):
+    subject, background = confounded()
+    assert subject.mask is not None and subject.history is not None
+    steps, masks = subject.history
+    mask, masks = (0.5 + spread * (values - 0.5) for values in (subject.mask, masks))
+    subject = replace(subject, mask=mask, history=(steps, masks))
+    found = study(subject, background, seed=0, draws=2)
+    several = [replace(found, name=name) for name in names]
+    with matplotlib.rc_context(drawing.STYLE):
+        for name, draw in FIGURES.items():
+            figure = draw(several)
+            assert figure is not None
+            assert misplaced(figure) == [], name
+
+
+def test_a_mask_that_hardly_moved_looks_like_one(confounded):
+    subject, background = confounded()
+    subject = replace(subject, mask=0.5 + 5e-4 * (subject.mask - 0.5))
+    found = study(subject, background, seed=0, draws=2)
+    for draw in (FIGURES["mask"], FIGURES["information"]):
+        axes = draw([found]).axes
+        low, high = axes[0].get_xlim()
+        assert high - low >= 0.1
+        assert "0.4998 to 0.5002" in axes[0].get_title() + axes[0].get_xlabel()
+
+
+def test_curves_that_coincide_say_so(confounded):
+    subject, background = confounded()
+    still = replace(subject, mask=np.full(DIMS, 0.5, dtype=np.float32))
+    found = [study(one, background, seed=0, draws=2) for one in (still, subject)]
+    found = [replace(one, name=name) for one, name in zip(found, ("1: a", "2: b"), strict=True)]
+    figure = FIGURES["spectrum"](found)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    ends = [label.partition(" (")[2] for label in labels]
+    assert ends == ["", "coincides with 1, plain)", "coincides with 1, plain)", ""]
+    assert figure.axes[0].get_title().endswith("\n2 coincides with 1")
 
 
 def test_figures_are_png_files_and_the_same_every_time(studies):

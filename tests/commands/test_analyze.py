@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision.datasets import ImageFolder
 
-from metamask_solo.analysis import figures, loading, output
+from metamask_solo.analysis import drawing, figures, loading, output
 from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.commands import analyze
 from metamask_solo.data import images
@@ -30,7 +30,7 @@ FIGURES = set(figures.FIGURES)
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes much of the time of these tests; nothing here depends on the resolution."""
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 40)
 
 
 @pytest.fixture

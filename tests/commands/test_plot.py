@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from drawn import misplaced
 from matplotlib.figure import Figure
 from runs import pretrain_config
 
@@ -26,7 +27,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[Path]:
     found = []
     for method in ("metamask", "simclr"):
         cfg = pretrain_config(images, out, method, max_epochs=2, optimizer__lr=0.01, knn_eval=knn)
-        if method == "simclr":
+        if method == "metamask":
+            cfg.method_kwargs.scale_loss = 0.5
+        else:
             cfg.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
         found.append(pretrain_run(cfg).folder)
     return found
@@ -41,7 +44,7 @@ def test_the_curves_are_those_that_were_logged(
         Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1]
     )
     out = tmp_path / "plot.png"
-    assert main(["plot", *map(str, runs), "--out", str(out)]) == 0
+    assert main(["plot", *map(str, [*runs, runs[1]]), "--out", str(out)]) == 0
 
     assert out.read_bytes().startswith(b"\x89PNG")
     axes = {a.get_title().split("\n")[0]: a for a in saved[0].axes if a.get_visible()}
@@ -51,9 +54,16 @@ def test_the_curves_are_those_that_were_logged(
         ("online kNN", "val_knn_acc1"),
         ("RankMe of the backbone's features", "train_rankme"),
     ):
-        for run, line in zip(runs, axes[title].lines, strict=True):
+        for run, line in zip([*runs, runs[1]], axes[title].lines, strict=True):
             values = [float(row[column]) for row in read_metrics(run) if row.get(column)]
             np.testing.assert_allclose(line.get_ydata(), values)
+        assert "coincide" in axes[title].get_title()
+    # without the weight of each method, so that the curves can be compared
+    line = axes["redundancy loss (Barlow Twins)"].lines[0]
+    logged = [row["train_barlow_loss_epoch"] for row in read_metrics(runs[0])]
+    values = [float(value) / 0.5 for value in logged if value]
+    np.testing.assert_allclose(line.get_ydata(), values)
+    assert misplaced(saved[0]) == []
     mask = read_checkpoint(runs[0]).mask
     assert mask is not None
     low, high = axes["mask of 1: metamask-test"].get_ylim()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints_of_runs import write_run
+from drawn import misplaced
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -104,6 +105,23 @@ def test_many_classes_get_a_colour_bar(tmp_path: Path, figures: list[Figure]) ->
     assert "class" in bar.get_ylabel()
     np.testing.assert_array_equal(axes.collections[0].get_array(), labels)
     assert (tmp_path / "plot.svg").read_text().lstrip().startswith("<?xml")
+
+
+def test_long_and_special_names_are_drawn_whole_and_as_they_stand(
+    tmp_path: Path, figures: list[Figure]
+) -> None:
+    points, labels = np.random.default_rng(0).normal(size=(60, 2)), np.arange(60) % 3
+    names = ["_hidden", r"$\bad$", "a class name with many more words than a legend can hold"]
+    title = "a-long-name-of-a-run-" * 5 + "$x$.ckpt\nmasked backbone features of 60 val images"
+
+    umap._draw(points, labels, names, title, tmp_path / "plot.png")
+
+    axes = figures[0].axes[0]
+    drawn = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert drawn == ["_hidden", r"$\bad$", "a class name with many more w…"]
+    assert "$x$" in axes.get_title()
+    assert misplaced(figures[0]) == []
+    assert axes.get_window_extent().width > 0.5 * figures[0].bbox.width
 
 
 def test_samples_and_seed_choose_the_images(
