@@ -5,7 +5,7 @@ it. It holds for unit-norm features, temperature 1, and positives that share the
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import logsumexp
@@ -17,7 +17,8 @@ from metamask_solo.analysis.measures import Array, IntArray, blocks, one_hot
 class Bracket:
     """Terms and sides of L_con − √V − V/2 − log(K/C) ≤ L_CE ≤ L_con + √V − log(K/C).
 
-    All but the three counts and V (squared length, 0 to 1) are in nats.
+    All but the two counts and V (squared length, 0 to 1) are in nats. ``inside`` says whether the
+    cross-entropy lies between both sides, up to rounding.
     """
 
     contrastive_loss: float
@@ -28,12 +29,12 @@ class Bracket:
     lower: float
     upper: float
     width: float
+    inside: bool = field(init=False)
 
-    @property
-    def inside(self) -> bool:
-        """Whether the cross-entropy lies between both sides, up to rounding."""
+    def __post_init__(self) -> None:
         rounding = 1e-9  # both sides coincide when V = 0
-        return self.lower - rounding <= self.cross_entropy <= self.upper + rounding
+        inside = self.lower - rounding <= self.cross_entropy <= self.upper + rounding
+        object.__setattr__(self, "inside", inside)
 
 
 def bracket(features: Array, labels: IntArray, positives: Array | None = None) -> Bracket:

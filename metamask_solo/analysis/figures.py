@@ -34,9 +34,10 @@ from metamask_solo.analysis.drawing import (
     wrapped,
 )
 from metamask_solo.analysis.measures import Array, IntArray
+from metamask_solo.analysis.records import PROBES
 from metamask_solo.analysis.study import Study, ranking_mask
 
-PROBES = {"knn": "kNN", "linear": "linear"}
+LINES = {"plain": "-", "masked": "--"}
 INFORMATION = {
     "class": "variance explained by\nthe class (η², 0 to 1)",
     "photograph": "variance explained by the\nbackground photograph (η², 0 to 1)",
@@ -71,7 +72,7 @@ def correlation_figure(studies: Sequence[Study]) -> Figure:
             matrix[np.ix_(order, order)], cmap="cividis", norm=norm, interpolation="antialiased"
         )
         axis.grid(False)
-        energy = study.numbers["redundancy"]["plain"]["off_diagonal_energy"]
+        energy = study.numbers.redundancy.plain.off_diagonal_energy
         axis.set_title(f"{wrapped(study.name, 22)}\noff-diagonal energy {energy:.4f}")
         axis.set_xlabel("dimension (clustered order)")
         axis.set_ylabel("dimension (clustered order)")
@@ -85,9 +86,7 @@ def correlation_figure(studies: Sequence[Study]) -> Figure:
 
 def spectrum_figure(studies: Sequence[Study]) -> Figure:
     """How much of the pairs is correlated, and the singular values."""
-    curves = sum(
-        found is not None for one in studies for found in one.numbers["redundancy"].values()
-    )
+    curves = sum(len(one.numbers.redundancy.items()) for one in studies)
     figure, axes = grid(1, 2, height=PANEL - 0.9 + 0.19 * curves)  # with a legend below
     pairs, spectrum = axes[0]
     thresholds = np.linspace(0, 1, 201)
@@ -104,21 +103,18 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
             markevery=0.12,
             label=study.name,
         )
-        for version, line in (("plain", "-"), ("masked", "--")):
-            found = study.numbers["redundancy"][version]
-            if found is None:
-                continue
-            singular = np.array(found["singular_values"])
+        for version, found in study.numbers.redundancy.items():
+            singular = np.array(found.singular_values)
             relative = singular / max(singular[0], np.finfo(float).tiny)
             shown = relative > 1e-6
             spectrum.plot(
                 np.arange(1, len(singular) + 1)[shown],
                 relative[shown],
                 color=colour,
-                linestyle=line,
+                linestyle=LINES[version],
                 marker=marker,
                 markevery=0.12,
-                label=f"{study.name}, {version}: RankMe {found['rankme']:.1f}",
+                label=f"{study.name}, {version}: RankMe {found.rankme:.1f}",
                 gid=f"{study.name.partition(':')[0]}, {version}",
             )
     pairs.set_yscale("log")
@@ -140,7 +136,7 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
 
 def subsets_figure(studies: Sequence[Study]) -> Figure | None:
     """Accuracy against the share of dimensions kept: a row for each checkpoint."""
-    if studies[0].numbers["subsets"] is None:
+    if studies[0].numbers.subsets is None:
         return None
     figure, axes = grid(len(studies), 2, height=3.7)
     for study, row in zip(studies, axes, strict=True):
@@ -160,20 +156,21 @@ def subsets_figure(studies: Sequence[Study]) -> Figure | None:
 
 
 def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
-    subsets = study.numbers["subsets"]
-    found, rates = subsets[probe], np.array(subsets["rates"])
+    subsets = study.numbers.subsets
+    assert subsets is not None  # all have labels, or none
+    found, rates = subsets.curves[probe], np.array(subsets.rates)
     axis.fill_between(
         rates,
-        found["quantile_05"],
-        found["quantile_95"],
+        found.quantile_05,
+        found.quantile_95,
         color=SKY,
         alpha=0.4,
         linewidth=0,
         label="random dimensions: middle 90 % of draws",
     )
-    axis.plot(rates, found["mean"], color=BLUE, marker="o", label="random dimensions: mean")
-    draws = np.array(found["draws"])
-    beating = draws > found["full"]
+    axis.plot(rates, found.mean, color=BLUE, marker="o", label="random dimensions: mean")
+    draws = np.array(found.draws)
+    beating = draws > found.full
     axis.scatter(
         np.broadcast_to(rates, draws.shape)[beating],
         draws[beating],
@@ -185,15 +182,15 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
         label="random draw better than all dimensions",
     )
     axis.axhline(
-        found["full"], color=BLACK, linestyle="--", linewidth=1.1, label="all dimensions, plain"
+        found.full, color=BLACK, linestyle="--", linewidth=1.1, label="all dimensions, plain"
     )
-    references = study.numbers.get("references") or {}
+    references = study.numbers.references or {}
     for (name, accuracy), line in zip(references.items(), (":", (0, (5, 1, 1, 1))), strict=False):
         axis.axhline(accuracy[probe], color=GREY, linestyle=line, linewidth=1.1, label=name)
-    if found["top_by_mask"] is not None:
+    if found.top_by_mask is not None and found.bottom_by_mask is not None:
         axis.plot(
             rates,
-            found["top_by_mask"],
+            found.top_by_mask,
             color=GREEN,
             marker="^",
             linestyle="-.",
@@ -201,7 +198,7 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
         )
         axis.plot(
             rates,
-            found["bottom_by_mask"],
+            found.bottom_by_mask,
             color=PURPLE,
             marker="v",
             linestyle=":",
@@ -213,7 +210,7 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
     axis.set_ylabel(f"{PROBES[probe]} accuracy\n(% of val images)")
     axis.set_title(wrapped(study.name))
     wins = axis.secondary_xaxis("top")
-    wins.set_ticks(rates, [f"{share:.0%}" for share in found["share_beating_full"]], fontsize=8)
+    wins.set_ticks(rates, [f"{share:.0%}" for share in found.share_beating_full], fontsize=8)
     wins.tick_params(length=0)
     wins.set_xlabel("random draws better than all dimensions (%)", fontsize=8.5)
 
@@ -273,46 +270,49 @@ def _trajectory_panel(axis: Axes, steps: IntArray, masks: Array) -> None:
 
 def information_figure(studies: Sequence[Study]) -> Figure | None:
     """Mask weight of each dimension against what it tells; None if no mask ranks them."""
-    masked = [study for study in studies if ranking_mask(study.mask) is not None]
+    masked = [
+        (study.name, study.mask, study.numbers.mask)
+        for study in studies
+        if study.mask is not None
+        and study.numbers.mask is not None
+        and ranking_mask(study.mask) is not None
+    ]
     if not masked:
         return None
-    kinds = list(masked[0].numbers["mask"]["information"])
+    kinds = list(masked[0][2].information)
     figure, axes = grid(len(masked) * -(-len(kinds) // 2), 2)
     for axis in axes.flat:
         axis.set_visible(False)
-    for study, row in zip(masked, axes.reshape(len(masked), -1), strict=True):
-        mask = study.mask
-        assert mask is not None
+    for (name, mask, of), row in zip(masked, axes.reshape(len(masked), -1), strict=True):
         for kind, axis in zip(kinds, row, strict=False):
             axis.set_visible(True)
-            found = study.numbers["mask"]["information"][kind]
-            axis.scatter(np.abs(mask), found["values"], s=9, alpha=0.5, color=BLUE, linewidths=0)
+            found = of.information[kind]
+            axis.scatter(np.abs(mask), found.values, s=9, alpha=0.5, color=BLUE, linewidths=0)
             weights = np.abs(mask)
             least_span(axis, weights, along="x")
             axis.set_xlabel(f"mask weight |m| ({weights.min():.4f} to {weights.max():.4f})")
             axis.set_ylabel(INFORMATION[kind])
             axis.set_ylim(bottom=0)
             axis.xaxis.set_major_locator(MaxNLocator(4))
-            rank = found["rank_correlation"]
+            rank = found.rank_correlation
             title = "ρ not defined: constant"
             if rank is not None:
                 title = (
-                    f"ρ = {rank['rho']:+.2f} (95 % interval {rank['low']:+.2f} to "
-                    f"{rank['high']:+.2f}), p = {rank['p_value']:.4f}"
+                    f"ρ = {rank.rho:+.2f} (95 % interval {rank.low:+.2f} to "
+                    f"{rank.high:+.2f}), p = {rank.p_value:.4f}"
                 )
             title = title.replace("-0.", "\N{MINUS SIGN}0.")
-            axis.set_title(f"{wrapped(study.name)}\n{title}", fontsize=9.5)
+            axis.set_title(f"{wrapped(name)}\n{title}", fontsize=9.5)
     return figure
 
 
 def differences_figure(studies: Sequence[Study]) -> Figure | None:
     """What the mask adds to each accuracy, with its interval; None without masks or labels."""
     rows = [
-        (study.name, PROBES[probe], study.numbers["accuracy"][probe]["difference"])
+        (study.name, PROBES[probe], accuracy.difference)
         for study in studies
-        if study.numbers["accuracy"] is not None
-        for probe in PROBES
-        if study.numbers["accuracy"][probe]["difference"] is not None
+        for probe, accuracy in (study.numbers.accuracy or {}).items()
+        if accuracy.difference is not None
     ]
     if not rows:
         return None
@@ -321,10 +321,10 @@ def differences_figure(studies: Sequence[Study]) -> Figure | None:
     axis.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
     for position, (_, probe, found) in enumerate(rows):
         colour, marker = (BLUE, "o") if probe == PROBES["knn"] else (VERMILION, "s")
-        mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+        mean, low, high = (100 * each for each in (found.mean, found.low, found.high))
         axis.plot([low, high], [position] * 2, color=colour)
         axis.plot(mean, position, color=colour, marker=marker)
-    least_span(axis, np.array([[100 * f[k] for k in ("low", "high")] for *_, f in rows]), 2, "x")
+    least_span(axis, np.array([[100 * found.low, 100 * found.high] for *_, found in rows]), 2, "x")
     axis.set_yticks(range(len(rows)), [f"{wrapped(name, 34)}, {probe}" for name, probe, _ in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("masked minus plain features\n(percentage points, 95 % interval)")
@@ -333,43 +333,42 @@ def differences_figure(studies: Sequence[Study]) -> Figure | None:
 
 def bracket_figure(studies: Sequence[Study]) -> Figure | None:
     """The bracket around the cross-entropy: one bar for plain, one for masked features."""
-    if studies[0].numbers["bracket"] is None:
-        return None
     bars = [
-        (study.name, version, study.numbers["bracket"][version])
+        (study.name, version, found)
         for study in studies
-        for version in ("plain", "masked")
-        if study.numbers["bracket"][version] is not None
+        if study.numbers.bracket is not None
+        for version, found in study.numbers.bracket.items()
     ]
+    if not bars:
+        return None
     figure, axes = grid(1, 1, width=8, height=1.6 + 0.42 * len(bars))
     axis = axes[0, 0]
-    looks = {"plain": (BLUE, "-"), "masked": (VERMILION, "--")}
+    colours = {"plain": BLUE, "masked": VERMILION}
     for position, (_, version, found) in enumerate(bars):
-        colour, line = looks[version]
         axis.plot(
-            [found["lower"], found["upper"]],
+            [found.lower, found.upper],
             [position] * 2,
-            color=colour,
-            linestyle=line,
+            color=colours[version],
+            linestyle=LINES[version],
             marker="|",
             markersize=13,
             markeredgewidth=2,
         )
-        axis.plot(found["cross_entropy"], position, color=BLACK, marker="D", markersize=5)
+        axis.plot(found.cross_entropy, position, color=BLACK, marker="D", markersize=5)
     axis.set_yticks(
         range(len(bars)), [f"{wrapped(name, 34)}, {version}" for name, version, _ in bars]
     )
     axis.set_ylim(len(bars) - 0.4, -0.6)
     widths = axis.secondary_yaxis("right")
-    widths.set_ticks(range(len(bars)), [f"{found['width']:.3f}" for *_, found in bars])
+    widths.set_ticks(range(len(bars)), [f"{found.width:.3f}" for *_, found in bars])
     widths.tick_params(length=0)
     widths.set_ylabel("width (nats)")
     axis.set_xlabel("cross-entropy of the mean classifier (nats)")
-    guess = math.log(bars[0][2]["classes"])
+    guess = math.log(bars[0][2].classes)
     axis.axvline(guess, color=GREY, linestyle=":", linewidth=1.2)
     handles = [
-        Line2D([], [], color=colour, linestyle=line, label=f"bracket, {version} features")
-        for version, (colour, line) in looks.items()
+        Line2D([], [], color=colour, linestyle=LINES[version], label=f"bracket, {version} features")
+        for version, colour in colours.items()
         if any(found_version == version for _, found_version, _ in bars)
     ]
     handles.append(

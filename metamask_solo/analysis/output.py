@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from metamask_solo.analysis.figures import FIGURES, draw_figures
+from metamask_solo.analysis.records import Analysis, Data, Settings
 from metamask_solo.analysis.report import report_html
 from metamask_solo.analysis.study import Study
 from metamask_solo.atomic_files import atomic_write
@@ -39,19 +40,16 @@ def _is_ours(out: Path) -> bool:
     return isinstance(found, dict) and found.get("made_by") == MADE_BY
 
 
-def write_output(out: Path, head: Mapping[str, Any], studies: Sequence[Study]) -> None:
+def write_output(out: Path, data: Data, settings: Settings, studies: Sequence[Study]) -> None:
     """Writes the files, each of them whole or not at all; an earlier analysis is replaced.
-
-    Args:
-        head: ``data`` and ``settings`` of analysis.json.
 
     Raises:
         UserError: ``out`` cannot be written to.
     """
-    analysis = {"made_by": MADE_BY, **head, "checkpoints": [study.numbers for study in studies]}
+    analysis = Analysis(MADE_BY, data, settings, [study.numbers for study in studies])
     figures = draw_figures(studies)
     contents = {
-        NUMBERS: (json.dumps(analysis, indent=1, allow_nan=False) + "\n").encode(),
+        NUMBERS: (json.dumps(asdict(analysis), indent=1, allow_nan=False) + "\n").encode(),
         **{f"{name}.png": content for name, content in figures.items()},
         "report.html": report_html(analysis, figures).encode(),
     }

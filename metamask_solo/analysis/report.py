@@ -6,8 +6,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from metamask_solo.analysis.records import (
+    PROBES,
+    Analysis,
+    Curve,
+    Information,
+    Numbers,
+    Versions,
+)
+
 TEMPLATE = "report.html.jinja"
-PROBES = {"knn": "kNN", "linear": "linear"}
 INFORMATION = {
     # what a dimension can tell: name, and the sign of the correlation if damped dimensions
     # are confounders (0: a control, where no sign is expected)
@@ -20,7 +28,7 @@ INFORMATION = {
 LEAST_SPREAD = 0.05
 
 
-def report_html(analysis: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
+def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
     """Writes the page.
 
     Args:
@@ -45,38 +53,38 @@ def report_html(analysis: Mapping[str, Any], figures: Mapping[str, bytes]) -> st
         "information_cells": _information_cells,
     }
     template = environment.get_template(TEMPLATE)
-    return template.render(analysis, figures=figures, probes=PROBES, answers=answers(analysis))
+    answered = answers(analysis.checkpoints)
+    return template.render(vars(analysis), figures=figures, probes=PROBES, answers=answered)
 
 
-def answers(analysis: Mapping[str, Any]) -> list[str]:
+def answers(found: Sequence[Numbers]) -> list[str]:
     """Three sentences: did the mask move, are there confounders, accuracy with and without it."""
-    found = analysis["checkpoints"]
     return [_did_it_move(found), _are_there_confounders(found), _does_it_help(found)]
 
 
-def _did_it_move(found: Sequence[Mapping[str, Any]]) -> str:
+def _did_it_move(found: Sequence[Numbers]) -> str:
     parts = []
     for one in found:
-        if one["mask"] is None:
+        if one.mask is None:
             continue
-        values = one["mask"]["statistics"]
-        moved = values["max"] - values["min"] >= LEAST_SPREAD
-        verdict = "spread out" if moved else "hardly moved"
-        parts.append(f"{one['name']} {verdict}, to {values['min']:.4f} to {values['max']:.4f}")
+        values = one.mask.statistics
+        verdict = "spread out" if values.max - values.min >= LEAST_SPREAD else "hardly moved"
+        parts.append(f"{one.name} {verdict}, to {values.min:.4f} to {values.max:.4f}")
     return (
         f"The mask of {'; of '.join(parts)}." if parts else "No checkpoint has a mask of its own."
     )
 
 
-def _are_there_confounders(found: Sequence[Mapping[str, Any]]) -> str:
-    if found[0]["subsets"] is None:
-        return "Whether dimensions confound cannot be said without labels."
-    clear = [
-        f"{one['name']} ({title})"
+def _are_there_confounders(found: Sequence[Numbers]) -> str:
+    curves = [
+        (f"{one.name} ({PROBES[probe]})", curve)
         for one in found
-        for probe, title in PROBES.items()
-        if one["subsets"][probe]["held_out_gain"] > 2 * one["subsets"][probe]["held_out_gain_error"]
+        if one.subsets is not None
+        for probe, curve in one.subsets.curves.items()
     ]
+    if not curves:
+        return "Whether dimensions confound cannot be said without labels."
+    clear = [name for name, one in curves if one.held_out_gain > 2 * one.held_out_gain_error]
     if not clear:
         return (
             "There is no evidence of confounders: no subset of dimensions, chosen on one half of "
@@ -85,67 +93,63 @@ def _are_there_confounders(found: Sequence[Mapping[str, Any]]) -> str:
     return f"There is evidence that some dimensions are better left out, in {', '.join(clear)}."
 
 
-def _does_it_help(found: Sequence[Mapping[str, Any]]) -> str:
-    if found[0]["accuracy"] is None:
+def _does_it_help(found: Sequence[Numbers]) -> str:
+    if found[0].accuracy is None:
         return "Accuracies need labels; RankMe and redundancy below are no accuracy."
     parts = []
     for one in found:
-        for probe, title in PROBES.items():
-            accuracy = one["accuracy"][probe]
-            gain = accuracy["difference"]
+        for probe, accuracy in (one.accuracy or {}).items():
+            gain = accuracy.difference
             if gain is None:
                 continue
-            low, high = (_signed(100 * gain[key]) for key in ("low", "high"))
+            mean, low, high = (_signed(100 * each) for each in (gain.mean, gain.low, gain.high))
             parts.append(
-                f"{one['name']} {title} {accuracy['masked']:.1%} and {accuracy['plain']:.1%} "
-                f"(difference {_signed(100 * gain['mean'])} points, {low} to {high})"
+                f"{one.name} {PROBES[probe]} {accuracy.masked:.1%} and {accuracy.plain:.1%} "
+                f"(difference {mean} points, {low} to {high})"
             )
     if not parts:
         return "There are no masked features whose accuracy could be compared."
     return f"Accuracy with the mask and without it: {'; '.join(parts)}."
 
 
-def _pair(numbers: Mapping[str, Any], form: str, key: str | None = None) -> str:
+def _pair(found: Versions[Any], form: str, key: str | None = None) -> str:
     """Of the plain features, and after a slash of the masked ones where there are any."""
-    found = [numbers[version] for version in ("plain", "masked")]
-    return " / ".join(
-        format(one if key is None else one[key], form) for one in found if one is not None
-    )
+    values = [one if key is None else getattr(one, key) for _, one in found.items()]
+    return " / ".join(format(value, form) for value in values)
 
 
-def _subset_cells(subsets: Mapping[str, Any], probe: str) -> list[str]:
-    curve, rates = subsets[probe], list(subsets["rates"])
-    best, beating = max(curve["best"]), max(curve["share_beating_full"])
-    best_rate = rates[curve["best"].index(best)]
-    beating_rate = rates[curve["share_beating_full"].index(beating)]
-    gain, error = 100 * curve["held_out_gain"], 100 * curve["held_out_gain_error"]
-    halves = [
-        "no ranking" if curve[key] is None else f"{curve[key][rates.index(0.5)]:.1%}"
-        for key in ("top_by_mask", "bottom_by_mask")
-    ]
+def _subset_cells(curve: Curve, rates: Sequence[float]) -> list[str]:
+    best, beating = max(curve.best), max(curve.share_beating_full)
+    best_rate = rates[curve.best.index(best)]
+    beating_rate = rates[curve.share_beating_full.index(beating)]
+    gain, error = 100 * curve.held_out_gain, 100 * curve.held_out_gain_error
+    half = rates.index(0.5)
     return [
-        f"{curve['full']:.1%}",
+        f"{curve.full:.1%}",
         f"{best:.1%} (at {best_rate:.0%})",
         f"{beating:.0%} (at {beating_rate:.0%})" if beating else "none",
         f"{_signed(gain)} ± {error:.2f} points",
-        *halves,
+        *(
+            "no ranking" if ranked is None else f"{ranked[half]:.1%}"
+            for ranked in (curve.top_by_mask, curve.bottom_by_mask)
+        ),
     ]
 
 
-def _information_cells(told: Mapping[str, Any], kind: str) -> list[str]:
+def _information_cells(told: Information, kind: str) -> list[str]:
     name, expected = INFORMATION[kind]
-    row = [name, f"{told['lowest_tenth']:.3f}", f"{told['highest_tenth']:.3f}"]
-    rank = told["rank_correlation"]
+    row = [name, f"{told.lowest_tenth:.3f}", f"{told.highest_tenth:.3f}"]
+    rank = told.rank_correlation
     if rank is None:
         return [*row, "not defined", "", "", "constant values" if expected else ""]
     if expected == 0:
         verdict = ""
-    elif rank["p_value"] >= 0.05:
+    elif rank.p_value >= 0.05:
         verdict = "not shown"
     else:
-        verdict = "yes" if rank["rho"] * expected > 0 else "the opposite"
-    interval = f"{_signed(rank['low'])} to {_signed(rank['high'])}"
-    return [*row, _signed(rank["rho"]), interval, f"{rank['p_value']:.4f}", verdict]
+        verdict = "yes" if rank.rho * expected > 0 else "the opposite"
+    interval = f"{_signed(rank.low)} to {_signed(rank.high)}"
+    return [*row, _signed(rank.rho), interval, f"{rank.p_value:.4f}", verdict]
 
 
 def _signed(value: float) -> str:

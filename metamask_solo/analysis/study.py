@@ -1,17 +1,17 @@
 """Everything that is measured of one checkpoint, from its features to numbers for a report."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from metamask_solo.analysis.bounds import balanced_indices, bracket
+from metamask_solo.analysis.bounds import Bracket, balanced_indices, bracket
 from metamask_solo.analysis.measures import (
     Array,
     IntArray,
+    Moments,
     correlation_matrix,
     explained_share,
     moments,
@@ -21,6 +21,21 @@ from metamask_solo.analysis.measures import (
     rank_correlation,
     rankme,
     singular_values,
+)
+from metamask_solo.analysis.records import (
+    Accuracy,
+    Brackets,
+    Curve,
+    Difference,
+    History,
+    Information,
+    MaskNumbers,
+    Numbers,
+    Redundancy,
+    References,
+    Statistics,
+    Subsets,
+    Versions,
 )
 from metamask_solo.analysis.subsets import (
     RATES,
@@ -82,7 +97,7 @@ class Study:
     """
 
     name: str
-    numbers: dict[str, Any]
+    numbers: Numbers
     correlation: Array
     mask: Array | None
     history: tuple[IntArray, Array] | None
@@ -94,44 +109,29 @@ def study(
     seed: int,
     draws: int,
     advance: Callable[[], object] = lambda: None,
+    references: References | None = None,
 ) -> Study:
-    """Measures one checkpoint.
+    """Measures one checkpoint; without labels, redundancy and the mask's values alone.
 
     Args:
         draws: number of random subsets at each rate.
         advance: called after each of the ``steps_of(subject, draws)`` orders of dimensions.
+        references: those of the same images, which stand in the report beside it.
     """
-    if subject.val is None:
-        return _label_free_study(subject, seed)
-    train_part, val_part = subset_images(subject, seed)
-    # matrices of this size gain nothing from threads, and one thread is the same everywhere
-    with threadpool_limits(limits=1):
-        curves = subset_curves(
-            subject.train.take(train_part),
-            subject.val.take(val_part),
-            ranking_mask(subject.mask),
-            draws,
-            np.random.default_rng(seed),
-            advance,
-        )
+    labelled = subject.val is not None
     redundancy, correlation = _redundancy(subject)
-    numbers = {
-        "name": subject.name,
-        "path": subject.path,
-        "method": subject.method,
-        "dims": subject.train.features.shape[1],
-        "accuracy": _accuracy(subject),
-        "redundancy": redundancy,
-        "subsets": {
-            "train_images": len(train_part),
-            "val_images": len(val_part),
-            "rates": list(RATES),
-            "kept_dims": cuts_of(subject.train.features.shape[1]),
-            **{probe: _summary(curve) for probe, curve in curves.items()},
-        },
-        "mask": _mask(subject, background, seed),
-        "bracket": _brackets(subject, seed),
-    }
+    numbers = Numbers(
+        name=subject.name,
+        path=subject.path,
+        method=subject.method,
+        dims=subject.train.features.shape[1],
+        accuracy=_accuracy(subject) if labelled else None,
+        redundancy=redundancy,
+        subsets=_subsets(subject, seed, draws, advance) if labelled else None,
+        mask=_mask(subject, background, seed),
+        bracket=_brackets(subject, seed) if labelled else None,
+        references=references,
+    )
     return Study(subject.name, numbers, correlation, subject.mask, subject.history)
 
 
@@ -142,33 +142,13 @@ def subset_images(subject: Subject, seed: int) -> tuple[IntArray, IntArray]:
     return train, _draw(len(subject.val.labels), SUBSET_VAL, seed)
 
 
-def reference_accuracies(references: dict[str, tuple[Split, Split]]) -> dict[str, Any]:
+def reference_accuracies(references: dict[str, tuple[Split, Split]]) -> References:
     """Accuracy of both probes on all dimensions of other features of the subset's images."""
-    found = {}
     with threadpool_limits(limits=1):
-        for name, (train, val) in references.items():
-            dims = train.features.shape[1]
-            knn = knn_along(train, val, slice(None), [dims])
-            linear = linear_along(ridge_system(train), val, np.arange(dims), [dims])
-            found[name] = {"knn": float(knn.mean()), "linear": float(linear.mean())}
-    return found
-
-
-def _label_free_study(subject: Subject, seed: int) -> Study:
-    """What can be said of features without labels: their redundancy, and the mask's values."""
-    redundancy, correlation = _redundancy(subject)
-    numbers = {
-        "name": subject.name,
-        "path": subject.path,
-        "method": subject.method,
-        "dims": subject.train.features.shape[1],
-        "accuracy": None,
-        "redundancy": redundancy,
-        "subsets": None,
-        "mask": _mask(subject, None, seed),
-        "bracket": None,
-    }
-    return Study(subject.name, numbers, correlation, subject.mask, subject.history)
+        return {
+            name: {probe: float(correct.mean()) for probe, correct in _probes(*splits).items()}
+            for name, splits in references.items()
+        }
 
 
 def steps_of(subject: Subject, draws: int) -> int:
@@ -193,95 +173,115 @@ def _draw(count: int, limit: int, seed: int) -> IntArray:
     return np.sort(chosen)
 
 
-def _accuracy(subject: Subject) -> dict[str, dict[str, Any]]:
-    """Both probes on all images and all dimensions, and what the mask adds to each.
-
-    The 95 % interval of the difference is that of the paired differences over the images.
-    """
-
-    def probes(train: Split, val: Split) -> dict[str, Any]:
-        dims = train.features.shape[1]
-        return {
-            "knn": knn_along(train, val, slice(None), [dims])[0],
-            "linear": linear_along(ridge_system(train), val, np.arange(dims), [dims])[0],
-        }
-
-    assert subject.val is not None
-    plain = probes(subject.train, subject.val)
-    found: dict[str, dict[str, Any]] = {
-        name: {"plain": float(correct.mean()), "masked": None, "difference": None}
-        for name, correct in plain.items()
+def _probes(train: Split, val: Split) -> dict[str, Array]:
+    """Which validation images each probe gets right with all dimensions."""
+    dims = train.features.shape[1]
+    return {
+        "knn": knn_along(train, val, slice(None), [dims])[0],
+        "linear": linear_along(ridge_system(train), val, np.arange(dims), [dims])[0],
     }
-    if subject.mask is not None:
-        masked = probes(subject.train.masked(subject.mask), subject.val.masked(subject.mask))
-        for name, correct in masked.items():
-            gain = correct.astype(float) - plain[name]
-            half = 1.96 * float(gain.std()) / np.sqrt(len(gain))
-            mean = float(gain.mean())
-            found[name]["masked"] = float(correct.mean())
-            found[name]["difference"] = {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _accuracy(subject: Subject) -> dict[str, Accuracy]:
+    """Both probes on all images and all dimensions, and what the mask adds to each."""
+    assert subject.val is not None
+    plain = _probes(subject.train, subject.val)
+    if subject.mask is None:
+        return {name: Accuracy(float(correct.mean())) for name, correct in plain.items()}
+    masked = _probes(subject.train.masked(subject.mask), subject.val.masked(subject.mask))
+    found = {}
+    for name, correct in masked.items():
+        gain = correct.astype(float) - plain[name]
+        half = 1.96 * float(gain.std()) / np.sqrt(len(gain))
+        mean = float(gain.mean())
+        difference = Difference(mean, mean - half, mean + half)
+        found[name] = Accuracy(float(plain[name].mean()), float(correct.mean()), difference)
     return found
 
 
-def _redundancy(subject: Subject) -> tuple[dict[str, Any], Array]:
+def _redundancy(subject: Subject) -> tuple[Versions[Redundancy], Array]:
     plain = moments(subject.train.features)
     correlation = correlation_matrix(plain)
-    versions = {"plain": plain}
+    found = [_redundancy_of(plain, correlation)]
     if subject.mask is not None:
-        versions["masked"] = plain.masked(subject.mask)
-    numbers: dict[str, Any] = {"plain": None, "masked": None}
-    for version, found in versions.items():
-        matrix = correlation_matrix(found)
-        values = singular_values(found)
-        numbers[version] = {
-            "constant_dims": int(np.count_nonzero(np.diag(matrix) == 0)),
-            "off_diagonal_energy": off_diagonal_energy(matrix),
-            "off_diagonal_share": off_diagonal_share(found.covariance),
-            "rankme": rankme(values),
-            "singular_values": values.tolist(),
-        }
-    return numbers, correlation
+        masked = plain.masked(subject.mask)
+        found.append(_redundancy_of(masked, correlation_matrix(masked)))
+    return Versions(*found), correlation
 
 
-def _summary(curve: SubsetCurves) -> dict[str, Any]:
+def _redundancy_of(found: Moments, correlation: Array) -> Redundancy:
+    values = singular_values(found)
+    return Redundancy(
+        constant_dims=int(np.count_nonzero(np.diag(correlation) == 0)),
+        off_diagonal_energy=off_diagonal_energy(correlation),
+        off_diagonal_share=off_diagonal_share(found.covariance),
+        rankme=rankme(values),
+        singular_values=values.tolist(),
+    )
+
+
+def _subsets(subject: Subject, seed: int, draws: int, advance: Callable[[], object]) -> Subsets:
+    assert subject.val is not None
+    train, val = subset_images(subject, seed)
+    # matrices of this size gain nothing from threads, and one thread is the same everywhere
+    with threadpool_limits(limits=1):
+        curves = subset_curves(
+            subject.train.take(train),
+            subject.val.take(val),
+            ranking_mask(subject.mask),
+            draws,
+            np.random.default_rng(seed),
+            advance,
+        )
+    return Subsets(
+        train_images=len(train),
+        val_images=len(val),
+        rates=list(RATES),
+        kept_dims=cuts_of(subject.train.features.shape[1]),
+        **{probe: _summary(curve) for probe, curve in curves.items()},
+    )
+
+
+def _summary(curve: SubsetCurves) -> Curve:
     low, high = np.quantile(curve.random, [0.05, 0.95], axis=0)
-    return {
-        "full": curve.full,
-        "mean": curve.random.mean(axis=0).tolist(),
-        "quantile_05": low.tolist(),
-        "quantile_95": high.tolist(),
-        "best": curve.random.max(axis=0).tolist(),
-        "held_out_gain": curve.gain,
-        "held_out_gain_error": curve.gain_error,
-        "share_beating_full": curve.beating.mean(axis=0).tolist(),
-        "top_by_mask": None if curve.top is None else curve.top.tolist(),
-        "bottom_by_mask": None if curve.bottom is None else curve.bottom.tolist(),
-        "draws": curve.random.tolist(),
-    }
+    return Curve(
+        full=curve.full,
+        mean=curve.random.mean(axis=0).tolist(),
+        quantile_05=low.tolist(),
+        quantile_95=high.tolist(),
+        best=curve.random.max(axis=0).tolist(),
+        held_out_gain=curve.gain,
+        held_out_gain_error=curve.gain_error,
+        share_beating_full=curve.beating.mean(axis=0).tolist(),
+        top_by_mask=None if curve.top is None else curve.top.tolist(),
+        bottom_by_mask=None if curve.bottom is None else curve.bottom.tolist(),
+        draws=curve.random.tolist(),
+    )
 
 
-def _mask(subject: Subject, background: Background | None, seed: int) -> dict[str, Any] | None:
+def _mask(subject: Subject, background: Background | None, seed: int) -> MaskNumbers | None:
     if subject.mask is None:
         return None
     history = None
     if subject.history is not None:
         steps, masks = subject.history
-        history = {"step": steps.tolist(), "statistics": [_statistics(mask) for mask in masks]}
-    return {
-        "values": subject.mask.tolist(),
-        "statistics": _statistics(subject.mask),
-        "history": history,
-        "information": _information(subject.train, np.abs(subject.mask), background, seed),
-    }
+        history = History(steps.tolist(), [_statistics(mask) for mask in masks])
+    return MaskNumbers(
+        values=subject.mask.tolist(),
+        statistics=_statistics(subject.mask),
+        history=history,
+        information=_information(subject.train, np.abs(subject.mask), background, seed),
+    )
 
 
-def _statistics(mask: Array) -> dict[str, float]:
-    return {name: float(value) for name, value in mask_statistics(torch.as_tensor(mask)).items()}
+def _statistics(mask: Array) -> Statistics:
+    found = mask_statistics(torch.as_tensor(mask))
+    return Statistics(**{name: float(value) for name, value in found.items()})
 
 
 def _information(
     train: Split, weight: Array, background: Background | None, seed: int
-) -> dict[str, Any]:
+) -> dict[str, Information]:
     """What each dimension tells, against its mask weight |m|; measured on plain features."""
     told = {}
     classes = int(train.labels.max()) + 1
@@ -296,33 +296,30 @@ def _information(
     told["deviation"] = np.sqrt(np.maximum(np.diag(moments(train.features).covariance), 0))
     order = np.argsort(weight, kind="stable")
     tenth = max(1, round(len(weight) / 10))
-    numbers = {}
-    for name, values in told.items():
-        found = rank_correlation(weight, values, np.random.default_rng(seed))
-        numbers[name] = {
-            "values": values.tolist(),
-            "lowest_tenth": float(values[order[:tenth]].mean()),
-            "highest_tenth": float(values[order[-tenth:]].mean()),
-            "rank_correlation": None if found is None else asdict(found),
-        }
-    return numbers
+    return {
+        name: Information(
+            values=values.tolist(),
+            lowest_tenth=float(values[order[:tenth]].mean()),
+            highest_tenth=float(values[order[-tenth:]].mean()),
+            rank_correlation=rank_correlation(weight, values, np.random.default_rng(seed)),
+        )
+        for name, values in told.items()
+    }
 
 
-def _brackets(subject: Subject, seed: int) -> dict[str, Any]:
+def _brackets(subject: Subject, seed: int) -> Brackets:
     """The bracket of plain and of masked features."""
     assert subject.val is not None
     chosen = bracket_images(subject.val.labels, seed)
     labels = subject.val.labels[chosen]
     first, second = subject.views or (subject.val.features[chosen], None)
-    numbers: dict[str, Any] = {
-        "positives": "same class" if second is None else "two views",
-        "images": len(chosen),
-        "plain": None,
-        "masked": None,
-    }
-    masks = {"plain": np.ones(first.shape[1]), "masked": subject.mask}
-    for version, mask in masks.items():
-        if mask is not None:
-            found = bracket(first * mask, labels, None if second is None else second * mask)
-            numbers[version] = {**asdict(found), "inside": found.inside}
-    return numbers
+
+    def of(mask: Array) -> Bracket:
+        return bracket(first * mask, labels, None if second is None else second * mask)
+
+    return Brackets(
+        of(np.ones(first.shape[1])),
+        None if subject.mask is None else of(subject.mask),
+        positives="same class" if second is None else "two views",
+        images=len(chosen),
+    )

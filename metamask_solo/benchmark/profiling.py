@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,23 @@ class _Watch(pl.Callback):  # type: ignore[name-defined]
         self.seconds = self.parts.finish()
 
 
-def profile(path: str | Path, overrides: list[str], steps: int | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of an epoch went: seconds and calls by part, and what was run where."""
+
+    config: str
+    overrides: list[str]
+    method: str
+    device: str
+    threads: int
+    versions: dict[str, str]
+    steps: int
+    images: int
+    seconds: dict[str, float]
+    calls: dict[str, int]
+
+
+def profile(path: str | Path, overrides: list[str], steps: int | None = None) -> Profile:
     """Trains one epoch of a pretraining file, with images read by the process that trains.
 
     Nothing is kept of the run. The clock waits for a GPU at each part, so that one's own work is
@@ -170,9 +187,6 @@ def profile(path: str | Path, overrides: list[str], steps: int | None = None) ->
         path: YAML file of a run.
         overrides: Hydra overrides of it.
         steps: counted steps, after one that is not counted; None for the whole epoch.
-
-    Returns:
-        ``seconds`` by part, ``steps``, ``images`` and what was run where.
 
     Raises:
         UserError: the file, an override or ``steps`` cannot be used.
@@ -196,18 +210,18 @@ def profile(path: str | Path, overrides: list[str], steps: int | None = None) ->
         watch = _Watch(parts)
         fit(model, cfg, loader, validation, cfg.method, (watch,))
     counted = watch.steps - 1
-    return {
-        "config": str(path),
-        "overrides": overrides,
-        "method": cfg.method,
-        "device": torch.cuda.get_device_name() if on_gpu else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__, "solo-learn": RELEASE},
-        "steps": counted,
-        "images": counted * cfg.optimizer.batch_size,
-        "seconds": watch.seconds,
-        "calls": parts.calls,
-    }
+    return Profile(
+        config=str(path),
+        overrides=overrides,
+        method=cfg.method,
+        device=torch.cuda.get_device_name() if on_gpu else platform.machine(),
+        threads=torch.get_num_threads(),
+        versions={"torch": torch.__version__, "solo-learn": RELEASE},
+        steps=counted,
+        images=counted * cfg.optimizer.batch_size,
+        seconds=watch.seconds,
+        calls=parts.calls,
+    )
 
 
 def _config(path: Path, overrides: list[str], folder: str, steps: int | None) -> DictConfig:
@@ -235,15 +249,15 @@ def _config(path: Path, overrides: list[str], folder: str, steps: int | None) ->
     return cfg
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Profile) -> str:
     """Seconds, milliseconds a step and share of each part."""
-    seconds = report["seconds"]
+    seconds = report.seconds
     augmentations = [name for name in seconds if name not in (*FIRST, *LAST)]
     total = sum(seconds.values())
     lines = [f"{'part':<22}{'seconds':>9}{'ms a step':>11}{'share':>8}"]
     for name in (*FIRST, *augmentations, *LAST, "all"):
         value = total if name == "all" else seconds.get(name)
         if value is not None:
-            each = 1000 * value / report["steps"]
+            each = 1000 * value / report.steps
             lines.append(f"{name:<22}{value:>9.2f}{each:>11.2f}{value / total:>8.1%}")
     return "\n".join(lines)

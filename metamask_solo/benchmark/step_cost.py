@@ -8,7 +8,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +48,18 @@ class Setting:
     precision: str = "32"
 
 
-def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Costs:
+    """Seconds per step of each variant in each round, and its peak memory."""
+
+    setting: Setting
+    machine: str
+    versions: dict[str, str]
+    seconds: dict[str, list[float]]
+    memory_mib: dict[str, float]
+
+
+def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> Costs:
     """Seconds per step of each variant in each round, and its peak memory in a process of its own.
 
     Raises:
@@ -66,22 +77,22 @@ def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> dic
                 step()
             if counted:
                 seconds[name].append((time.perf_counter() - start) / period)
-    return {
-        "setting": asdict(setting),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "solo-learn": RELEASE},
-        "seconds": seconds,
-        "memory_mib": memory,
-    }
+    return Costs(
+        setting=setting,
+        machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
+        versions={"torch": torch.__version__, "solo-learn": RELEASE},
+        seconds=seconds,
+        memory_mib=memory,
+    )
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: Costs) -> str:
     """Median ratios to joint of the same round, their extremes, and peak memory."""
-    joint, memory = report["seconds"]["joint"], report["memory_mib"]
+    joint, memory = report.seconds["joint"], report.memory_mib
     lines = [
         f"{'step':<18} {'ratio':>6} {'lowest':>7} {'highest':>8} {'ms':>8} {'MiB':>7} {'ratio':>6}"
     ]
-    for name, seconds in report["seconds"].items():
+    for name, seconds in report.seconds.items():
         ratios = [s / j for s, j in zip(seconds, joint, strict=True)]
         lines.append(
             f"{name:<18} {statistics.median(ratios):>6.2f} {min(ratios):>7.2f} {max(ratios):>8.2f} "

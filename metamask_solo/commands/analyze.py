@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
 
     from metamask_solo.analysis import loading, subsets
     from metamask_solo.analysis.output import check_output, write_output
+    from metamask_solo.analysis.records import Data, Settings
     from metamask_solo.analysis.study import (
         reference_accuracies,
         steps_of,
@@ -65,30 +66,27 @@ def main(argv: list[str]) -> int:
         with tqdm(
             total=steps_of(subject, arguments.draws), desc=f"{name} subsets", leave=False
         ) as bar:
-            found = study(subject, background, arguments.seed, arguments.draws, bar.update)
-        found.numbers["references"] = references
-        studies.append(found)
+            seed, draws = arguments.seed, arguments.draws
+            studies.append(study(subject, background, seed, draws, bar.update, references))
     if labelled and data is None:
         classes = int(subject.train.labels.max()) + 1
     config = read[0].config
-    head = {
-        "data": {
-            "folder": str(data or (config.data.train_path if config is not None else "")),
-            "classes": classes,
-            "train_images": len(subject.train.labels),
-            "val_images": len(subject.val.labels) if subject.val is not None else 0,
-            "background": background is not None,
-        },
-        "settings": {
-            "seed": arguments.seed,
-            "samples": arguments.samples,
-            "draws": arguments.draws,
-            "knn_k": subsets.KNN_K,
-            "knn_temperature": subsets.KNN_TEMPERATURE,
-            "ridge": subsets.RIDGE,
-        },
-    }
-    write_output(out, head, studies)
+    images = Data(
+        folder=str(data or (config.data.train_path if config is not None else "")),
+        classes=classes,
+        train_images=len(subject.train.labels),
+        val_images=len(subject.val.labels) if subject.val is not None else 0,
+        background=background is not None,
+    )
+    settings = Settings(
+        seed=arguments.seed,
+        samples=arguments.samples,
+        draws=arguments.draws,
+        knn_k=subsets.KNN_K,
+        knn_temperature=subsets.KNN_TEMPERATURE,
+        ridge=subsets.RIDGE,
+    )
+    write_output(out, images, settings, studies)
     what = "checkpoints" if len(studies) > 1 else "checkpoint"
     print(f"{out / 'report.html'}: {len(studies)} {what}{'' if labelled else ', without labels'}")
     return 0

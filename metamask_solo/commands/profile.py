@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 HELP = "time one epoch of a run by part: reading, each augmentation, training, mask update"
@@ -32,8 +33,8 @@ def main(argv: list[str]) -> None:
     from metamask_solo.benchmark import profiling
 
     report = profiling.profile(arguments.config, arguments.overrides, arguments.steps)
-    print(f"{report['method']}, {report['steps']} steps, {report['images']} images")
+    print(f"{report.method}, {report.steps} steps, {report.images} images")
     print(profiling.table(report))
     if arguments.json is not None:
         with atomic_write(arguments.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+            path.write_text(json.dumps(asdict(report), indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 HELP = "time one training step of each method"
@@ -36,4 +37,4 @@ def main(argv: list[str]) -> None:
     print(step_cost.table(report))
     if args.json is not None:
         with atomic_write(args.json) as path:
-            path.write_text(json.dumps(report, indent=1))
+            path.write_text(json.dumps(asdict(report), indent=1))

@@ -16,28 +16,14 @@ from PIL import Image
 from metamask_solo.analysis import drawing
 from metamask_solo.analysis.figures import FIGURES, draw_figures
 from metamask_solo.analysis.output import check_output, write_output
+from metamask_solo.analysis.records import Analysis, Data, Settings
 from metamask_solo.analysis.report import report_html
 from metamask_solo.analysis.study import Study, study
 from metamask_solo.errors import UserError
 
 DIMS = 24
-HEAD = {
-    "data": {
-        "folder": "data/<set>",
-        "classes": 4,
-        "train_images": 200,
-        "val_images": 80,
-        "background": True,
-    },
-    "settings": {
-        "seed": 0,
-        "samples": 1000,
-        "draws": 3,
-        "knn_k": 5,
-        "knn_temperature": 1.0,
-        "ridge": 1e-3,
-    },
-}
+DATA = Data(folder="data/<set>", classes=4, train_images=200, val_images=80, background=True)
+SETTINGS = Settings(seed=0, samples=1000, draws=3, knn_k=5, knn_temperature=1.0, ridge=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +147,7 @@ def test_figures_of_a_constant_mask_without_history(confounded):
 
 def test_folder_and_page_are_whole_and_load_nothing(studies, tmp_path):
     out = tmp_path / "new" / "out"
-    write_output(out, HEAD, studies)
+    write_output(out, DATA, SETTINGS, studies)
     names = {path.name for path in out.iterdir()}
     assert names == {"analysis.json", "report.html", *(f"{name}.png" for name in FIGURES)}
     page = Page((out / "report.html").read_text(encoding="utf-8"))
@@ -183,30 +169,33 @@ def test_folder_and_page_are_whole_and_load_nothing(studies, tmp_path):
     assert numbers["settings"]["draws"] == 3
 
     check_output(out)  # an earlier analysis is replaced
-    write_output(out, HEAD, studies[1:])
+    write_output(out, DATA, SETTINGS, studies[1:])
     assert not (out / "mask.png").exists()
     assert len(json.loads((out / "analysis.json").read_text())["checkpoints"]) == 1
+
+
+def page_of(found: Study, background: bool = True) -> str:
+    data = replace(DATA, background=background)
+    return report_html(Analysis("test", data, SETTINGS, [found.numbers]), {})
 
 
 def test_page_tells_when_the_mask_damps_the_wrong_dimensions(confounded, studies, tmp_path):
     against, background = confounded()
     against = replace(against, mask=against.mask[::-1].copy(), history=None)
     found = study(against, background, seed=0, draws=2)
-    page = report_html({**HEAD, "checkpoints": [found.numbers]}, {})
+    page = page_of(found)
     assert page.count("<td>the opposite</td>") == 3
     assert "no metadata.csv" not in page
 
 
 def test_page_without_any_mask(studies):
-    head = {**HEAD, "data": {**HEAD["data"], "background": False}}
-    page = Page(report_html({**head, "checkpoints": [studies[1].numbers]}, {}))
+    page = Page(page_of(studies[1], background=False))
     assert "2: simclr: no mask of its own (none was learned" in page.text
     assert page.sources == []
 
 
 def test_page_without_metadata(studies):
-    head = {**HEAD, "data": {**HEAD["data"], "background": False}}
-    page = Page(report_html({**head, "checkpoints": [studies[0].numbers]}, {}))
+    page = Page(page_of(studies[0], background=False))
     assert "no metadata.csv" in page.text
 
 
