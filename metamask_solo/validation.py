@@ -31,6 +31,8 @@ T = TypeVar("T")
 M = TypeVar("M", bound="Settings")
 # stands for a value in a file that is yet to be given (OmegaConf)
 MISSING = "???"
+# keys that a line can list
+MOST_LISTED = 30
 
 
 class Settings(BaseModel):
@@ -40,10 +42,18 @@ class Settings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_what_is_missing(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            return {key: value for key, value in data.items() if not _is_missing(value)}
-        return data
+    def _complete(cls, data: Any) -> Any:
+        """Leaves out what is not given; a section that is not there is an empty one."""
+        if not isinstance(data, Mapping):
+            return data
+        sections: dict[str, Any] = {
+            name: {}
+            for name, field in cls.model_fields.items()
+            if field.is_required() and field.annotation is section_of(field)
+        }
+        by_default = {*sections, *(n for n, f in cls.model_fields.items() if NULL in f.metadata)}
+        given = {k: v for k, v in data.items() if v is not None or k not in by_default}
+        return sections | {k: v for k, v in given.items() if not _is_missing(v)}
 
     def plain(self) -> dict[str, Any]:
         """All settings as a nested mapping, the sections first."""
@@ -86,8 +96,9 @@ def _read_number(value: Any) -> Any:
 # an integer stays one; strict types keep true and false out
 Number = Annotated[int | float, BeforeValidator(_read_number)]
 Text = Annotated[str, AfterValidator(_without_null)]
-# null stands for the default: the key may as well be left out
+# null stands for the default: the key may as well be left out; with Left, which is null itself
 NULL = "null is the default"
+Defaulted = Annotated[T, NULL]
 Left = Annotated[T | None, NULL]
 
 
@@ -145,7 +156,7 @@ def fields(
     """
     for name, field in model.model_fields.items():
         section = section_of(field)
-        holder = _holder(field)
+        holder = holder_of(field)
         below = {None: "", list: f"{numbered}.", dict: "NAME."}[holder]
         if section is None or holder:
             yield f"{prefix}{name}", field
@@ -171,13 +182,14 @@ def unknown(
     """
     names = {name.rpartition(".")[2]: name for name in known}
     leaf = key.rpartition(".")[2]
-    near = [names[n] for n in difflib.get_close_matches(leaf, names, n=1)]
+    near = [names[n] for n in difflib.get_close_matches(leaf, names, n=1, cutoff=0.7)]
     if not near:  # perhaps it stands in the wrong section
         others = list(elsewhere)
         near = [other for other in others if other.rpartition(".")[2] == leaf][:1]
         near = near or difflib.get_close_matches(key, others, n=1, cutoff=0.75)
-    listed = ", ".join(names.values()) or "none"
-    hint = f"did you mean {near[0]}?" if near else f"allowed are {listed}"
+    listed = f"allowed are {', '.join(names.values()) or 'none'}"
+    hint = listed if len(names) <= MOST_LISTED else "nothing reads it"
+    hint = f"did you mean {near[0]}?" if near else hint
     return UserError(f"{prefix}{key}: unknown setting; {hint}")
 
 
@@ -199,7 +211,7 @@ class _Place:
         self.beside: list[str] = []  # dotted keys that may stand where this one does
         order: list[float] = []
         for part in loc:
-            holder, models = _holder(self.field), list(_models(self.field))
+            holder, models = holder_of(self.field), list(_models(self.field))
             if holder is list and not models:
                 break  # a list of values is told as a whole
             fields = {} if holder else {k: f for m in models for k, f in m.model_fields.items()}
@@ -212,7 +224,7 @@ class _Place:
             self.field = get_args(_unwrapped(self.field))[-1] if holder else fields.get(part)
             self.given = there or holder is list
             self.value = inside[part] if self.given else None
-            order.append(part if holder is list else [*inside, part].index(part))
+            order.append(part if holder is list else [*(inside or ()), part].index(part))
         # what is missing comes last; of a type that does not fit and what is wrong within one
         # that does, the latter first
         self.order = [*order, math.inf]
@@ -241,7 +253,8 @@ def _unwrapped(annotation: Any) -> Any:
     return holders[0] if holders else members[0]
 
 
-def _holder(annotation: Any) -> Any:
+def holder_of(annotation: Any) -> Any:
+    """``list`` or ``dict`` where a field holds these, else None."""
     origin = get_origin(_unwrapped(annotation))
     return origin if origin in (list, dict) else None
 

@@ -75,13 +75,10 @@ dataset_transforms = _release.dataset_transforms
 pretrain_transform = _release.pretrain_transform
 setting_names = _release.setting_names
 
-DATASETS = ("cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom")
-
 __all__ = [
     "BACKBONE_PREFIX",
     "BRIDGED",
     "CLASSES",
-    "DATASETS",
     "LARGE_CROPS",
     "LINEAR_OPTIMIZER_KEYS",
     "Length",

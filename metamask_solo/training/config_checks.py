@@ -1,24 +1,22 @@
 """Checks of a run's config that come before any work: one line each, naming key and value."""
 
-import difflib
 import inspect
 import math
 import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel
 
 from metamask_solo.checkpoints.reading import check_backbone_name
 from metamask_solo.data.datasets import check_folders
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
-    DATASETS,
     LARGE_CROPS,
-    LINEAR_OPTIMIZER_KEYS,
     METHODS,
     OPTIMIZERS,
     SIZED_BACKBONES,
@@ -27,116 +25,15 @@ from metamask_solo.hosts import (
     check_sizes,
 )
 from metamask_solo.hosts.stem import KEY as STEM_KEY
-from metamask_solo.hosts.stem import SMALL, STEMS
+from metamask_solo.hosts.stem import SMALL
 from metamask_solo.training.config_keys import check_keys
+from metamask_solo.training.run_config import Backbone, Pretraining, Probe, Run
 from metamask_solo.training.sampling import workers_of
-from metamask_solo.training.trainer_checks import check_trainer
+from metamask_solo.validation import unknown, validated
 
-PRETRAIN_SCHEDULERS = ("none", "warmup_cosine", "cosine", "step")
-LINEAR_SCHEDULERS = (*PRETRAIN_SCHEDULERS, "reduce")
-OPTIMIZER_KEYS = (
-    "name",
-    "batch_size",
-    "lr",
-    "weight_decay",
-    "classifier_lr",
-    "exclude_bias_n_norm_wd",
-    "kwargs",
-)
-SCHEDULER_KEYS = (
-    "name",
-    "warmup_epochs",
-    "warmup_start_lr",
-    "min_lr",
-    "interval",
-    "lr_decay_steps",
-)
 NOT_TRAINABLE = ("base", "linear")
-TAUS = {"base": 0.99, "final": 1.0}
-AUGMENTATION_KEYS = (
-    "rrc",
-    "color_jitter",
-    "grayscale",
-    "gaussian_blur",
-    "solarization",
-    "equalization",
-    "horizontal_flip",
-    "crop_size",
-    "num_crops",
-)
-
-
-# what may be left out, and what it must be where it is given
-MAPPINGS = (
-    "backbone",
-    "backbone.kwargs",
-    "method_kwargs",
-    "momentum",
-    "data",
-    "optimizer",
-    "optimizer.kwargs",
-    "scheduler",
-    "checkpoint",
-    "auto_resume",
-    "knn_eval",
-    "wandb",
-    "performance",
-)
-SWITCHES = (
-    "data.no_labels",
-    "data.exif_orientation",
-    "data.persistent_workers",
-    "checkpoint.enabled",
-    "checkpoint.keep_prev",
-    "auto_resume.enabled",
-    "knn_eval.enabled",
-    "wandb.enabled",
-    "wandb.offline",
-    "momentum.classifier",
-    "performance.disable_channel_last",
-    "optimizer.exclude_bias_n_norm_wd",
-    "performance.compile",
-    "sync_batchnorm",
-    "fold_at_end",
-    "finetune",
-    "auto_augment",
-)
-TEXTS = (
-    "data.format",
-    "data.val_path",
-    "checkpoint.dir",
-    "resume_from_checkpoint",
-    "wandb.entity",
-    "wandb.project",
-)
-COUNTS = (
-    "checkpoint.frequency",
-    "accumulate_grad_batches",
-    "auto_resume.max_hours",
-    "knn_eval.k",
-    "num_nodes",
-)
 MOST_DEVICES = 1024
-# least, most
-NUMBERS = {
-    "scheduler.warmup_epochs": (0.0, math.inf),
-    "scheduler.warmup_start_lr": (0.0, math.inf),
-    "scheduler.min_lr": (0.0, math.inf),
-    "optimizer.layer_decay": (0.0, 1.0),
-    "momentum.base_tau": (0.0, 1.0),
-    "momentum.final_tau": (0.0, 1.0),
-    "data.fraction": (-1.0, 1.0),
-}
-AUGMENTATION_NUMBERS = {
-    "rrc": ("crop_min_scale", "crop_max_scale"),
-    "color_jitter": ("prob", "brightness", "contrast", "saturation", "hue"),
-    "grayscale": ("prob",),
-    "gaussian_blur": ("prob",),
-    "solarization": ("prob",),
-    "equalization": ("prob",),
-    "horizontal_flip": ("prob",),
-}
-AT_MOST_ONE = ("prob", "crop_min_scale", "crop_max_scale")
+R = TypeVar("R", bound=Run)
 
 
 @contextmanager
@@ -163,63 +60,71 @@ def buildable() -> Iterator[None]:
 
 def check_pretrain_config(cfg: DictConfig) -> None:
     """Raises UserError for the first thing in a pretraining config that cannot work."""
-    check_keys(cfg, "pretrain")
-    _check_shared(cfg, PRETRAIN_SCHEDULERS)
-    method = _required(cfg, "method", str)
+    run = _checked(cfg, "pretrain", Pretraining)
     trainable = sorted(set(METHODS) - set(NOT_TRAINABLE))
-    if method not in trainable:
-        raise UserError(f"method={method}: allowed are {', '.join(trainable)}")
-    pipelines = OmegaConf.select(cfg, "augmentations", default=None)
-    if not OmegaConf.is_list(pipelines) or not pipelines:
-        raise UserError(f"augmentations={pipelines}: must be a list of augmentation pipelines")
-    for i, pipeline in enumerate(pipelines):
-        for key in AUGMENTATION_KEYS:
-            if not OmegaConf.is_dict(pipeline) or key not in pipeline:
-                raise UserError(f"augmentations[{i}].{key}: missing")
-        for key in ("crop_size", "num_crops"):
-            value = pipeline[key]
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 10_000:
-                raise UserError(
-                    f"augmentations[{i}].{key}={value}: must be an integer from 1 to 10000"
-                )
-        _check_augmentation(cfg, f"augmentations[{i}]")
-    _check_crops(cfg, method)
-    _check_image_size(cfg, "augmentations.0.crop_size", pipelines[0].crop_size)
-    taus = [OmegaConf.select(cfg, f"momentum.{k}_tau", default=d) for k, d in TAUS.items()]
-    if taus[0] > taus[1]:
-        raise UserError(f"momentum.base_tau={taus[0]}: must be at most final_tau={taus[1]}")
-    check_folders(cfg, labels=not cfg.data.get("no_labels", False))
-    if cfg.data.get("val_path") is not None:
-        _number(cfg, "optimizer.classifier_lr", 0.0)
+    if run.method not in trainable:
+        raise UserError(f"method={run.method}: allowed are {', '.join(trainable)}")
+    _check_crops(run)
+    _check_image_size(run.backbone, "augmentations.0.crop_size", run.augmentations[0].crop_size)
+    base, final = run.momentum.base_tau, run.momentum.final_tau
+    if base > final:
+        raise UserError(f"momentum.base_tau={base}: must be at most final_tau={final}")
+    check_folders(cfg, labels=not run.data.no_labels)
+    if run.data.val_path is not None and run.optimizer.classifier_lr is None:
+        raise UserError("optimizer.classifier_lr: missing; give it a number of at least 0")
 
 
-def _check_optimization(
-    cfg: DictConfig, schedulers: tuple[str, ...], more_keys: tuple[str, ...] = ()
-) -> None:
-    """Names, and keys that this release reads: another one would be ignored without a word."""
-    optimizer = _required(cfg, "optimizer.name", str)
-    if optimizer not in OPTIMIZERS:
-        raise UserError(f"optimizer.name={optimizer}: allowed are {', '.join(OPTIMIZERS)}")
-    scheduler = _required(cfg, "scheduler.name", str)
-    if scheduler not in schedulers:
-        raise UserError(f"scheduler.name={scheduler}: allowed are {', '.join(schedulers)}")
-    arguments = inspect.signature(OPTIMIZERS[optimizer].__init__).parameters
-    own = [name for name in arguments if name not in ("self", "params", "lr", "weight_decay")]
-    for section, known in {
-        "optimizer": [*OPTIMIZER_KEYS, *more_keys],
-        "scheduler": list(SCHEDULER_KEYS),
-        "optimizer.kwargs": own,
-    }.items():
-        for key, value in (OmegaConf.select(cfg, section) or {}).items():
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise UserError(
-                    f"{section}.{key}={value}: unknown; {hint}allowed are {', '.join(known)}"
-                )
-    interval = OmegaConf.select(cfg, "scheduler.interval")
-    if interval not in (None, "step", "epoch"):
-        raise UserError(f"scheduler.interval={interval}: must be step or epoch")
+def check_linear_config(cfg: DictConfig) -> None:
+    """Raises UserError for the first thing in a linear or fine-tuning config that cannot work."""
+    run = _checked(cfg, "linear", Probe)
+    size = run.optimizer.batch_size
+    if (run.mixup or run.cutmix) and size % 2:
+        raise UserError(
+            f"optimizer.batch_size={size}: must be even, mixup and cutmix mix pairs of images"
+        )
+    check_folders(cfg)
+
+
+def _checked(cfg: DictConfig, command: str, model: type[R]) -> R:
+    """The config against its model; what may be written in several ways is made one in it."""
+    check_keys(cfg, command)
+    given = OmegaConf.to_container(cfg, resolve=True)
+    run = validated(model, given)
+    for key, value in _numbers_of_texts(run, given):
+        OmegaConf.update(cfg, key, value)
+    check_backbone_name(cfg)
+    if run.backbone.stem == SMALL and not run.backbone.name.startswith("resnet"):
+        raise UserError(f"{STEM_KEY}={SMALL}: only a ResNet has one, not {run.backbone.name}")
+    arguments = inspect.signature(OPTIMIZERS[run.optimizer.name].__init__).parameters
+    taken = [name for name in arguments if name not in ("self", "params", "lr", "weight_decay")]
+    for key in run.optimizer.kwargs:
+        if key not in taken:
+            raise unknown(f"optimizer.kwargs.{key}", [f"optimizer.kwargs.{n}" for n in taken])
+    if run.scheduler.name == "step" and run.scheduler.lr_decay_steps is None:
+        raise UserError("scheduler.lr_decay_steps: missing; give it a list of epochs")
+    interval = run.val_check_interval
+    if run.check_val_every_n_epoch is None and isinstance(interval, float | None):
+        raise UserError(
+            "check_val_every_n_epoch=null: needs a number of batches in val_check_interval, after "
+            "which to validate"
+        )
+    cfg.devices = _devices(cfg)
+    OmegaConf.update(cfg, "data.num_workers", workers_of(cfg), force_add=True)
+    return run
+
+
+def _numbers_of_texts(checked: Any, given: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Numbers that the file has as text: YAML 1.1 reads 1e-4 so."""
+    if isinstance(given, str) and isinstance(checked, int | float):
+        yield key, checked
+    elif isinstance(given, dict) and isinstance(checked, BaseModel):
+        for name in given.keys() & type(checked).model_fields.keys():
+            yield from _numbers_of_texts(
+                getattr(checked, name), given[name], f"{key}.{name}".lstrip(".")
+            )
+    elif isinstance(given, list) and isinstance(checked, list):
+        for i, (own, item) in enumerate(zip(checked, given, strict=True)):
+            yield from _numbers_of_texts(own, item, f"{key}.{i}")
 
 
 def check_optimization(model: Any, cfg: DictConfig, loader: Any) -> None:
@@ -241,13 +146,13 @@ def check_first_step(model: Any, cfg: DictConfig, loader: Any) -> None:
     check_sizes(model, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, batches)
 
 
-def _check_crops(cfg: DictConfig, method: str) -> None:
+def _check_crops(run: Pretraining) -> None:
     """Crops that a method ignores, or that end its first step with a traceback, are refused."""
+    method, backbone = run.method, run.backbone.name
     if not METHODS[method].__module__.startswith("solo."):
         return  # what another method takes, it says itself
-    sizes = [pipeline.crop_size for pipeline in cfg.augmentations]
-    crops = [pipeline.num_crops for pipeline in cfg.augmentations]
-    large = sum(n for n, size in zip(crops, sizes, strict=True) if size == sizes[0])
+    sizes = [pipeline.crop_size for pipeline in run.augmentations]
+    large = sum(p.num_crops for p in run.augmentations if p.crop_size == sizes[0])
     least, most = LARGE_CROPS.get(method, (2, 2))
     if not least <= large <= most:
         wanted = f"{least}" if least == most else f"at least {least}"
@@ -263,128 +168,22 @@ def _check_crops(cfg: DictConfig, method: str) -> None:
             f"augmentations.{small}.crop_size={sizes[small]}: {method} uses no crops of another "
             f"size than {sizes[0]}, the first; methods that do: {', '.join(SMALL_CROPS)}"
         )
-    backbone = cfg.backbone.name
-    dynamic = OmegaConf.select(cfg, "backbone.kwargs.dynamic_img_size", default=False)
-    if backbone.startswith(SIZED_BACKBONES) and not dynamic:
+    if backbone.startswith(SIZED_BACKBONES) and not run.backbone.kwargs.get("dynamic_img_size"):
         raise UserError(
             f"augmentations.{small}.crop_size={sizes[small]}: {backbone} takes one size of images; "
             "give crops of one size, or another backbone"
         )
 
 
-def _check_image_size(cfg: DictConfig, key: str, size: int) -> None:
+def _check_image_size(backbone: Backbone, key: str, size: int) -> None:
     """Patches must fill the image: a ViT would leave a border unseen, or refuse it at the end."""
-    if not cfg.backbone.name.startswith(SIZED_BACKBONES):
+    if not backbone.name.startswith(SIZED_BACKBONES):
         return
-    patch = 4 if cfg.backbone.name.startswith("swin") else 16
-    patch = OmegaConf.select(cfg, "backbone.kwargs.patch_size", default=patch)
+    patch = backbone.kwargs.get("patch_size", 4 if backbone.name.startswith("swin") else 16)
     if isinstance(patch, int) and patch > 0 and size % patch:
         raise UserError(
-            f"{key}={size}: must be a multiple of the patches of {cfg.backbone.name}, {patch}"
+            f"{key}={size}: must be a multiple of the patches of {backbone.name}, {patch}"
         )
-
-
-def check_linear_config(cfg: DictConfig) -> None:
-    """Raises UserError for the first thing in a linear or fine-tuning config that cannot work."""
-    check_keys(cfg, "linear")
-    _check_shared(cfg, LINEAR_SCHEDULERS, LINEAR_OPTIMIZER_KEYS)
-    _required(cfg, "pretrained_feature_extractor", str)
-    _required(cfg, "data.val_path", str)
-    for key in ("mixup", "cutmix", "label_smoothing"):
-        if OmegaConf.select(cfg, key) is not None:
-            _number(cfg, key, 0.0)
-    if any(cfg.get(key) for key in ("mixup", "cutmix")) and cfg.optimizer.batch_size % 2:
-        raise UserError(
-            f"optimizer.batch_size={cfg.optimizer.batch_size}: must be even, mixup and cutmix mix "
-            "pairs of images"
-        )
-    check_folders(cfg)
-
-
-def _check_augmentation(cfg: DictConfig, prefix: str) -> None:
-    for part, names in AUGMENTATION_NUMBERS.items():
-        if not OmegaConf.is_dict(OmegaConf.select(cfg, f"{prefix}.{part}")):
-            raise UserError(f"{prefix}.{part}: must be a mapping with {', '.join(names)}")
-        for name in names:
-            key = f"{prefix}.{part}.{name}"
-            if OmegaConf.select(cfg, key) is not None or name == "prob":
-                most = 0.5 if name == "hue" else 1.0 if name in AT_MOST_ONE else math.inf
-                _number(cfg, key, 0.0, most)
-    _switch(cfg, f"{prefix}.rrc.enabled", required=True)
-    for name in ("mean", "std"):
-        values = OmegaConf.select(cfg, f"{prefix}.{name}")
-        if values is None:
-            continue
-        good = OmegaConf.is_list(values) and len(values) == 3
-        if not good or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
-            raise UserError(f"{prefix}.{name}={values}: must be a list of three numbers")
-        if name == "std" and min(values) <= 0:
-            raise UserError(f"{prefix}.std={values}: must be above 0, images are divided by it")
-
-
-def _switch(cfg: DictConfig, key: str, required: bool = False) -> None:
-    value = OmegaConf.select(cfg, key)
-    if not isinstance(value, bool) and (required or value is not None):
-        raise UserError(f"{key}={value}: must be true or false")
-
-
-def _check_shared(
-    cfg: DictConfig, schedulers: tuple[str, ...], more_keys: tuple[str, ...] = ()
-) -> None:
-    for key in MAPPINGS:
-        value = OmegaConf.select(cfg, key)
-        if value is not None and not OmegaConf.is_dict(value):
-            raise UserError(f"{key}={value}: must be a mapping of settings")
-    for key in SWITCHES:
-        _switch(cfg, key)
-    for key in TEXTS:
-        if OmegaConf.select(cfg, key) is not None:
-            _required(cfg, key, str)
-    for key, (least, most) in NUMBERS.items():
-        if OmegaConf.select(cfg, key) is not None:
-            _number(cfg, key, least, most)
-    share = OmegaConf.select(cfg, "data.fraction")
-    if share is not None and share != -1 and not 0 < share < 1:
-        raise UserError(
-            f"data.fraction={share}: must be a number above 0 and below 1, or -1 for all images"
-        )
-    _required(cfg, "name", str)
-    _required(cfg, "backbone.name", str)
-    check_backbone_name(cfg)
-    _check_stem(cfg)
-    dataset = _required(cfg, "data.dataset", str)
-    if dataset not in DATASETS:
-        raise UserError(f"data.dataset={dataset}: allowed are {', '.join(DATASETS)}")
-    _required(cfg, "data.train_path", str)
-    _check_optimization(cfg, schedulers, more_keys)
-    _number(cfg, "optimizer.lr", 0.0)
-    _number(cfg, "optimizer.weight_decay", 0.0)
-    for key, least in (("optimizer.batch_size", 2), ("max_epochs", 1)):
-        value = _required(cfg, key, int)
-        if value < least:
-            raise UserError(f"{key}={value}: must be an integer of at least {least}")
-    steps = OmegaConf.select(cfg, "scheduler.lr_decay_steps")
-    listed = OmegaConf.is_list(steps) and all(isinstance(step, int) for step in steps)
-    if not listed and (cfg.scheduler.name == "step" or steps is not None):
-        raise UserError(f"scheduler.lr_decay_steps={steps}: must be a list of epochs")
-    for key in COUNTS:
-        value = OmegaConf.select(cfg, key, default=1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{key}={value}: must be an integer of at least 1")
-    seed = OmegaConf.select(cfg, "seed", default=5)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: must be an integer of at least 0 and below 2^32")
-    cfg.devices = _devices(cfg)
-    OmegaConf.update(cfg, "data.num_workers", workers_of(cfg), force_add=True)
-    check_trainer(cfg)
-
-
-def _check_stem(cfg: DictConfig) -> None:
-    given = OmegaConf.select(cfg, STEM_KEY)
-    if given is not None and given not in STEMS:
-        raise UserError(f"{STEM_KEY}={given}: allowed are {', '.join(STEMS)}, or null")
-    if given == SMALL and not cfg.backbone.name.startswith("resnet"):
-        raise UserError(f"{STEM_KEY}={given}: only a ResNet has one, not {cfg.backbone.name}")
 
 
 def _devices(cfg: DictConfig) -> list[int]:
@@ -409,33 +208,3 @@ def _devices(cfg: DictConfig) -> list[int]:
             f"devices={given}: must be a number such as 2, a list of GPUs such as [0, 1], or auto"
         )
     return list(found)
-
-
-def _required(cfg: DictConfig, key: str, kind: type) -> Any:
-    try:
-        value = OmegaConf.select(cfg, key, throw_on_missing=True)
-    except Exception as error:
-        raise UserError(f"{key}: missing; give it a value") from error
-    if value is None:
-        raise UserError(f"{key}: missing; give it a value")
-    if isinstance(value, str) and "\0" in value:
-        raise UserError(f"{key}={value!r}: must not hold a null character")
-    if not isinstance(value, kind) or isinstance(value, bool):
-        words = {str: "text", int: "an integer"}[kind]
-        raise UserError(f"{key}={value!r}: must be {words}")
-    return value
-
-
-def _number(cfg: DictConfig, key: str, least: float, most: float = math.inf) -> float:
-    value = OmegaConf.select(cfg, key, default=None)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            value = float(value)
-            OmegaConf.update(cfg, key, value)
-        except ValueError:
-            pass
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not least <= value <= most:
-        bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise UserError(f"{key}={value}: must be a number {bounds}")
-    return float(value)

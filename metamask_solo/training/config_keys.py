@@ -1,15 +1,18 @@
 """Which keys a run's config may have: one rule, and a guess at what a misspelt one means."""
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import pl, setting_names
+from metamask_solo.hosts import LINEAR_OPTIMIZER_KEYS, pl, setting_names
+from metamask_solo.training.run_config import Pretraining, Probe
+from metamask_solo.training.trainer_arguments import TrainerArguments
+from metamask_solo.validation import holder_of, section_of, unknown
 
 # a section that is passed on whole, so that others say what may stand in it
 WHOLE: dict[str, Any] = {"*": None}
@@ -17,56 +20,6 @@ WHOLE: dict[str, Any] = {"*": None}
 # a key without keys of its own
 LEAF: dict[str, Any] = {}
 
-
-def _leaves(names: str) -> dict[str, Any]:
-    return dict.fromkeys(names.split(), LEAF)
-
-
-AUGMENTATION = {
-    "rrc": _leaves("enabled crop_min_scale crop_max_scale"),
-    "color_jitter": _leaves("prob brightness contrast saturation hue"),
-    **dict.fromkeys(
-        ("grayscale", "gaussian_blur", "solarization", "equalization", "horizontal_flip"),
-        _leaves("prob"),
-    ),
-    **_leaves("crop_size num_crops mean std"),
-}
-SHARED: dict[str, Any] = {
-    **_leaves("name seed resume_from_checkpoint started_from"),
-    "backbone": {**_leaves("name stem"), "kwargs": WHOLE},
-    "data": _leaves(
-        "dataset train_path val_path format num_workers persistent_workers fraction no_labels "
-        "background exif_orientation"
-    ),
-    "optimizer": {
-        **_leaves("name batch_size lr weight_decay exclude_bias_n_norm_wd"),
-        "kwargs": WHOLE,
-    },
-    "scheduler": _leaves("name warmup_epochs warmup_start_lr min_lr lr_decay_steps interval gamma"),
-    "checkpoint": _leaves("enabled dir frequency keep_prev"),
-    "auto_resume": _leaves("enabled max_hours"),
-    "wandb": _leaves("enabled entity project offline"),
-    "performance": _leaves("disable_channel_last compile"),
-}
-PRETRAIN: dict[str, Any] = {
-    **SHARED,
-    **_leaves("method fold_at_end"),
-    "optimizer": {**SHARED["optimizer"], **_leaves("classifier_lr")},
-    "method_kwargs": WHOLE,
-    "momentum": _leaves("base_tau final_tau classifier"),
-    "knn_eval": _leaves("enabled k distance_func"),
-    "augmentations": AUGMENTATION,
-}
-LINEAR: dict[str, Any] = {
-    **SHARED,
-    **_leaves("pretrained_feature_extractor pretrain_method masked finetune"),
-    **_leaves("auto_augment label_smoothing mixup cutmix"),
-    "optimizer": {**SHARED["optimizer"], **_leaves("layer_decay")},
-    "data": {
-        **SHARED["data"],
-        "augmentations": _leaves("crop_size mean std crop_min_scale horizontal_flip"),
-    },
-}
 
 # Arguments of Lightning's Trainer that a command sets itself, and what to do instead
 NOT_FROM_A_CONFIG = {
@@ -114,8 +67,19 @@ def trainer_arguments() -> dict[str, inspect.Parameter]:
 
 def known_keys(command: str) -> dict[str, Any]:
     """The tree of keys that a command reads: ``pretrain``, else those of a probe."""
-    trainer = dict.fromkeys(trainer_arguments(), LEAF) | {"max_time": WHOLE}
-    return {**trainer, **(PRETRAIN if command == "pretrain" else LINEAR)}
+    own = _tree(Pretraining if command == "pretrain" else Probe)
+    for name in TrainerArguments.model_fields:  # which of them there are depends on the release
+        del own[name]
+    return {**dict.fromkeys(trainer_arguments(), LEAF), "max_time": WHOLE, **own}
+
+
+def _tree(model: type[BaseModel]) -> dict[str, Any]:
+    found = {}
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        below = WHOLE if holder_of(field) is dict else LEAF
+        found[name] = below if section is None else _tree(section)
+    return found
 
 
 def is_known(key: str, command: str) -> bool:
@@ -141,10 +105,9 @@ def check_keys(cfg: DictConfig, command: str) -> None:
         names = setting_names(cfg.method)
         if names is not None:
             known["method_kwargs"] = dict.fromkeys(names, WHOLE)
-    # which keys these take depends on the release, and is checked with their names
-    checked = known | {"optimizer": WHOLE, "scheduler": WHOLE}
-    referred = set(_references(plain))
-    _check(plain, checked, "", referred, known)
+    elif command != "pretrain" and "layer_decay" not in LINEAR_OPTIMIZER_KEYS:
+        del known["optimizer"]["layer_decay"]
+    _check(plain, known, "", set(_references(plain)), known)
     parameters = trainer_arguments()
     for key, instead in NOT_FROM_A_CONFIG.items():
         if key in parameters and cfg.get(key) not in (None, parameters[key].default):
@@ -167,23 +130,18 @@ def _check(
         if name in known:
             _check(value, known[name], key, referred, top)
         elif not any(reference == key or reference.startswith(f"{key}.") for reference in referred):
-            raise UserError(f"{key}: {_unknown(str(name), key, known, prefix, top)}")
+            raise _unknown(str(name), key, known, prefix, top)
 
 
-def _unknown(name: str, key: str, known: dict[str, Any], prefix: str, top: dict[str, Any]) -> str:
+def _unknown(
+    name: str, key: str, known: dict[str, Any], prefix: str, top: dict[str, Any]
+) -> UserError:
     if key in NOT_HERE:
-        return f"not read by this command; {NOT_HERE[key]}"
-    near = [f"{prefix}.{n}".lstrip(".") for n in difflib.get_close_matches(name, known, 1, 0.7)]
-    near = [OTHER_NAMES[name]] if name in OTHER_NAMES else near
-    if not near:  # perhaps it stands in the wrong section
-        every = list(_dotted(top))
-        near = [k for k in every if k.rpartition(".")[2] == name][:1]
-        near = near or difflib.get_close_matches(key, every, 1, 0.75)
-    if near:
-        return f"unknown setting; did you mean {near[0]}?"
-    if prefix:
-        return f"unknown setting; {prefix} takes {', '.join(sorted(known)) or 'none'}"
-    return "unknown setting; nothing reads it"
+        return UserError(f"{key}: not read by this command; {NOT_HERE[key]}")
+    if name in OTHER_NAMES:
+        return UserError(f"{key}: unknown setting; did you mean {OTHER_NAMES[name]}?")
+    beside = [f"{prefix}.{n}".lstrip(".") for n in known]
+    return unknown(key, beside, elsewhere=_dotted(top))
 
 
 def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from timm.data import Mixup, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
@@ -18,7 +18,6 @@ from metamask_solo.data.images import (
     linear_training_transform,
     plain_loader,
 )
-from metamask_solo.errors import UserError
 from metamask_solo.hosts import build_linear, complete_linear_config, pl
 from metamask_solo.training.config_checks import (
     buildable,
@@ -51,9 +50,7 @@ def probe_run(cfg: DictConfig) -> FitResult:
 def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     """Model, completed config and loaders; raises UserError before anything is written."""
     check_linear_config(cfg)
-    masked = OmegaConf.select(cfg, "masked", default=None)
-    if masked not in (None, True, False):
-        raise UserError(f"masked={masked}: must be true, false or null")
+    masked = cfg.get("masked")
     with buildable():
         # first of all: solo-learn would fill in 224 pixels, and some backbones need the size
         complete_image_settings(cfg, config_beside(cfg.pretrained_feature_extractor))

@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("data.train_path=${oc.env:NO_SUCH_PLACE}/train", "NO_SUCH_PLACE is not set"),
         ("data.train_path=${oc.env:NO_SUCH_PLACE}/train", "data.train_path="),
         ("name=${oc.env:NO_SUCH_PLACE}", "name="),
-        ("+optimizer.lrr=1", "did you mean lr?"),
+        ("+optimizer.lrr=1", "did you mean optimizer.lr?"),
         ("+learning_rate=1", "learning_rate: unknown setting; did you mean optimizer.lr?"),
         ("+max_epoch=3", "did you mean max_epochs?"),
         ("+batch_size=64", "did you mean optimizer.batch_size?"),

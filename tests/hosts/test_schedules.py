@@ -193,17 +193,20 @@ def test_a_schedule_ends_with_the_run(limit: dict[str, int], images: Path, tmp_p
 @pytest.mark.parametrize(
     "override, message",
     [
-        ({"scheduler.name": "exponential"}, "scheduler.name=exponential: allowed are none"),
-        ({"scheduler.name": "linear"}, "scheduler.name=linear: allowed are none"),
+        ({"scheduler.name": "exponential"}, "scheduler.name=exponential: must be one of none"),
+        ({"scheduler.name": "linear"}, "scheduler.name=linear: must be one of none"),
         (
             {"scheduler.warmup_epoch": 3},
-            "scheduler.warmup_epoch=3: unknown; did you mean warmup_ep",
+            "scheduler.warmup_epoch: unknown setting; did you mean scheduler.warmup_epochs",
         ),
         ({"scheduler.interval": "batch"}, "scheduler.interval=batch: must be step or epoch"),
-        ({"optimizer.momentum": 0.9}, "optimizer.momentum=0.9: unknown"),
-        ({"optimizer.kwargs": {"nestrov": True}}, "nestrov=True: unknown; did you mean nesterov"),
-        ({"optimizer.kwargs": {"eta": 0.1}}, "optimizer.kwargs.eta=0.1: unknown"),
-        ({"optimizer.layer_decay": 0.5}, "optimizer.layer_decay=0.5: unknown"),
+        ({"optimizer.momentum": 0.9}, "optimizer.momentum: unknown"),
+        (
+            {"optimizer.kwargs": {"nestrov": True}},
+            "nestrov: unknown setting; did you mean optimizer.kwargs.nesterov",
+        ),
+        ({"optimizer.kwargs": {"eta": 0.1}}, "optimizer.kwargs.eta: unknown"),
+        ({"optimizer.layer_decay": 0.5}, "optimizer.layer_decay: unknown"),
         ({"optimizer.kwargs": {"nesterov": True, "dampening": 0.5}}, "optimizer.kwargs="),
         ({"optimizer.name": "adam", "optimizer.kwargs": {"betas": [2, 0.9]}}, "optimizer.kwargs="),
     ],

@@ -114,7 +114,7 @@ def test_a_fast_run_leaves_nothing(
         ("gradient_clip_val", -1.0, "at least 0"),
         ("accumulate_grad_batches", 0, "at least 1"),
         ("fast_dev_run", -1, "at least 1"),
-        ("deterministic", "maybe", "True, False, warn"),
+        ("deterministic", "maybe", "true, false, warn"),
         ("detect_anomaly", "yes", "true or false"),
         ("min_steps", "many", "integer"),
     ],
