@@ -33,6 +33,7 @@ M = TypeVar("M", bound="Settings")
 MISSING = "???"
 # keys that a line can list
 MOST_LISTED = 30
+LONGEST = 300
 
 
 class Settings(BaseModel):
@@ -43,7 +44,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """Leaves out what is not given; a section that is not there is an empty one."""
+        """A section that is not there is an empty one; null may stand for a default."""
         if not isinstance(data, Mapping):
             return data
         sections: dict[str, Any] = {
@@ -53,7 +54,8 @@ class Settings(BaseModel):
         }
         by_default = {*sections, *(n for n, f in cls.model_fields.items() if NULL in f.metadata)}
         given = {k: v for k, v in data.items() if v is not None or k not in by_default}
-        return sections | {k: v for k, v in given.items() if not _is_missing(v)}
+        # what no type accepts stands for what is yet to be given
+        return sections | {k: object() if _is_missing(v) else v for k, v in given.items()}
 
     def plain(self) -> dict[str, Any]:
         """All settings as a nested mapping, the sections first."""
@@ -180,25 +182,28 @@ def unknown(
         prefix: what stands before the key in the message.
         elsewhere: dotted keys of other places.
     """
-    names = {name.rpartition(".")[2]: name for name in known}
-    leaf = key.rpartition(".")[2]
-    near = [names[n] for n in difflib.get_close_matches(leaf, names, n=1, cutoff=0.7)]
+    names = {_leaf(name): name for name in known}
+    near = [names[n] for n in difflib.get_close_matches(_leaf(key), names, n=1, cutoff=0.7)]
     if not near:  # perhaps it stands in the wrong section
-        others = list(elsewhere)
-        near = [other for other in others if other.rpartition(".")[2] == leaf][:1]
-        near = near or difflib.get_close_matches(key, others, n=1, cutoff=0.75)
+        others = {_leaf(name): name for name in reversed(list(elsewhere))}
+        near = [others[n] for n in difflib.get_close_matches(_leaf(key), others, n=1, cutoff=0.8)]
     listed = f"allowed are {', '.join(names.values()) or 'none'}"
     hint = listed if len(names) <= MOST_LISTED else "nothing reads it"
     hint = f"did you mean {near[0]}?" if near else hint
     return UserError(f"{prefix}{key}: unknown setting; {hint}")
 
 
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
 def shown(value: Any) -> str:
-    """A value as a YAML file has it, on one line."""
+    """A value as a YAML file has it, on one line; a long one is cut."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     plain = isinstance(value, str) and value.strip() == value != "" and value.isprintable()
-    return value if plain else repr(value)
+    text = value if plain else repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class _Place:

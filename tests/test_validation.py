@@ -65,10 +65,13 @@ ERRORS: list[tuple[Any, str]] = [
     ({}, "x.name: missing; give it text"),
     ({"name": None}, "x.name: missing; give it text"),
     ({"name": "???"}, "x.name: missing; give it text"),
+    ({"epochs": "???"}, "x.epochs: missing; give it an integer of at least 1"),
+    ({"on": "???", "epochs": 0}, "x.on: missing; give it true or false"),
     ({"name": 3}, "x.name=3: must be text"),
     ({"name": "a\0b"}, r"x.name='a\x00b': must not hold a null character"),
     ({"nane": "a"}, "x.nane: unknown setting; did you mean name?"),
     ({"clip": 1}, "x.clip: unknown setting; did you mean rates.clip?"),
+    ({"clap": 1}, "x.clap: unknown setting; allowed are name"),
     ({"zoom": 1}, "x.zoom: unknown setting; allowed are name, epochs, on, rates, methods, "),
     ({3: 1}, "x.3: unknown setting; allowed are name, "),
     ({"epochs": True}, "x.epochs=true: must be an integer of at least 1"),
@@ -127,13 +130,12 @@ def test_what_is_right_is_kept_as_it_is() -> None:
         "on": None,
         "share": 0.5,
         "whole": {3: {"x": [None]}},
-        "epochs": "???",
     }
     study = validated(Study, data)
     assert study.rates.lr == 2 and type(study.rates.lr) is int
     assert study.rates.clip == 1e-3  # YAML 1.1 takes it for a text
     assert study.methods["m"].seeds == [] and study.data == Folders(train="here")
-    assert study.on is None and study.whole == data["whole"] and study.epochs == 1
+    assert study.on is True and study.whole == data["whole"]
 
 
 def test_the_words_of_a_field_are_those_of_its_errors() -> None:

@@ -59,7 +59,10 @@ class Data(Section):
     dataset: Literal["cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom"]
     train_path: Folder = Field(description="class folders, or torchvision's files")
     val_path: Folder | None = Field(None, description="the same for validation; a probe needs it")
-    format: Annotated[Defaulted[Text], Allowed("image_folder")] = "image_folder"
+    format: Annotated[
+        Defaulted[Literal["image_folder"]],
+        Allowed("image_folder; h5 and dali are read by solo-learn's own scripts only"),
+    ] = "image_folder"
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         4, description="processes that read images"
     )
