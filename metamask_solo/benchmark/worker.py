@@ -250,6 +250,8 @@ def _commit() -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "metamask-solo":  # pip knows the version that it installed, not the code of now
+        return metamask_solo.__version__
     try:
         return version(package)
     except PackageNotFoundError:

@@ -39,6 +39,8 @@ NEEDED = (
     "wrapt",
     "filelock",
     "safetensors",
+    "jinja2",
+    "pydantic",
 )
 # the extras, and what solo-learn takes where it is there
 OPTIONAL = (
@@ -180,6 +182,8 @@ def _devices(troubles: list[str]) -> Iterator[Line]:
 
 
 def _version(name: str) -> str | None:
+    if name == "metamask-solo":  # pip knows the version that it installed, not the code of now
+        return metamask_solo.__version__
     try:
         return version(name)
     except PackageNotFoundError:

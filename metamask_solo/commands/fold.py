@@ -1,6 +1,7 @@
 """``metamask-solo fold``: folds a checkpoint's mask into its backbone."""
 
 import argparse
+import json
 
 HELP = "fold the mask into the backbone's weights, for tools that know nothing of masks"
 
@@ -34,12 +35,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     arguments = parser.parse_args(argv)
 
+    from metamask_solo.checkpoints.exporting import CONFIG
     from metamask_solo.checkpoints.folding import fold_checkpoint
 
     folded = fold_checkpoint(arguments.checkpoint, arguments.out, arguments.form, arguments.force)
     print(f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0")
     if arguments.form == "timm" and folded.path.is_dir():
-        print(f'open it: timm.create_model("local-dir:{folded.path}", pretrained=True)')
+        architecture = json.loads((folded.path / CONFIG).read_text())["architecture"]
+        knows = "import metamask_solo; " if architecture.endswith("_3x3") else ""
+        print(f'open it: {knows}timm.create_model("local-dir:{folded.path}", pretrained=True)')
     elif arguments.form == "host":
         print(f"next: metamask-solo knn {folded.path}")
     return 0

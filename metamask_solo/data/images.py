@@ -14,6 +14,7 @@ from torchvision import transforms
 from metamask_solo.data.datasets import classification_dataset, is_folder
 from metamask_solo.data.folders import find_images, say_left_out
 from metamask_solo.data.reading import reading_rule, shown
+from metamask_solo.data.seeds import generator_of
 from metamask_solo.data.sources import FolderSource, Images
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import dataset_transforms
@@ -196,14 +197,14 @@ def plain_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> Da
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
-        generator=torch.Generator().manual_seed(0),
+        generator=generator_of(0),
     )
 
 
 def _limited(dataset: Images, limit: int | None, seed: int) -> Dataset[Any]:
     if limit is None or limit >= len(dataset):
         return dataset
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(dataset), generator=generator_of(seed))
     return Subset(dataset, sorted(order[:limit].tolist()))
 
 

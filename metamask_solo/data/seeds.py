@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,23 @@ import torch
 # an image's index in the data set, and the seed of its augmentation
 Draw = tuple[int, int]
 _WORD = 2**64 - 1
+
+
+class Generator(torch.Generator):
+    """A generator for a loader, which goes to another process by its seed alone.
+
+    torch would send a temporary tensor, whose memory is gone before a spawned process asks for it.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return generator_of, (self.initial_seed(),)
+
+
+def generator_of(seed: int) -> Generator:
+    """A generator at the start of a seed's numbers."""
+    generator = Generator()
+    generator.manual_seed(seed)
+    return generator
 
 
 def image_seed(seed: int, epoch: int, index: int) -> int:

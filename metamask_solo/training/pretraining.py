@@ -54,7 +54,11 @@ def pretrain_run(
             _fold(result.checkpoint)
         print(result)
         folder = result.folder
-        after = ["plot", "knn", "umap"] if result.checkpoint is not None else ["plot"]
+        after = ["plot"]
+        if result.checkpoint is not None:
+            # without labels, or without images to measure on, knn has nothing to say
+            labelled = cfg.data.get("val_path") is not None and not cfg.data.get("no_labels", False)
+            after += ["knn", "umap"] if labelled else ["umap"]
         if folder.is_dir():  # fast_dev_run leaves nothing
             print_ending(f"folder: {folder}", *(f"{command} {folder}" for command in after))
     if result.stopped is not None:

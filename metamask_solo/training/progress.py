@@ -1,6 +1,8 @@
-"""The bar that a terminal shows of a run."""
+"""What a terminal shows of a run: the size of its model, and a bar."""
 
 from typing import Any
+
+from omegaconf import DictConfig
 
 from metamask_solo.hosts import pl
 
@@ -32,6 +34,17 @@ class Bar(pl.callbacks.TQDMProgressBar):  # type: ignore[name-defined]
         return shown
 
 
-def progress_callbacks(enabled: Any) -> list[Any]:
-    """The bar, unless ``enable_progress_bar`` is off."""
-    return [] if enabled is False else [Bar()]
+class Size(pl.Callback):  # type: ignore[name-defined]
+    """One line in the place of Lightning's table, which tells of modules in evaluation mode."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            parameters = list(pl_module.parameters())
+            trained = sum(p.numel() for p in parameters if p.requires_grad)
+            print(f"parameters: {sum(p.numel() for p in parameters):,}, trained: {trained:,}")
+
+
+def progress_callbacks(cfg: DictConfig) -> list[Any]:
+    """Size and bar, unless ``enable_model_summary`` or ``enable_progress_bar`` is off."""
+    shown = {"enable_model_summary": Size, "enable_progress_bar": Bar}
+    return [make() for key, make in shown.items() if cfg.get(key) is not False]

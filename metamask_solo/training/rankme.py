@@ -97,7 +97,7 @@ class RankMe(pl.Callback):  # type: ignore[name-defined]
             m = mask.mask().detach().double().to(second.device)
             log["train_rankme_masked"] = effective_rank(second * m * m[:, None])
         for name, value in log.items():
-            model.log(name, value, rank_zero_only=True)
+            model.log(name, value, sync_dist=True)  # equal in all processes
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

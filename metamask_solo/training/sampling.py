@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from metamask_solo.data.seeds import Draw, image_seed
+from metamask_solo.data.seeds import Draw, Generator, image_seed
 from metamask_solo.data.sources import Images
 from metamask_solo.errors import UserError
 
@@ -32,7 +32,7 @@ class EpochShuffle(DistributedSampler[Any]):
         super().__init__(dataset, num_replicas=1, rank=0, seed=seed)
         self.size = len(dataset)
         # for what a loader draws itself, so that it takes nothing from the process's numbers
-        self.generator = torch.Generator()
+        self.generator = Generator()
         self.start_at(0, 0)
 
     def start_at(self, epoch: int, skip: int) -> None:

@@ -112,7 +112,7 @@ def fit(
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
     if OmegaConf.select(cfg, "performance.compile", default=False):
         all_callbacks.append(CompiledBackbone())
-    all_callbacks += progress_callbacks(cfg.get("enable_progress_bar"))
+    all_callbacks += progress_callbacks(cfg)
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
     profiler = _profiler(cfg, folder)
     loggers = [] if dry else _loggers(cfg, folder)
@@ -292,6 +292,7 @@ def build_trainer(
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
         enable_checkpointing=False,
+        enable_model_summary=False,  # progress.py has its own
         log_every_n_steps=arguments.get("log_every_n_steps", 10),
     )
     try:

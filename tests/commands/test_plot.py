@@ -1,6 +1,7 @@
 """``metamask-solo plot``, the bar of a run, and what its console shows."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,3 +126,29 @@ def test_a_run_ends_with_its_folder_and_the_next_commands(
     assert f"next: metamask-solo plot {result.folder}" in printed
     assert f"metamask-solo knn {result.folder}" in printed
     assert json.loads((result.folder / "args.json").read_text())["method"] == "metamask"
+
+
+def test_without_labels_no_next_command_needs_them(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = pretrain_config(
+        images, tmp_path, method="simclr", data__no_labels=True, data__val_path=None
+    )
+    result = pretrain_run(cfg)
+    printed = capsys.readouterr().out
+    assert "metamask-solo knn" not in printed
+    assert f"metamask-solo umap {result.folder}" in printed
+
+
+def test_a_run_begins_with_the_size_of_its_model(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"method": "simclr", "fast_dev_run": True}
+    pretrain_run(pretrain_config(images, tmp_path, **changes, enable_model_summary=None))
+    printed = capsys.readouterr().out
+    # ResNet-18, its projector and the online classifier of five classes
+    assert re.search(r"^parameters: 1[12],\d{3},\d{3}, trained: 1[12],\d{3},\d{3}$", printed, re.M)
+    assert "FLOP" not in printed
+
+    pretrain_run(pretrain_config(images, tmp_path, **changes))
+    assert "parameters:" not in capsys.readouterr().out

@@ -66,7 +66,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return result.folder
 
 
-def test_what_reads_a_run_takes_its_stem(run: Path, images: Path, tmp_path: Path) -> None:
+def test_what_reads_a_run_takes_its_stem(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     x = torch.randn(2, 3, 32, 32)
     backbone, checkpoint = load_backbone(run)
     assert shape(backbone.backbone)[0] == (3, 3)
@@ -74,6 +76,10 @@ def test_what_reads_a_run_takes_its_stem(run: Path, images: Path, tmp_path: Path
 
     folded, _ = load_backbone(fold_checkpoint(run, tmp_path / "folded").path, masked=False)
     torch.testing.assert_close(folded(x), backbone(x), rtol=1e-4, atol=1e-5)
+
+    assert main(["fold", "--timm", str(run), str(tmp_path / "for-timm")]) == 0
+    hint = 'open it: import metamask_solo; timm.create_model("local-dir:'
+    assert hint in capsys.readouterr().out
 
     report = tmp_path / "knn.json"
     options = ["--num-workers", "0"]
