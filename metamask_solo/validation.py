@@ -187,7 +187,7 @@ def unknown(
     if not near:  # perhaps it stands in the wrong section
         others = {_leaf(name): name for name in reversed(list(elsewhere))}
         near = [others[n] for n in difflib.get_close_matches(_leaf(key), others, n=1, cutoff=0.8)]
-    listed = f"allowed are {', '.join(names.values()) or 'none'}"
+    listed = f"allowed are {', '.join(names) or 'none'}"
     hint = listed if len(names) <= MOST_LISTED else "nothing reads it"
     hint = f"did you mean {near[0]}?" if near else hint
     return UserError(f"{prefix}{key}: unknown setting; {hint}")

@@ -104,7 +104,7 @@ def check_keys(cfg: DictConfig, command: str) -> None:
     if command == "pretrain" and isinstance(cfg.get("method"), str):
         names = setting_names(cfg.method)
         if names is not None:
-            known["method_kwargs"] = dict.fromkeys(names, WHOLE)
+            known["method_kwargs"] = dict.fromkeys(sorted(names), WHOLE)
     elif command != "pretrain" and "layer_decay" not in LINEAR_OPTIMIZER_KEYS:
         del known["optimizer"]["layer_decay"]
     _check(plain, known, "", set(_references(plain)), known)

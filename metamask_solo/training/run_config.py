@@ -48,7 +48,7 @@ class Backbone(Section):
     stem: Literal["3x3", "standard"] | None = Field(
         None, description="of a ResNet; null: 3x3 for CIFAR, else standard"
     )
-    kwargs: Annotated[Whole, Allowed("what the backbone takes")] = Field(
+    kwargs: Annotated[Whole, Allowed("a mapping of what the backbone takes")] = Field(
         {}, description="such as img_size of a ViT"
     )
 
@@ -89,7 +89,7 @@ class Optimizer(Section):
     lr: Rate = Field(description=f"learning rate, {SCALED}")
     weight_decay: Rate
     exclude_bias_n_norm_wd: Switch = Field(False, description="no decay of biases and norms")
-    kwargs: Annotated[Whole, Allowed("what the optimiser takes")] = Field(
+    kwargs: Annotated[Whole, Allowed("a mapping of what the optimiser takes")] = Field(
         {}, description="momentum, eta, betas, …"
     )
 
@@ -241,7 +241,7 @@ class Pretraining(Run):
     optimizer: PretrainOptimizer
     scheduler: PretrainScheduler
     method: Annotated[Text, Allowed("a method of solo-learn's, or metamask")]
-    method_kwargs: Annotated[Whole, Allowed("the method's own settings")] = Field(
+    method_kwargs: Annotated[Whole, Allowed("a mapping of the method's own settings")] = Field(
         {}, description="MetaMask's stand below"
     )
     fold_at_end: Switch = Field(True, description="write MetaMask's folded checkpoint too")

@@ -155,7 +155,7 @@ def test_forty_mutated_configs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     counts = fuzz(range(40), images, tmp_path, capsys)
-    assert min(counts.values()) >= 5  # neither everything nor nothing passes
+    assert min(counts.values()) >= 3  # neither everything nor nothing passes
 
 
 @pytest.mark.soak
