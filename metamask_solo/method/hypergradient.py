@@ -24,7 +24,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -33,9 +33,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metamask_solo.errors import UserError
 from metamask_solo.method.forward_mode import Tape, is_gap, what_failed
+from metamask_solo.method.names import Method
 from metamask_solo.method.repetition import NoiseLayout, Repetition
 
-Method = Literal["exact", "double_backward", "finite_difference", "first_order"]
 METHODS: tuple[Method, ...] = get_args(Method)
 OUTSIDE = (
     "the loss computes with {}, which no trial step moves: call the modules, and take parameters "

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
+from metamask_solo.method.names import Kind
 
-Kind = Literal["sigmoid", "linear"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULT_INITIAL_LOGIT = {"sigmoid": 0.0, "linear": 1.0}
 

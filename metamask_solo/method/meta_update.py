@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
-from metamask_solo.method.hypergradient import Method, TrialStep, hypergradient
+from metamask_solo.method.hypergradient import TrialStep, hypergradient
+from metamask_solo.method.names import Method
 
 Masks = nn.Module | nn.Parameter
 

@@ -10,8 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from metamask_solo.method.hypergradient import Method
-from metamask_solo.method.mask import Kind
+from metamask_solo.method.names import Kind, Method
 from metamask_solo.validation import Allowed, Number, Settings, allowed, fields, refusal, shown
 
 # where the logit's derivative is still right in single precision, and above BatchNorm's eps:

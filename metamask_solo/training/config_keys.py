@@ -146,11 +146,11 @@ def _unknown(
 
 def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, below in tree.items():
-        key = f"{prefix}.{name}".lstrip(".")
+        key = f"{prefix}{name}"
         if below is WHOLE or not below:
             yield key
         else:
-            yield from _dotted(below, key.replace("augmentations", "augmentations.0"))
+            yield from _dotted(below, f"{key}.0." if key == "augmentations" else f"{key}.")
 
 
 def _references(node: Any) -> Iterator[str]:

@@ -51,6 +51,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("+optimizer.lrr=1", "did you mean optimizer.lr?"),
         ("+learning_rate=1", "learning_rate: unknown setting; did you mean optimizer.lr?"),
         ("+max_epoch=3", "did you mean max_epochs?"),
+        ("+optimizer.brightness=3", "did you mean augmentations.0.color_jitter.brightness?"),
+        ("+checkpoint.zoom=3", "zoom: unknown setting; allowed are enabled, dir, frequency, kee"),
         ("+batch_size=64", "did you mean optimizer.batch_size?"),
         ("+augmentations.0.grayscale.p=0.5", "augmentations.0.grayscale.p: unknown setting"),
         ("+augmentations.0.colour_jitter.prob=0.5", "did you mean augmentations.0.color_jitter?"),

@@ -65,10 +65,11 @@ def test_hydras_own_help_and_the_version(command: str, capfd: pytest.CaptureFixt
         assert line.startswith(f"metamask-solo {metamask_solo.__version__}, solo-learn ")
 
 
-def test_help_does_not_wait_for_solo_learn() -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_does_not_wait_for_solo_learn(command: str) -> None:
     code = (
         "import sys; from metamask_solo.__main__ import main; "
-        "main(['linear', '--help']); sys.exit('torch' in sys.modules or 'solo' in sys.modules)"
+        f"main(['{command}', '--help']); sys.exit('torch' in sys.modules or 'solo' in sys.modules)"
     )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
