@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from metamask_solo.benchmark.file import Folders
+from metamask_solo.benchmark.file import LABEL_FREE, Folders
 from metamask_solo.benchmark.plan import Subject
 from metamask_solo.benchmark.rows import VERSIONS, Row, group
 from metamask_solo.benchmark.statistics import (
@@ -123,9 +123,9 @@ def _noise_floor(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
     note = (
         f"{one} and {other} are one method: a mask that stays where it is cancels in both heads, "
         "which begin with a linear layer without bias and BatchNorm. Root mean square of the "
-        "differences of their runs with the same seed, in percentage points, and the smallest true "
-        "difference that so many seeds would have shown (80 % power, two-sided test at 5 %) if "
-        "pairs differed by this noise alone."
+        f"differences of their runs with the same seed, in {_units(subject)}, and the smallest "
+        "true difference that so many seeds would have shown (80 % power, two-sided test at 5 %) "
+        "if pairs differed by this noise alone."
     )
     heads = ["metric", "pairs", "noise floor", "could have shown"]
     return ["## Noise floor", note, _table(heads, lines)] if lines else []
@@ -147,18 +147,24 @@ def _comparisons(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
             lines.append([f"{pair[0]} − {pair[1]}", str(seeds), *cells])
     intervals = sum(found.interval is not None for found in family) or len(family)
     note = (
-        "Percentage points: mean of the differences of the same seeds. In brackets its interval, "
-        f"corrected: all {intervals} of this table cover the truth in 95 % of all cases "
-        "(Student's t, Bonferroni). p: of the paired t-test, corrected by Holm for all of them. "
-        "Could have shown: the smallest true difference that so many seeds, with differences that "
-        "vary as these do, would have shown (80 % power, two-sided test at 5 %, not corrected). "
-        "Bold: p is below 0.05; Holm is sharper than Bonferroni, so the interval of a bold one may "
-        "hold 0. –: one seed, or all seeds differ by the same."
+        f"{_units(subject).capitalize()}: mean of the differences of the same seeds. In brackets "
+        f"its interval, corrected: all {intervals} of this table cover the truth in 95 % of all "
+        "cases (Student's t, Bonferroni). p: of the paired t-test, corrected by Holm for all of "
+        "them. Could have shown: the smallest true difference that so many seeds, with differences "
+        "that vary as these do, would have shown (80 % power, two-sided test at 5 %, not "
+        "corrected). Bold: p is below 0.05; Holm is sharper than Bonferroni, so the interval of a "
+        "bold one may hold 0. –: one seed, or all seeds differ by the same."
     )
     heads = ["difference", "seeds"]
     for metric in subject.evaluations:
         heads += [NAMES[metric], "p", "could have shown"]
     return ["## Paired differences", note, _table(heads, lines)]
+
+
+def _units(subject: Subject) -> str:
+    if set(subject.evaluations) & set(LABEL_FREE):
+        return "the units of each measure"
+    return "percentage points"
 
 
 def _cells(found: Comparison | None) -> list[str]:

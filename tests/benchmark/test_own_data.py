@@ -56,6 +56,7 @@ def test_without_labels_rankme_is_compared_and_called_no_accuracy(
     assert main(["benchmark", str(file), "only=[metamask]"]) == 0, capfd.readouterr().out
     printed = capfd.readouterr().out
     assert "no accuracy" in printed and "RankMe, no mask" in printed
+    assert "ercentage points" not in printed
     (result,) = (tmp_path / "out" / "runs").rglob("result.json")
     metrics = json.loads(result.read_text())["metrics"]
     assert metrics.keys() == {"rankme", "rankme_plain"}

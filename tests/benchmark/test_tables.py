@@ -74,6 +74,16 @@ def test_mean_and_deviation() -> None:
     assert mean_and_deviation([5.0]) == (5.0, None)
 
 
+def test_rankme_is_not_told_in_percentage_points() -> None:
+    def page(metric: str) -> str:
+        found = [r for m in "ab" for r in rows(m, [1, 2], metrics={metric: 5.0})]
+        about = subject(methods=["a", "b"], comparisons=[("a", "b")], evaluations=[metric])
+        return markdown(about, found, [])
+
+    assert "Percentage points: mean of the differences" in page("knn")
+    assert "The units of each measure: mean of the differences" in page("rankme")
+
+
 def test_the_difference_is_paired_by_the_seed() -> None:
     one = rows("a", [50.0, 60.0, 70.0])
     other = list(reversed(rows("b", [49.0, 58.0, 67.0])))  # the order must not count
