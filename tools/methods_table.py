@@ -18,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from marked import with_table
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "methods.md"
-BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 RESULTS = {
     "1.0.2": ROOT / "docs" / "results" / "methods_1.0.2.json",
     "main": ROOT / "docs" / "results" / "methods_main.json",
@@ -70,19 +71,6 @@ def read_results() -> dict[str, dict[str, Any]]:
     return {release: json.loads(file.read_text("utf-8")) for release, file in RESULTS.items()}
 
 
-def with_table(page: str) -> str:
-    """The page with the table of today's files between the marks.
-
-    Raises:
-        ValueError: the page lacks one of the marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page must hold {BEGIN} and {END}")
-    return f"{before}{begin}\n{table(read_results())}\n{end}{after}"
-
-
 def take(outcome: Path) -> Path:
     """Makes a file of docs/results of what the matrix wrote; returns it."""
     from metamask_solo import hosts
@@ -104,4 +92,7 @@ def take(outcome: Path) -> Path:
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         print(take(Path(path)))
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(
+        with_table(PAGE.read_text(encoding="utf-8"), "methods", table(read_results())),
+        encoding="utf-8",
+    )

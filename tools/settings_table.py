@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from marked import with_table
+
 from metamask_solo.method.settings import SETTINGS
 from metamask_solo.validation import allowed, shown
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
-BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
 
 
 def table() -> str:
@@ -23,18 +24,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def with_table(page: str) -> str:
-    """The page with today's table between the marks.
-
-    Raises:
-        ValueError: the page lacks one of the marks.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page must hold {BEGIN} and {END}")
-    return f"{before}{begin}\n{table()}\n{end}{after}"
-
-
 if __name__ == "__main__":
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(
+        with_table(PAGE.read_text(encoding="utf-8"), "settings", table()), encoding="utf-8"
+    )

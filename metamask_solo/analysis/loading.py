@@ -21,10 +21,10 @@ from metamask_solo.analysis.subsets import Split
 from metamask_solo.checkpoints.reading import Checkpoint, load_backbone
 from metamask_solo.data.datasets import pretrain_dataset
 from metamask_solo.data.folders import check_same_classes, find_images
-from metamask_solo.data.images import READING_KEYS, image_loader, image_settings, split_loader
+from metamask_solo.data.images import READING_KEYS, image_settings, split_loader
 from metamask_solo.data.reading import shown
 from metamask_solo.data.splitting import images_below
-from metamask_solo.data.unlabelled import any_split_loader, holds_classes
+from metamask_solo.data.unlabelled import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import build_backbone
@@ -201,16 +201,7 @@ def load_subject(
 def load_unlabelled(path: Path, name: str, reading: Reading) -> Subject:
     """Extracts the plain features of the training images alone, whose labels are all −1."""
     backbone, checkpoint = load_backbone(path, masked=False)
-    assert checkpoint.config is not None  # load_backbone needs it
-    loader = any_split_loader(
-        "train",
-        checkpoint.config,
-        reading.data,
-        reading.batch_size,
-        reading.num_workers,
-        reading.samples,
-        reading.seed,
-    )
+    loader = _loader(checkpoint, "train", reading, labelled=False)
     found, labels = extract_features(backbone, loader, reading.device, f"{name} train")
     features = found.numpy()
     _check_features(features, checkpoint.path)
@@ -274,13 +265,12 @@ def _split(
     return Split(features, labels.numpy()), files
 
 
-def _loader(checkpoint: Checkpoint, split: str, reading: Reading) -> DataLoader[Any]:
+def _loader(
+    checkpoint: Checkpoint, split: str, reading: Reading, labelled: bool = True
+) -> DataLoader[Any]:
+    assert checkpoint.config is not None  # load_backbone needs it
     options = (reading.batch_size, reading.num_workers, reading.samples, reading.seed)
-    if reading.data is not None:
-        key = f"--data, {split}"
-        return image_loader(reading.data / split, checkpoint.config, *options, key=key)
-    assert checkpoint.config is not None  # has_own_labels needs it
-    return split_loader(split, checkpoint.config, None, *options)
+    return split_loader(split, checkpoint.config, reading.data, *options, labelled)
 
 
 def _check_features(features: Array, path: Path) -> None:

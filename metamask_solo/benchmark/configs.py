@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metamask_solo.benchmark.file import RESERVED, BenchmarkFile, Folders
 from metamask_solo.errors import UserError
-from metamask_solo.training.hydra_app import open_config, reason, scripts_folder
+from metamask_solo.training.endings import scripts_folder
+from metamask_solo.training.hydra_app import open_config, reason
 
 # folder that torchvision's copy of a data set is in
 TORCHVISION = {

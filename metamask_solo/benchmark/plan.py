@@ -23,7 +23,8 @@ from metamask_solo.benchmark.file import (
 from metamask_solo.benchmark.notes import notes_on
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
-from metamask_solo.training.hydra_app import reason, scripts_folder
+from metamask_solo.training.endings import scripts_folder
+from metamask_solo.training.hydra_app import reason
 
 JOB = "metamask_solo_benchmark_job"
 

@@ -20,6 +20,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE, pl
 from metamask_solo.training.hydra_app import reason
 from metamask_solo.training.pretraining import prepare_pretraining
+from metamask_solo.training.sampling import trains_on_gpu
 from metamask_solo.training.trainer import fit
 
 REST = "rest"
@@ -201,7 +202,7 @@ def profile(path: str | Path, overrides: list[str], steps: int | None = None) ->
                 f"optimizer.batch_size={cfg.optimizer.batch_size}: the epoch has {len(loader)} "
                 "step; at least 2 are needed, since the first is not counted"
             )
-        on_gpu = torch.cuda.is_available() and cfg.get("accelerator") != "cpu"
+        on_gpu = trains_on_gpu(cfg)
         parts = Parts(torch.cuda.synchronize if on_gpu else lambda: None)
         dataset: Any = loader.dataset
         dataset.source.read = parts.timed(dataset.source.read, "decode")

@@ -24,8 +24,7 @@ from metamask_solo.analysis.measures import moments, rankme, singular_values
 from metamask_solo.benchmark.records import Cost, Result, Task
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
-from metamask_solo.data.images import evaluation_transform, plain_loader
-from metamask_solo.data.unlabelled import any_split_loader
+from metamask_solo.data.images import evaluation_transform, plain_loader, split_loader
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import extract_features, pick_device
 from metamask_solo.evaluation.knn import knn_accuracy
@@ -152,7 +151,7 @@ def _look_at(config: Any, names: list[str]) -> Result:
         backbone = Pixels()
     device = _device(config)
     if config.data.get("no_labels", False):
-        loader = any_split_loader("train", config, num_workers=config.data.num_workers)
+        loader = split_loader("train", config, num_workers=config.data.num_workers, labelled=False)
         features, _ = extract_features(backbone, loader, device)
         metrics, chosen = _label_free(names, features, None), dict[str, float]()
     else:
@@ -191,7 +190,9 @@ def _evaluate(
     backbone, read = load_backbone(checkpoint, masked=False)
     assert read.config is not None
     if read.config.data.get("no_labels", False):
-        loader = any_split_loader("train", read.config, num_workers=read.config.data.num_workers)
+        loader = split_loader(
+            "train", read.config, num_workers=read.config.data.num_workers, labelled=False
+        )
         unlabelled, _ = extract_features(backbone, loader, _device(config))
         return _label_free(names, unlabelled, read.mask), {}
     features = _features(backbone, read.config, _device(config))

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.rows import read_rows
     from metamask_solo.data import digits
-    from metamask_solo.training.hydra_app import scripts_folder
+    from metamask_solo.training.endings import scripts_folder
 
     files = {"metamask": PRESETS[args.preset], "simclr": "simclr", "barlow": "barlow"}
     plan = read_plan(

@@ -5,7 +5,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.commands.options import add_loading_options, add_mask_options, check_counts
+from metamask_solo.commands.options import (
+    add_feature_options,
+    add_loading_options,
+    add_source_options,
+    check_counts,
+)
 
 HELP = "write a checkpoint's features of a folder of images to a file"
 
@@ -20,7 +25,7 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.unlabelled import any_split_loader, folder_loader
+    from metamask_solo.data.images import folder_loader, split_loader
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import feature_extractor, pick_device
 
@@ -39,7 +44,7 @@ def main(argv: list[str]) -> int:
     if arguments.data is not None:
         loader = folder_loader(arguments.data, checkpoint.config, *batches)
     else:
-        loader = any_split_loader(arguments.split, checkpoint.config, None, *batches)
+        loader = split_loader(arguments.split, checkpoint.config, None, *batches, labelled=False)
     shape = write_features(module, loader, device, out)
     masked = checkpoint.mask is not None and arguments.masked is not False
     kind = f"{'masked' if masked else 'plain'} {arguments.features} features"
@@ -102,19 +107,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         description=HELP[0].upper() + HELP[1:] + ". The .npz file holds `features` (one row for "
         "each image), `files`, and where the images lie in class folders `labels` and `classes`.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="class folders, or images without labels at any depth (default: the run's own data)",
-    )
-    parser.add_argument(
-        "--split",
-        choices=("train", "val"),
-        default="val",
-        help="of the run's own data (default: val)",
-    )
+    data = "class folders, or images without labels at any depth (default: the run's own data)"
+    add_source_options(parser, data, split="of the run's own data ")
     parser.add_argument(
         "--out",
         type=Path,
@@ -122,13 +116,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="an .npz file (default: features.npz)",
     )
-    parser.add_argument(
-        "--features",
-        choices=("backbone", "projector"),
-        default="backbone",
-        help="(default: backbone)",
-    )
-    add_mask_options(parser)
+    add_feature_options(parser)
     add_loading_options(parser)
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser.parse_args(argv)

@@ -35,7 +35,7 @@ def _rows(model: Any) -> Iterator[Row]:
 
 def help_text(command: str) -> str:
     """What ``metamask-solo pretrain|linear|finetune --help`` prints."""
-    from metamask_solo.training.endings import config_path
+    from metamask_solo.training.endings import config_path, scripts_folder
 
     kind = "pretrain" if command == "pretrain" else "linear"
     example = f"--config-path {config_path(f'{kind}/digits')} --config-name metamask.yaml"
@@ -58,8 +58,8 @@ def help_text(command: str) -> str:
         "  --hydra-help     Hydra's own options",
         "  --version        versions of what is installed",
         "",
-        f"folders of YAML files (--config-path), in {scripts()}:",
-        *_files(kind),
+        f"folders of YAML files (--config-path), in {scripts_folder()}:",
+        *_files(scripts_folder() / kind),
         "",
         "settings (KEY: default; allowed; meaning):",
         *_table(rows_of(command)),
@@ -71,18 +71,11 @@ def help_text(command: str) -> str:
     return "\n".join(lines)
 
 
-def scripts() -> Path:
-    """Where the YAML files are: in the repository, or installed with the package."""
-    package = Path(__file__).resolve().parents[1]
-    beside = package.parent / "scripts"
-    return beside if beside.is_dir() else package / "scripts"
-
-
-def _files(kind: str) -> Iterator[str]:
-    for folder in sorted(path for path in (scripts() / kind).iterdir() if path.is_dir()):
+def _files(kind: Path) -> Iterator[str]:
+    for folder in sorted(path for path in kind.iterdir() if path.is_dir()):
         names = sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "base")
         if names:
-            head = f"  {kind}/{folder.name}: "
+            head = f"  {kind.name}/{folder.name}: "
             yield textwrap.fill(head + ", ".join(names), WIDTH, subsequent_indent=" " * 6)
 
 

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+from pathlib import Path
 
 from metamask_solo.errors import UserError
 
@@ -22,6 +23,31 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
     )
+
+
+def add_source_options(parser: argparse.ArgumentParser, data: str, split: str = "") -> None:
+    """A checkpoint, and which images its features are to be of.
+
+    Args:
+        data: what the folder of --data may hold.
+        split: what --split is of.
+    """
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=data)
+    parser.add_argument(
+        "--split", choices=("train", "val"), default="val", help=f"{split}(default: val)"
+    )
+
+
+def add_feature_options(parser: argparse.ArgumentParser) -> None:
+    """--features, and with or without the mask."""
+    parser.add_argument(
+        "--features",
+        choices=("backbone", "projector"),
+        default="backbone",
+        help="(default: backbone)",
+    )
+    add_mask_options(parser)
 
 
 def add_mask_options(parser: argparse.ArgumentParser) -> None:

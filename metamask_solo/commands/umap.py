@@ -5,7 +5,12 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.commands.options import add_loading_options, add_mask_options, check_counts
+from metamask_solo.commands.options import (
+    add_feature_options,
+    add_loading_options,
+    add_source_options,
+    check_counts,
+)
 
 HELP = "draw a checkpoint's features in two dimensions"
 FORMATS = (".png", ".pdf", ".svg")
@@ -22,8 +27,8 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.images import class_names
-    from metamask_solo.data.unlabelled import any_split_loader, is_labelled
+    from metamask_solo.data.images import class_names, split_loader
+    from metamask_solo.data.unlabelled import is_labelled
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import (
         extract_features,
@@ -43,7 +48,7 @@ def main(argv: list[str]) -> int:
         arguments.checkpoint, arguments.features, arguments.masked
     )
     assert checkpoint.config is not None  # feature_extractor needs it
-    loader: Any = any_split_loader(
+    loader: Any = split_loader(
         arguments.split,
         checkpoint.config,
         arguments.data,
@@ -51,6 +56,7 @@ def main(argv: list[str]) -> int:
         arguments.num_workers,
         arguments.samples,
         arguments.seed,
+        labelled=False,
     )
     images = len(loader.dataset)
     if images <= NEIGHBOURS:
@@ -121,21 +127,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         + " with UMAP, coloured by class where there are classes. Distances between "
         "far clusters in such a drawing mean little.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="holds train/ and val/, or images; classes are coloured (default: the run's)",
-    )
-    parser.add_argument("--split", choices=("train", "val"), default="val", help="(default: val)")
-    parser.add_argument(
-        "--features",
-        choices=("backbone", "projector"),
-        default="backbone",
-        help="(default: backbone)",
-    )
-    add_mask_options(parser)
+    data = "holds train/ and val/, or images; classes are coloured (default: the run's)"
+    add_source_options(parser, data)
+    add_feature_options(parser)
     parser.add_argument(
         "--out",
         type=Path,

@@ -16,6 +16,7 @@ from metamask_solo.data.folders import find_images, say_left_out
 from metamask_solo.data.reading import reading_rule, shown
 from metamask_solo.data.seeds import generator_of
 from metamask_solo.data.sources import FolderSource, Images
+from metamask_solo.data.unlabelled import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import dataset_transforms
 
@@ -30,6 +31,7 @@ IMAGENETS = ("imagenet", "imagenet100")
 LARGEST_WHOLE = 96
 PROBE = "data.augmentations"  # where the config of a probe has its settings
 READING_KEYS = ("background", "exif_orientation")
+SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,35 @@ def _limited(dataset: Images, limit: int | None, seed: int) -> Dataset[Any]:
     return Subset(dataset, sorted(order[:limit].tolist()))
 
 
-SPLITS = ("train", "val")
+def folder_loader(
+    folder: str | Path,
+    config: DictConfig,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+    labels: bool | None = None,
+    key: str = "--data",
+) -> DataLoader[Any]:
+    """The images of one folder, with the evaluation transform of a run's config.
+
+    Args:
+        folder: class folders, or images without labels.
+        limit: at most this many images, drawn by ``seed``; None for all.
+        labels: False for −1 whatever the folder holds; None for labels if it has class folders.
+        key: the option that names the folder, for messages.
+
+    Raises:
+        UserError: there is no such folder, it holds no images, or it holds train/ and val/.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{key}={folder}: no such folder")
+    if all((folder / split).is_dir() for split in SPLITS):
+        raise UserError(f"{key}={folder}: holds train/ and val/; give one of them")
+    if labels is None:
+        labels = holds_classes(folder)
+    return image_loader(folder, config, batch_size, num_workers, limit, seed, key, labels)
 
 
 def split_loader(
@@ -219,6 +249,7 @@ def split_loader(
     num_workers: int = 0,
     limit: int | None = None,
     seed: int = 0,
+    labelled: bool = True,
 ) -> DataLoader[Any]:
     """The images of one split, with the evaluation transform of a run's config.
 
@@ -227,23 +258,32 @@ def split_loader(
         config: config of the run.
         data: folder that holds train/ and val/ with class folders; None for the data of the run.
         limit: at most this many images, drawn by ``seed``; None for all.
+        labelled: False where labels may be missing: ``data`` may then be images, and a run without
+            validation images gives its training images for ``val`` too.
 
     Raises:
         UserError: the data are missing or cannot be read.
     """
     own = config.data
+    options = (batch_size, num_workers, limit, seed)
     if data is not None:
-        return image_loader(
-            Path(data) / split, config, batch_size, num_workers, limit, seed, f"--data, {split}"
-        )
+        inner = Path(data) / split
+        if labelled:
+            return image_loader(inner, config, *options, f"--data, {split}")
+        return folder_loader(inner if inner.is_dir() else data, config, *options)
     key = f"data.{split}_path"
     folder = own.get(f"{split}_path")
+    if folder is None and not labelled and is_folder(config):
+        folder = own.get("train_path")
     if folder is None:
         raise UserError(f"{key}: missing in the run's args.json; give --data FOLDER")
     if is_folder(config):
         if not Path(folder).is_dir():
             raise UserError(f"{key}={shown(folder)}: no such folder; give --data FOLDER")
-        return image_loader(folder, config, batch_size, num_workers, limit, seed, key)
+        if labelled:
+            return image_loader(folder, config, *options, key)
+        labels = False if own.get("no_labels", False) else None
+        return folder_loader(folder, config, *options, labels, key)
     try:
         # all images, as main_knn.py
         dataset = classification_dataset(config, split, evaluation_transform(config), whole=True)

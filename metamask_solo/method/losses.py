@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metamask_solo.method.processes import count_and_rank
+
 VARIANCE_OFFSET = 1e-5  # that of BatchNorm, which solo-learn standardises with
 
 
@@ -117,16 +119,11 @@ def _whole_batch(z1: Tensor, z2: Tensor, gather: bool) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{name} has dtype {z.dtype}: projections must be floating-point")
     if z1.dtype != torch.float64:
         z1, z2 = z1.float(), z2.float()
-    if gather and _processes() > 1:
+    if gather and count_and_rank()[0] > 1:
         z1, z2 = _Gather.apply(torch.stack((z1, z2))).unbind()
     if len(z1) < 2:
         raise ValueError(f"a batch of {len(z1)}: both losses compare images, give at least 2")
     return z1, z2
-
-
-def _processes() -> int:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if distributed else 1
 
 
 class _Gather(torch.autograd.Function):
@@ -138,7 +135,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(_processes())]
+        parts = [torch.empty_like(rows) for _ in range(count_and_rank()[0])]
         torch.distributed.all_gather(parts, rows.contiguous())
         return torch.cat(parts, dim=1)
 
@@ -146,4 +143,5 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         total = gradient.contiguous().clone()
         torch.distributed.all_reduce(total)
-        return total.chunk(_processes(), dim=1)[torch.distributed.get_rank()]
+        processes, rank = count_and_rank()
+        return total.chunk(processes, dim=1)[rank]

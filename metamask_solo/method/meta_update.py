@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metamask_solo.errors import UserError
 from metamask_solo.method.hypergradient import TrialStep, hypergradient
 from metamask_solo.method.names import Method
+from metamask_solo.method.processes import count_and_rank
 
 Masks = nn.Module | nn.Parameter
 
@@ -221,8 +222,9 @@ def _one_or_each(values: dict[str, Any]) -> Any:
 
 def mean_over_processes(gradient: Tensor) -> Tensor:
     """The mean of ``gradient`` over the processes of a distributed run; itself otherwise."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    processes, _ = count_and_rank()
+    if processes == 1:
         return gradient
     total = gradient.clone()
     torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
+    return total / processes

@@ -1,4 +1,4 @@
-"""What a command prints at its end: where its results lie, and what can be done next."""
+"""What a command prints at its end, and where the YAML files lie that it names."""
 
 from pathlib import Path
 
@@ -8,6 +8,13 @@ def print_ending(made: str | Path, *commands: str) -> None:
     print(made)
     for number, command in enumerate(commands):
         print(f"{'next: ' if number == 0 else '      '}metamask-solo {command}")
+
+
+def scripts_folder() -> Path:
+    """Where the YAML files are: in the repository, or installed with the package."""
+    package = Path(__file__).resolve().parents[1]
+    beside = package.parent / "scripts"
+    return (beside if beside.is_dir() else package / "scripts").resolve()
 
 
 def config_path(folder: str) -> str:

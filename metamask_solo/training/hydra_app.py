@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import sweeps
 from metamask_solo.training.console import quiet
+from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.overrides import add_known_keys, check_overrides, composed_config
 
 # keys of paths, in which `~` is the home
@@ -178,12 +179,3 @@ def compose_config(dataset: str, name: str, overrides: list[str]) -> Any:
     folder = scripts_folder() / "pretrain" / dataset
     with initialize_config_dir(str(folder), version_base="1.2"):
         return compose(name, overrides)
-
-
-def scripts_folder() -> Path:
-    """Where the YAML files are: in the repository, or installed with the package."""
-    import metamask_solo
-
-    package = Path(metamask_solo.__file__).parent
-    beside = package.parent / "scripts"
-    return (beside if beside.is_dir() else package / "scripts").resolve()

@@ -12,6 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 from metamask_solo.data.seeds import Draw, Generator, image_seed
 from metamask_solo.data.sources import Images
 from metamask_solo.errors import UserError
+from metamask_solo.method.processes import count_and_rank
 
 
 class EpochShuffle(DistributedSampler[Any]):
@@ -49,20 +50,13 @@ class EpochShuffle(DistributedSampler[Any]):
         # a generator of its own: how much of the other was drawn must not decide the order
         generator = torch.Generator().manual_seed(self.epoch_seed)
         order = torch.randperm(self.size, generator=generator).tolist()
-        processes, rank = _processes()
+        processes, rank = count_and_rank()
         share = order[: self.size - self.size % processes][rank::processes][self.skip :]
         epoch = self.epoch
         return iter((index, image_seed(self.seed, epoch, index)) for index in share)
 
     def __len__(self) -> int:
-        return self.size // _processes()[0]
-
-
-def _processes() -> tuple[int, int]:
-    """Number of processes of this run, and which one this is."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0
+        return self.size // count_and_rank()[0]
 
 
 def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
@@ -89,6 +83,11 @@ def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
     )
 
 
+def trains_on_gpu(cfg: DictConfig | dict[str, Any]) -> bool:
+    """Whether Lightning takes a GPU for this config, or for these arguments of its Trainer."""
+    return torch.cuda.is_available() and cfg.get("accelerator") != "cpu"
+
+
 def workers_of(cfg: DictConfig) -> int:
     """``data.num_workers`` as a number; ``auto`` is decided by the device and the cores.
 
@@ -103,7 +102,7 @@ def workers_of(cfg: DictConfig) -> int:
         return automatic_workers(
             cores=available_cores(),
             processes=len(cfg.devices) if OmegaConf.is_list(cfg.get("devices")) else 1,
-            on_gpu=torch.cuda.is_available() and cfg.get("accelerator") != "cpu",
+            on_gpu=trains_on_gpu(cfg),
         )
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
         raise UserError(f"data.num_workers={workers}: must be an integer of at least 0, or auto")

@@ -42,6 +42,7 @@ from metamask_solo.training.runs import (
     new_folder,
     running,
 )
+from metamask_solo.training.sampling import trains_on_gpu
 
 PROFILERS = {
     "simple": pl.profilers.SimpleProfiler,
@@ -280,7 +281,7 @@ def build_trainer(
     # null means Lightning's default, but for the one setting in which it is a value of its own
     arguments = {k: v for k, v in arguments.items() if v is not None or k in NULL_IS_A_VALUE}
     arguments.pop("max_time", None)  # the timer of the run's callbacks knows it
-    on_gpu = torch.cuda.is_available() and arguments.get("accelerator") != "cpu"
+    on_gpu = trains_on_gpu(arguments)
     devices = arguments.get("devices")
     if not on_gpu and isinstance(devices, list):  # [0, 1] names GPUs; the CPU takes a number
         arguments["devices"] = len(devices)

@@ -11,7 +11,7 @@ from metamask_solo.__main__ import main
 from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.data.splitting import split_folder
 from metamask_solo.errors import UserError
-from metamask_solo.training.hydra_app import scripts_folder
+from metamask_solo.training.endings import scripts_folder
 
 
 def test_replaced_data_and_kept_augmentations_are_told_of(

@@ -11,7 +11,7 @@ from metamask_solo.__main__ import main
 from metamask_solo.errors import UserError
 from metamask_solo.training.config_checks import check_linear_config, check_pretrain_config
 from metamask_solo.training.config_keys import NOT_FROM_A_CONFIG, trainer_arguments
-from metamask_solo.training.hydra_app import scripts_folder
+from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.overrides import add_known_keys, composed_config
 from metamask_solo.training.pretraining import check_run
 

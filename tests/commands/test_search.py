@@ -18,7 +18,7 @@ from metamask_solo.__main__ import main
 from metamask_solo.commands import pretrain
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
-from metamask_solo.training.hydra_app import scripts_folder
+from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.runs import FitResult
 

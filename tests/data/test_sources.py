@@ -131,7 +131,7 @@ def test_two_processes_draw_different_numbers(data: Path, monkeypatch: pytest.Mo
     whole = one_epoch(dataset, 0)
     shares = []
     for rank in (0, 1):
-        monkeypatch.setattr(sampling, "_processes", lambda rank=rank: (2, rank))
+        monkeypatch.setattr(sampling, "count_and_rank", lambda rank=rank: (2, rank))
         shares.append(one_epoch(dataset, 0))
     first, second = shares
     assert len(first) == len(second) == 6 and not first.keys() & second.keys()
