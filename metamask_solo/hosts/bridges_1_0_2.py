@@ -1,6 +1,6 @@
 """The things that solo-learn 1.0.2 misses on Lightning 2.
 
-Imports no solo-learn: :mod:`metamask_solo.registration` offers the first bridge to it, from this
+Imports no solo-learn: :mod:`metamask_solo.bolts_1_0_2` offers the first bridge to it, from this
 file, while it is imported. `make setup` also puts a stand-in for ``pl_bolts`` into the environment,
 so that ``import solo`` works before ``import metamask_solo`` as well.
 """

@@ -22,7 +22,7 @@ from solo.data.pretrain_dataloader import (
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
-from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.knn import WeightedKNNClassifier as WeightedKNNClassifier
 from solo.utils.misc import param_groups_layer_decay
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
@@ -35,15 +35,12 @@ from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
 from metamask_solo.validation import Settings, validated
 
-__all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]
-
 RELEASE = "main"
 OPTIMIZERS = BaseMethod._OPTIMIZERS
-LINEAR_OPTIMIZER_KEYS = ("layer_decay",)
+LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
 CLASSES: dict[str, int] = _N_CLASSES_PER_DATASET
-# methods that take other than two large crops, with the least and the most number of them
-LARGE_CROPS = {
+LARGE_CROPS: dict[str, tuple[float, float]] = {
     "byol": (2, math.inf),
     "mae": (1, math.inf),
     "simclr": (2, math.inf),
@@ -59,7 +56,7 @@ SMALL_CROPS = tuple(
 
 
 class PluginMethod(BaseMethod):
-    """Base of a method that brings settings of its own; see the other release's module."""
+    """Base of a method that brings settings of its own; see protocol.py."""
 
     settings_model: type[Settings]
 
@@ -83,10 +80,7 @@ class PluginMethod(BaseMethod):
 
 
 def setting_names(method: str) -> set[str] | None:
-    """The keys of ``method_kwargs`` that a method reads; None where it checks them itself.
-
-    The host ignores others without a word. Which ones it reads stands in its source only.
-    """
+    # the host ignores others without a word; which ones it reads stands in its source only
     found = METHODS.get(method)
     if found is None or hasattr(found, "settings_model"):
         return None
@@ -99,7 +93,6 @@ def backbone_names() -> list[str]:
 
 
 def build_backbone(cfg: DictConfig) -> nn.Module:
-    """The backbone as solo-learn's methods build it: images to N × D features."""
     name = cfg.backbone.name
     kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs", default={}))
     backbone = BaseMethod._BACKBONES[name](
@@ -114,7 +107,6 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
 
 
 def build_method(cfg: DictConfig) -> pl.LightningModule:
-    """The method that ``cfg.method`` names, from a completed config."""
     with dataset_of_stem(cfg):
         model = METHODS[cfg.method](cfg)
     make_resumable(model)
@@ -132,7 +124,6 @@ def build_linear(
     loss_func: Callable[..., Tensor] | None = None,
     mixup_func: Callable[..., Any] | None = None,
 ) -> pl.LightningModule:
-    """solo-learn's linear (or fine-tuning) model on a backbone, from a completed config."""
     model = LinearModel(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
     plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name])
     configure_like(model, plan, functools.partial(_linear_groups, model))
@@ -166,7 +157,6 @@ def _linear_groups(model: Any) -> list[dict[str, Any]]:
 
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
-    """Defaults and derived values, as main_pretrain.py computes them."""
     cfg = parse_pretrain(cfg)
     if issubclass(METHODS[cfg.method], BaseMomentumMethod) and "momentum" not in cfg:
         cfg.momentum = {}  # all of its keys have defaults
@@ -175,7 +165,6 @@ def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
 
 
 def complete_linear_config(cfg: DictConfig) -> DictConfig:
-    """Defaults and derived values, as main_linear.py computes them."""
     # there the linear model itself adds what it needs; here it is needed before that
     cfg = LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
     _set_image_size(cfg, cfg.data.augmentations.crop_size)
@@ -193,7 +182,6 @@ note(_set_image_size)
 
 
 def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
-    """From an image to the views that a pretraining config asks for."""
     crops = []
     for aug in cfg.augmentations:
         pipeline = build_transform_pipeline(cfg.data.dataset, aug)
@@ -205,7 +193,6 @@ def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
 
 
 def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """solo-learn's training and evaluation transforms of one of its built-in data sets."""
     return prepare_transforms(dataset)
 
 

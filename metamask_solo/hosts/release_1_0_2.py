@@ -1,12 +1,10 @@
 """solo-learn 1.0.2 of the package index: methods take keyword arguments.
 
-Gives this release the interface of ``github_main``, from YAML files in GitHub main's form. What
-it misses on Lightning 2 is bridged in ``bridges_1_0_2``.
+Makes a host of this release, from YAML files in GitHub main's form. What it misses on Lightning 2
+is bridged in ``bridges_1_0_2``, and its LARS replaced by that of ``lars``.
 """
 
-import difflib
 import functools
-import inspect
 import math
 import os
 from argparse import ArgumentParser
@@ -16,14 +14,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from solo.args.dataset import augmentations_args, custom_dataset_args, dataset_args
 from solo.args.utils import N_CLASSES_PER_DATASET
 from solo.methods import METHODS, base, linear
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
 from solo.utils import whitening
-from solo.utils.auto_resumer import AutoResumer
-from solo.utils.checkpointer import Checkpointer
 from solo.utils.classification_dataloader import prepare_transforms
 from solo.utils.knn import WeightedKNNClassifier
 from solo.utils.pretrain_dataloader import prepare_n_crop_transform, prepare_transform
@@ -34,11 +29,12 @@ from metamask_solo.hosts import bridges_1_0_2
 from metamask_solo.hosts.bridges import bridge, note
 from metamask_solo.hosts.lars import LARS, lars_from_sgd
 from metamask_solo.hosts.optimization import configure_like, plan_of
+from metamask_solo.hosts.plugin_1_0_2 import PluginMethod as PluginMethod
 from metamask_solo.hosts.resuming import make_resumable
 from metamask_solo.hosts.stem import SMALL, stem
-from metamask_solo.validation import Settings, validated
+from metamask_solo.validation import validated
 
-note(bridges_1_0_2.LinearWarmupCosineAnnealingLR)  # registration.py offers it to the host
+note(bridges_1_0_2.LinearWarmupCosineAnnealingLR)  # bolts_1_0_2.py offers it to the host
 bridge(bridges_1_0_2.import_distutils)
 bridge(bridges_1_0_2.bridge_validation, BaseMethod)
 bridge(bridges_1_0_2.bridge_validation, LinearModel)
@@ -49,11 +45,9 @@ bridge(bridges_1_0_2.bridge_cosine, WeightedKNNClassifier)
 note(lars_from_sgd)
 base.LARSWrapper = linear.LARSWrapper = lars_from_sgd
 
-__all__ = ["METHODS", "BaseMethod", "BaseMomentumMethod", "WeightedKNNClassifier", "pl"]
-
 RELEASE = "1.0.2"
 # LARS is a wrapper in this release, which does nothing: it scales the gradients of the step before
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
     "lars": LARS,
     "adam": torch.optim.Adam,
@@ -61,83 +55,9 @@ OPTIMIZERS = {
 }
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ()
 BACKBONE_PREFIX = "encoder."
-# what main_pretrain.py adds to what was given on its command line, and flags of older Lightnings
-DERIVED = {
-    "method",
-    "unique_augs",
-    "transform_kwargs",
-    "num_classes",
-    "backbone_args",
-    "extra_optimizer_args",
-    "num_large_crops",
-    "num_small_crops",
-    "gpus",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-    "auto_umap",
-    "auto_resume",
-}
 CLASSES: dict[str, int] = N_CLASSES_PER_DATASET
-# methods that take other than two large crops, with the least and the most number of them
-LARGE_CROPS = {"byol": (2, math.inf), "wmse": (2, math.inf)}
-SMALL_CROPS = ("byol", "simclr")
-
-
-class PluginMethod(BaseMethod):
-    """Base of a method that brings settings of its own.
-
-    A subclass has a model of them in ``settings_model``; the checked ones are then in
-    ``settings``. It reads the backbone, the name of
-    the optimiser and the memory format from here, since the releases differ in these.
-    """
-
-    settings_model: type[Settings]
-
-    def __init__(self, **kwargs: Any):
-        names = list(self.settings_model.model_fields)
-        own = {name: kwargs.pop(name) for name in names if name in kwargs}
-        for name in kwargs.keys() - _known_keywords():  # the base class would take any
-            close = difflib.get_close_matches(name, [*names, *_base_keywords()], n=1)
-            listed = ", ".join(names)
-            hint = f"did you mean {close[0]}?" if close else f"this method's own are {listed}"
-            raise UserError(f"{name}={kwargs[name]!r}: unknown setting; {hint}")
-        super().__init__(**kwargs)
-        self.settings = validated(self.settings_model, own)
-        self.optimizer_name = "lars" if self.lars else self.optimizer
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.encoder
-
-    def base_forward(self, X: Tensor) -> dict[str, Any]:
-        """What the shared steps of this release call; GitHub main's call ``forward``."""
-        return self.forward(X)
-
-    def to_memory_format(self, images: Tensor) -> Tensor:
-        return images
-
-
-def _base_keywords() -> set[str]:
-    return set(inspect.signature(BaseMethod.__init__).parameters) - {"self", "kwargs"}
-
-
-@functools.cache
-def _known_keywords() -> set[str]:
-    """What this release's main_pretrain.py passes to every method, needed or not."""
-    parser = ArgumentParser(conflict_handler="resolve")
-    for add in (
-        dataset_args,
-        augmentations_args,
-        custom_dataset_args,
-        BaseMomentumMethod.add_model_specific_args,
-        Checkpointer.add_checkpointer_args,
-        AutoResumer.add_autoresumer_args,
-    ):
-        add(parser)
-    given = {action.dest for action in parser._actions}
-    return (
-        given | _base_keywords() | set(inspect.signature(pl.Trainer.__init__).parameters) | DERIVED
-    )
+LARGE_CROPS: dict[str, tuple[float, float]] = {"byol": (2, math.inf), "wmse": (2, math.inf)}
+SMALL_CROPS: tuple[str, ...] = ("byol", "simclr")
 
 
 def setting_names(method: str) -> set[str] | None:
@@ -241,7 +161,6 @@ class _FinetuneModel(LinearModel):
 
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
-    """Defaults and derived values, as GitHub main's main_pretrain.py computes them."""
     _complete_shared(cfg)
     _default(cfg, "data.val_path", None)
     _default(cfg, "data.no_labels", False)
@@ -256,7 +175,6 @@ def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
 
 
 def complete_linear_config(cfg: DictConfig) -> DictConfig:
-    """Defaults and derived values, as GitHub main's main_linear.py computes them."""
     _complete_shared(cfg)
     for key, value in {
         "pretrain_method": None,
@@ -318,7 +236,6 @@ def _default(cfg: DictConfig, key: str, value: Any) -> None:
 
 
 def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
-    """From an image to the views that a pretraining config asks for."""
     transforms = [
         prepare_transform(cfg.data.dataset, **_transform_arguments(cfg.data.dataset, aug))
         for aug in cfg.augmentations
