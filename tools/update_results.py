@@ -16,13 +16,13 @@ BLOCK = re.compile(
 
 def renewed(text: str) -> str:
     """The page with each table as its rows make it."""
-    from metamask_solo.benchmark.plan import read_subject
+    from metamask_solo.benchmark.file import read_file
     from metamask_solo.commands.benchmark import report_of_rows
 
     def table(found: "re.Match[str]") -> str:
         head, file, overrides, end = found.groups()
-        subject = read_subject(ROOT / file, [_from_root(word) for word in overrides.split()])
-        report = report_of_rows(subject).split("\n", 1)[1].strip()
+        benchmark = read_file(ROOT / file, [_from_root(word) for word in overrides.split()])
+        report = report_of_rows(benchmark).split("\n", 1)[1].strip()
         return f"{head}\n{re.sub(r'^## ', '#### ', report, flags=re.MULTILINE)}\n\n{end}"
 
     return BLOCK.sub(table, text)
@@ -36,16 +36,17 @@ def _from_root(override: str) -> str:
 def draw(text: str) -> None:
     """Draws anew the figures of the page, docs/<name of the rows>.png, that are there."""
     from metamask_solo.benchmark.figures import draw_figures
-    from metamask_solo.benchmark.plan import read_subject
+    from metamask_solo.benchmark.file import read_file
     from metamask_solo.benchmark.rows import read_csv
 
     for _, file, overrides, _ in BLOCK.findall(text):
-        subject = read_subject(ROOT / file, [_from_root(word) for word in overrides.split()])
-        if subject.rows is None:
+        benchmark = read_file(ROOT / file, [_from_root(word) for word in overrides.split()])
+        rows = benchmark.rows_file
+        if rows is None:
             continue
-        for name, content in draw_figures(subject, read_csv(subject.rows)).items():
+        for name, content in draw_figures(benchmark, read_csv(rows)).items():
             ending = "" if name == "accuracy" else f"_{name}"
-            place = PAGE.parent / f"{subject.rows.stem}{ending}.png"
+            place = PAGE.parent / f"{rows.stem}{ending}.png"
             if f"({place.name})" in text:
                 place.write_bytes(content)
 

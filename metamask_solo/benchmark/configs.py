@@ -55,21 +55,21 @@ class Variant:
     processes: int
 
 
-def compose_variants(file: Path, given: BenchmarkFile, data: str | Folders | None) -> list[Variant]:
+def compose_variants(file: Path, given: BenchmarkFile) -> list[Variant]:
     """Those that are wanted, and the first, whose backbone and images the references have.
 
     Each config is complete, and its model was built for a test.
 
     Args:
         file: the benchmark's YAML file.
-        data: the images of all methods; None for those of their own files.
+        given: its keys.
 
     Raises:
         UserError: a config cannot be composed, or not be trained.
     """
     first = next(iter(given.methods))
     found = []
-    with _placeholder_data(data) as paths:
+    with _placeholder_data(given.data) as paths:
         for label, method in given.methods.items():
             if label != first and label not in given.trained:
                 continue
@@ -79,7 +79,7 @@ def compose_variants(file: Path, given: BenchmarkFile, data: str | Folders | Non
                 overrides = [*given.overrides, *method.overrides]
                 cfg = _compose(file, label, method.config, overrides, setting)
                 own_data = str(cfg.data.get("train_path"))
-                config, processes = _checked(label, cfg, data, given, paths)
+                config, processes = _checked(label, cfg, given, paths)
                 found.append(Variant(label, setting, config, own_data, processes))
     return found
 
@@ -120,7 +120,6 @@ def _compose(
 def _checked(
     label: str,
     cfg: DictConfig,
-    data: str | Folders | None,
     given: BenchmarkFile,
     paths: dict[str, Any],
 ) -> tuple[dict[str, Any], int]:
@@ -134,6 +133,7 @@ def _checked(
     if given.epochs is not None:
         OmegaConf.update(cfg, "max_epochs", given.epochs, force_add=True)
     cfg.seed = given.seeds[0]
+    data = given.data
     trial = open_config(cfg)
     try:
         if isinstance(data, str) and trial.data.dataset != "custom":

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from metamask_solo.analysis.drawing import GREY, LOOKS, STYLE, png
-from metamask_solo.benchmark.plan import Subject
+from metamask_solo.benchmark.file import BenchmarkFile
 from metamask_solo.benchmark.rows import Row, group
 from metamask_solo.benchmark.statistics import best_settings, mean_and_deviation
 
@@ -22,15 +22,15 @@ AXIS = {
 }
 
 
-def draw_figures(plan: Subject, rows: Sequence[Row]) -> dict[str, bytes]:
+def draw_figures(benchmark: BenchmarkFile, rows: Sequence[Row]) -> dict[str, bytes]:
     """PNG files by name; of a search, one setting of each method in all but the first."""
     groups = group(rows)
     if not groups:
         return {}
-    chosen = best_settings(rows, plan.evaluations[0]) if plan.searched else groups
+    chosen = best_settings(rows, benchmark.measured[0]) if benchmark.searched else groups
     figures = {
-        "accuracy": accuracy_figure(plan, groups),
-        "time": time_figure(plan, chosen),
+        "accuracy": accuracy_figure(benchmark, groups),
+        "time": time_figure(benchmark, chosen),
         "curves": curves_figure(chosen),
     }
     return {name: png(figure) for name, figure in figures.items()}
@@ -45,13 +45,13 @@ def _styled(draw: Callable[..., T]) -> Callable[..., T]:
 
 
 @_styled
-def accuracy_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
+def accuracy_figure(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> Figure:
     """Mean and standard deviation of each variant, and every seed."""
     names = list(groups)
     height = 1.4 + 0.32 * len(names)
-    figure = Figure(figsize=(4.2 * len(plan.evaluations) + 1.5, height), layout="constrained")
-    axes = figure.subplots(1, len(plan.evaluations), squeeze=False, sharey=True)[0]
-    for axis, metric in zip(axes, plan.evaluations, strict=True):
+    figure = Figure(figsize=(4.2 * len(benchmark.measured) + 1.5, height), layout="constrained")
+    axes = figure.subplots(1, len(benchmark.measured), squeeze=False, sharey=True)[0]
+    for axis, metric in zip(axes, benchmark.measured, strict=True):
         for place, name in enumerate(names):
             values = [row.metrics[metric] for row in groups[name]]
             mean, deviation = mean_and_deviation(values)
@@ -73,9 +73,9 @@ def accuracy_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
 
 
 @_styled
-def time_figure(plan: Subject, groups: dict[str, list[Row]]) -> Figure:
+def time_figure(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> Figure:
     """What the accuracy costs: training and online validation, all epochs."""
-    metric = plan.evaluations[0]
+    metric = benchmark.measured[0]
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axis = figure.subplots()
     for place, (name, rows) in enumerate(groups.items()):

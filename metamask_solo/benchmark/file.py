@@ -100,10 +100,6 @@ class Folders(Settings):
             raise refusal("must be the path of a folder")
         return None if without_labels else path
 
-    def resolved(self) -> "Folders":
-        paths = {key: str(Path(path).resolve()) for key, path in self.given().items()}
-        return self.model_copy(update=paths)
-
     def given(self) -> dict[str, str]:
         """The paths that there are."""
         paths = {"train_path": self.train_path, "val_path": self.val_path}
@@ -210,22 +206,33 @@ class BenchmarkFile(Settings):
         return [m for m in self.methods if self.only is None or m in self.only]
 
     @property
+    def shown(self) -> list[str]:
+        """All that a report has a line for: references, then methods."""
+        return [*self.untrained, *self.trained]
+
+    @property
     def untrained(self) -> list[str]:
         """The references that are wanted."""
         return [name for name in REFERENCES if name in self.references]
 
     @property
+    def rows_file(self) -> Path | None:
+        """Where finished runs are taken from, and added to."""
+        return None if self.rows is None else Path(self.rows).resolve()
+
+    @property
     def searched(self) -> bool:
+        """Whether several settings of a method are tried."""
         return bool(self.search) or any(method.search for method in self.methods.values())
 
     def seeds_of(self, label: str) -> list[int]:
-        """The seeds of a method: of its own, those that are the file's too."""
-        own = self.methods[label].seeds
+        """The seeds of a method or reference: of its own, those that are the file's too."""
+        own = self.methods[label].seeds if label in self.methods else None
         return [seed for seed in self.seeds if own is None or seed in own]
 
     @property
     def floor(self) -> tuple[str, str] | None:
-        """Two methods that are one."""
+        """Two methods that are one: what their pairs of runs differ by is noise."""
         if self.noise_floor is not None:
             return self.noise_floor[0], self.noise_floor[1]
         return NOISE_FLOOR if {*NOISE_FLOOR} <= self.methods.keys() else None
@@ -246,12 +253,13 @@ class BenchmarkFile(Settings):
         return [(reference, method) for method in self.methods if method not in left_out]
 
 
-def read_file(file: Path, overrides: list[str]) -> BenchmarkFile:
+def read_file(file: str | Path, overrides: list[str]) -> BenchmarkFile:
     """Reads a benchmark's YAML file, with ``KEY=VALUE`` for dotted keys of it.
 
     Raises:
         UserError: the first thing in it that is wrong.
     """
+    file = Path(file)
     if not file.is_file():
         raise UserError(f"{file}: no such file")
     for override in overrides:

@@ -27,14 +27,16 @@ LOG = "log.txt"  # of a run's folder
 def execute(plan: Plan) -> None:
     """Runs what is not finished yet; a failed run leaves failed.json, and the rest goes on.
 
-    Finished is what has a result here, or a row of its digest in the plan's ``rows``.
+    Finished is what has a result here, or a row of its digest in the file of ``rows``.
 
     Raises:
         UserError: the launcher could not be started.
     """
-    known = known_rows(plan)
+    known = known_rows(plan.file)
     pending = [run for run in plan.runs if not Result.is_in(run.folder) and run.digest not in known]
-    print(f"{plan.name}: {len(plan.runs)} runs, {len(plan.runs) - len(pending)} finished before")
+    print(
+        f"{plan.file.name}: {len(plan.runs)} runs, {len(plan.runs) - len(pending)} finished before"
+    )
     if not pending:
         return
     for run in pending:
@@ -44,8 +46,8 @@ def execute(plan: Plan) -> None:
             setting=run.setting,
             seed=run.seed,
             config=run.config,
-            evaluations=plan.evaluations,
-            keep_checkpoints=plan.keep_checkpoints,
+            evaluations=plan.file.measured,
+            keep_checkpoints=plan.file.keep_checkpoints,
         ).write(run.folder)
         (run.folder / Failure.FILE).unlink(missing_ok=True)
     names = [run.folder.relative_to(plan.out).as_posix() for run in pending]
@@ -58,7 +60,7 @@ def execute(plan: Plan) -> None:
         except UserError:
             raise
         except Exception as error:  # whatever a launcher raises: the finished runs still count
-            print(f"launcher {plan.launcher.name}: {type(error).__name__}: {error}")
+            print(f"launcher {plan.file.launcher.name}: {type(error).__name__}: {error}")
 
 
 def run_job(cfg: DictConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from metamask_solo.benchmark.configs import Variant
-from metamask_solo.benchmark.file import LABEL_FREE, Folders
+from metamask_solo.benchmark.file import LABEL_FREE, BenchmarkFile, Folders
 from metamask_solo.data.folders import find_images
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
@@ -32,21 +32,15 @@ SEVERAL_PROCESSES = {
 }
 
 
-def notes_on(
-    variants: Sequence[Variant], evaluations: Sequence[str], folders: Folders | None
-) -> list[str]:
-    """Notes on the runs that are wanted.
-
-    Args:
-        folders: the images that replace those of the methods' files.
-    """
+def notes_on(variants: Sequence[Variant], given: BenchmarkFile) -> list[str]:
+    """Notes on the runs that are wanted."""
     notes = [
         f"{', '.join(labels)}: {SEVERAL_PROCESSES[method]}."
         for method, labels in _of_several_processes(variants).items()
     ]
-    if folders is not None:
-        notes += _of_other_data(variants, folders)
-    return notes + ([NOT_ACCURACY] if {*evaluations} & {*LABEL_FREE} else [])
+    if isinstance(given.data, Folders):
+        notes += _of_other_data(variants, given.data)
+    return notes + ([NOT_ACCURACY] if {*given.measured} & {*LABEL_FREE} else [])
 
 
 def _of_several_processes(variants: Sequence[Variant]) -> dict[str, list[str]]:

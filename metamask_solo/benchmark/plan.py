@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,67 +65,18 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a report is about: what a benchmark's file says of itself alone.
+class Plan:
+    """A checked benchmark.
 
     Attributes:
-        methods: labels in the order of the file, those of the references first.
-        comparisons: pairs of methods whose differences are taken, each once.
-        noise_floor: two methods that are one: what their pairs of runs differ by is noise.
-        rows: CSV file that finished runs are taken from, and added to.
-        searched: several settings of a method are tried.
+        file: its keys; folders of images are whole paths.
         notes: what a reader of the report must know.
-        seeds: of each method; what is not in it may have any.
-        epochs: of all methods; None: those of their pretraining files.
     """
 
-    name: str
-    data: str | Folders | None
-    methods: list[str]
-    evaluations: list[str]
-    comparisons: list[tuple[str, str]]
-    noise_floor: tuple[str, str] | None
-    rows: Path | None
-    searched: bool
-    notes: list[str]
-    seeds: dict[str, list[int]] = field(default_factory=dict, kw_only=True)
-    epochs: int | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class Plan(Subject):
-    """A checked benchmark."""
-
+    file: BenchmarkFile
     out: Path
-    launcher: Launcher
-    keep_checkpoints: bool
     runs: list[Run]
-
-
-def read_subject(file: str | Path, overrides: list[str]) -> Subject:
-    """Reads what a benchmark's file says of the report; needs no data, and composes nothing.
-
-    Raises:
-        UserError: the first thing in the file that is wrong.
-    """
-    return _subject(read_file(Path(file), overrides))
-
-
-def _subject(given: BenchmarkFile) -> Subject:
-    return Subject(
-        name=given.name,
-        data=given.data,
-        methods=[*given.untrained, *given.trained],
-        evaluations=given.measured,
-        comparisons=given.pairs,
-        noise_floor=given.floor,
-        rows=None if given.rows is None else Path(given.rows).resolve(),
-        searched=given.searched,
-        notes=[],
-        seeds={label: given.seeds_of(label) for label in given.methods}
-        | {label: given.seeds for label in given.untrained if label != "pixels"},
-        epochs=given.epochs,
-    )
+    notes: list[str]
 
 
 def read_plan(file: str | Path, overrides: list[str]) -> Plan:
@@ -138,23 +89,21 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
     Raises:
         UserError: the first thing that cannot work.
     """
-    file = Path(file)
     given = read_file(file, overrides)
-    subject = _subject(given)
     out = Path(given.out or Path("benchmarks") / given.name)
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is not a folder")
     out = out.resolve()
     _check_launcher(given.launcher, out)
-    folders = given.data.resolved() if isinstance(given.data, Folders) else None
-    data = folders or given.data
-    variants = compose_variants(file, given, data)
+    if isinstance(given.data, Folders):
+        paths = {key: str(Path(path).resolve()) for key, path in given.data.given().items()}
+        given = given.model_copy(update={"data": given.data.model_copy(update=paths)})
+    variants = compose_variants(Path(file), given)
     # an untrained backbone is another one with each seed; pixels are pixels
-    shown = {"random": given.seeds, "pixels": given.seeds[:1]}
     planned: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
         (label, {}, seed, untrained_config(label, variants[0].config))
         for label in given.untrained
-        for seed in shown[label]
+        for seed in (given.seeds[:1] if label == "pixels" else given.seeds)
     ]
     wanted = [variant for variant in variants if variant.method in given.trained]
     planned += [
@@ -163,18 +112,9 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
         for variant in wanted
         if seed in given.seeds_of(variant.method)
     ]
-    files = {} if folders is None else _fingerprints(folders)
-    return Plan(
-        **{
-            **vars(subject),
-            "data": data,
-            "notes": notes_on(wanted, subject.evaluations, folders),
-        },
-        out=out,
-        launcher=given.launcher,
-        keep_checkpoints=given.keep_checkpoints,
-        runs=[_run(*one, data, files, subject.evaluations, out) for one in planned],
-    )
+    files = _fingerprints(given.data) if isinstance(given.data, Folders) else {}
+    runs = [_run(*one, given, files, out) for one in planned]
+    return Plan(given, out, runs, notes_on(wanted, given))
 
 
 def override_list(setting: Mapping[str, Any]) -> list[str]:
@@ -184,7 +124,7 @@ def override_list(setting: Mapping[str, Any]) -> list[str]:
 
 def job_config(plan: Plan) -> dict[str, Any]:
     """The Hydra config of the jobs: nothing but the name of a run, and the launcher."""
-    return _job_config(plan.launcher, plan.out)
+    return _job_config(plan.file.launcher, plan.out)
 
 
 def _job_config(launcher: Launcher, out: Path) -> dict[str, Any]:
@@ -233,12 +173,11 @@ def _run(
     setting: dict[str, Any],
     seed: int,
     config: dict[str, Any],
-    data: str | Folders | None,
+    benchmark: BenchmarkFile,
     files: dict[str, str],
-    evaluations: list[str],
     out: Path,
 ) -> Run:
-    config = json.loads(json.dumps(config))
+    data, config = benchmark.data, json.loads(json.dumps(config))
     config["seed"] = seed
     config.setdefault("checkpoint", {})
     given = dict(config["data"])
@@ -246,7 +185,7 @@ def _run(
     paths = ("train_path", "val_path")
     config["data"].update(dict.fromkeys(paths, data) if isinstance(data, str) else files)
     config["checkpoint"].pop("dir", None)
-    measured = {name: EVALUATIONS[name] for name in evaluations}
+    measured = {name: EVALUATIONS[name] for name in benchmark.measured}
     decisive = json.dumps(
         {"config": config, "evaluations": measured, "solo-learn": RELEASE}, sort_keys=True
     )

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 import pandas as pd
 from pydantic import ValidationError
 
-from metamask_solo.benchmark.file import EVALUATIONS, LABEL_FREE
-from metamask_solo.benchmark.plan import Plan, Run, Subject, override_list
+from metamask_solo.benchmark.file import EVALUATIONS, LABEL_FREE, BenchmarkFile
+from metamask_solo.benchmark.plan import Plan, Run, override_list
 from metamask_solo.benchmark.records import Failure, Result, first_error
 from metamask_solo.errors import UserError
 
@@ -53,20 +53,21 @@ def read_rows(plan: Plan) -> list[Row]:
     variants = list(dict.fromkeys(run.variant for run in plan.runs))
     order = sorted(plan.runs, key=lambda run: (variants.index(run.variant), run.seed))
     # variants of one method stand together, in the order of the file
-    order.sort(key=lambda run: plan.methods.index(run.method))
-    known = known_rows(plan)
+    order.sort(key=lambda run: plan.file.shown.index(run.method))
+    known = known_rows(plan.file)
     return [_row(plan, run, known) for run in order]
 
 
-def known_rows(plan: Plan) -> dict[str | None, Row]:
-    """The finished runs that the plan's file of rows tells of, by their digest.
+def known_rows(benchmark: BenchmarkFile) -> dict[str | None, Row]:
+    """The finished runs that the benchmark's file of rows tells of, by their digest.
 
     Raises:
         UserError: the file is there and is not such a file.
     """
-    if plan.rows is None or not plan.rows.exists():
+    file = benchmark.rows_file
+    if file is None or not file.exists():
         return {}
-    return {row.digest: row for row in read_csv(plan.rows) if row.status == "finished"}
+    return {row.digest: row for row in read_csv(file) if row.status == "finished"}
 
 
 def _row(plan: Plan, run: Run, known: dict[str | None, Row]) -> Row:
@@ -126,7 +127,7 @@ def read_csv(file: Path) -> list[Row]:
         raise UserError(f"{file}: cannot be read as a table of a benchmark ({error})") from error
 
 
-def rows_of_report(subject: Subject) -> tuple[list[Row], int]:
+def rows_of_report(benchmark: BenchmarkFile) -> tuple[list[Row], int]:
     """The rows of a benchmark's file of rows that are the benchmark's: its methods, seeds, epochs.
 
     Returns:
@@ -135,33 +136,34 @@ def rows_of_report(subject: Subject) -> tuple[list[Row], int]:
     Raises:
         UserError: there is no such file, it cannot be read, or its rows do not make a report.
     """
-    if subject.rows is None:
+    file = benchmark.rows_file
+    if file is None:
         raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
-    found = [row for row in read_csv(subject.rows) if row.method in subject.methods]
-    rows = [row for row in found if _is_of(subject, row)]
-    rows.sort(key=lambda row: subject.methods.index(row.method))
+    found = [row for row in read_csv(file) if row.method in benchmark.shown]
+    rows = [row for row in found if _is_of(benchmark, row)]
+    rows.sort(key=lambda row: benchmark.shown.index(row.method))
     seen = set()
     for row in rows:
         if row.status != "finished":
             continue
         run = row.variant, row.seed
         if run in seen:
-            raise UserError(f"{subject.rows}: {run[0]}, seed {run[1]}: is there twice")
+            raise UserError(f"{file}: {run[0]}, seed {run[1]}: is there twice")
         seen.add(run)
-        for name in subject.evaluations:
+        for name in benchmark.measured:
             if name not in row.metrics:
                 raise UserError(
-                    f"{subject.rows}: {run[0]}, seed {run[1]}: has no {name}, one of "
-                    f"evaluations={subject.evaluations}"
+                    f"{file}: {run[0]}, seed {run[1]}: has no {name}, one of "
+                    f"evaluations={benchmark.measured}"
                 )
     return rows, len(found) - len(rows)
 
 
-def _is_of(subject: Subject, row: Row) -> bool:
+def _is_of(benchmark: BenchmarkFile, row: Row) -> bool:
     """Whether a row's seed and epochs are the benchmark's; what is not trained has no epochs."""
-    seeds = subject.seeds.get(row.method)
-    epochs = row.epochs or subject.epochs
-    return (seeds is None or row.seed in seeds) and subject.epochs in (None, epochs)
+    epochs = row.epochs or benchmark.epochs
+    seed_is = row.method == "pixels" or row.seed in benchmark.seeds_of(row.method)
+    return seed_is and benchmark.epochs in (None, epochs)
 
 
 def _typed(line: dict[str, str], number: int) -> Row:

@@ -4,8 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from metamask_solo.benchmark.file import LABEL_FREE, Folders
-from metamask_solo.benchmark.plan import Subject
+from metamask_solo.benchmark.file import LABEL_FREE, BenchmarkFile, Folders
 from metamask_solo.benchmark.rows import VERSIONS, Row, group
 from metamask_solo.benchmark.statistics import (
     Comparison,
@@ -42,16 +41,21 @@ COSTS = {
 }
 
 
-def markdown(subject: Subject, rows: Sequence[Row], figures: Sequence[str]) -> str:
+def markdown(
+    benchmark: BenchmarkFile,
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    figures: Sequence[str] = (),
+) -> str:
     """The report: what was run, results, comparisons or best settings, failures, figures."""
     groups = group(rows)
-    parts = [f"# {subject.name}", _summary(subject, rows), *subject.notes]
+    parts = [f"# {benchmark.name}", _summary(benchmark, rows), *notes]
     if groups:
-        parts += _results(subject, groups)
-        if subject.searched:
-            parts += _best_table(subject, rows)
+        parts += _results(benchmark, groups)
+        if benchmark.searched:
+            parts += _best_table(benchmark, rows)
         else:
-            parts += _noise_floor(subject, groups) + _comparisons(subject, groups)
+            parts += _noise_floor(benchmark, groups) + _comparisons(benchmark, groups)
     failed = [row for row in rows if row.status == "failed"]
     if failed:
         parts += ["## Failed runs"]
@@ -62,9 +66,9 @@ def markdown(subject: Subject, rows: Sequence[Row], figures: Sequence[str]) -> s
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(subject: Subject, rows: Sequence[Row]) -> str:
+def _summary(benchmark: BenchmarkFile, rows: Sequence[Row]) -> str:
     counts = [f"{sum(row.status == s for row in rows)} {s}" for s in ("finished", "failed")]
-    data = subject.data
+    data = benchmark.data
     place = data.train_path if isinstance(data, Folders) else data
     lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {place}" if place else "") + "."]
     finished = [row for row in rows if row.status == "finished"]
@@ -80,13 +84,13 @@ def _summary(subject: Subject, rows: Sequence[Row]) -> str:
     return " ".join(lines)
 
 
-def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
-    names = [name for name in subject.evaluations if name in NAMES]
+def _results(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str]:
+    names = [name for name in benchmark.measured if name in NAMES]
     plain = [f"{name}_plain" for name in names]
     if not any(name in row.metrics for rows in groups.values() for row in rows for name in plain):
         plain = []
     winners = {
-        name: None if subject.searched else clear_winner(groups, name, subject.noise_floor)
+        name: None if benchmark.searched else clear_winner(groups, name, benchmark.floor)
         for name in names
     }
     heads = [*(NAMES[name] for name in [*names, *plain]), *(title for title, _ in COSTS.values())]
@@ -102,7 +106,7 @@ def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
         lines.append([REFERENCE_NAMES.get(name, name), str(len(rows)), *cells])
     how = [HOW[name] for name in names]
     note = f"Mean ± standard deviation over the seeds, on the validation images; {'; '.join(how)}."
-    if not subject.searched:
+    if not benchmark.searched:
         note += (
             " Bold: the best mean, where its paired differences to all others stay clear when "
             "corrected for their number."
@@ -110,12 +114,12 @@ def _results(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
     return ["## Results", note, _table(["method", "runs", *heads], lines)]
 
 
-def _noise_floor(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
-    if subject.noise_floor is None or not set(subject.noise_floor) <= set(groups):
+def _noise_floor(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str]:
+    if benchmark.floor is None or not set(benchmark.floor) <= set(groups):
         return []
-    one, other = subject.noise_floor
+    one, other = benchmark.floor
     lines = []
-    for metric in subject.evaluations:
+    for metric in benchmark.measured:
         floor = noise_floor(groups[one], groups[other], metric)
         if floor is not None:
             shown = "–" if floor.detectable is None else f"{floor.detectable:.2f}"
@@ -123,7 +127,7 @@ def _noise_floor(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
     note = (
         f"{one} and {other} are one method: a mask that stays where it is cancels in both heads, "
         "which begin with a linear layer without bias and BatchNorm. Root mean square of the "
-        f"differences of their runs with the same seed, in {_units(subject)}, and the smallest "
+        f"differences of their runs with the same seed, in {_units(benchmark)}, and the smallest "
         "true difference that so many seeds would have shown (80 % power, two-sided test at 5 %) "
         "if pairs differed by this noise alone."
     )
@@ -131,23 +135,23 @@ def _noise_floor(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
     return ["## Noise floor", note, _table(heads, lines)] if lines else []
 
 
-def _comparisons(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
-    pairs = [pair for pair in subject.comparisons if set(pair) <= set(groups)]
-    family = compare(pairs, groups, subject.evaluations)
+def _comparisons(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str]:
+    pairs = [pair for pair in benchmark.pairs if set(pair) <= set(groups)]
+    family = compare(pairs, groups, benchmark.measured)
     if not family:
         return []
     lines = []
     for pair in pairs:
         cells: list[str] = []
         of_pair = {c.metric: c for c in family if (c.one, c.other) == pair}
-        for metric in subject.evaluations:
+        for metric in benchmark.measured:
             cells += _cells(of_pair.get(metric))
         seeds = max((c.seeds for c in of_pair.values()), default=0)
         if seeds:
             lines.append([f"{pair[0]} − {pair[1]}", str(seeds), *cells])
     intervals = sum(found.interval is not None for found in family) or len(family)
     note = (
-        f"{_units(subject).capitalize()}: mean of the differences of the same seeds. In brackets "
+        f"{_units(benchmark).capitalize()}: mean of the differences of the same seeds. In brackets "
         f"its interval, corrected: all {intervals} of this table cover the truth in 95 % of all "
         "cases (Student's t, Bonferroni). p: of the paired t-test, corrected by Holm for all of "
         "them. Could have shown: the smallest true difference that so many seeds, with differences "
@@ -156,13 +160,13 @@ def _comparisons(subject: Subject, groups: dict[str, list[Row]]) -> list[str]:
         "bold one may hold 0. –: one seed, or all seeds differ by the same."
     )
     heads = ["difference", "seeds"]
-    for metric in subject.evaluations:
+    for metric in benchmark.measured:
         heads += [NAMES[metric], "p", "could have shown"]
     return ["## Paired differences", note, _table(heads, lines)]
 
 
-def _units(subject: Subject) -> str:
-    if set(subject.evaluations) & set(LABEL_FREE):
+def _units(benchmark: BenchmarkFile) -> str:
+    if set(benchmark.measured) & set(LABEL_FREE):
         return "the units of each measure"
     return "percentage points"
 
@@ -181,8 +185,8 @@ def _cells(found: Comparison | None) -> list[str]:
     ]
 
 
-def _best_table(subject: Subject, rows: Sequence[Row]) -> list[str]:
-    metric = subject.evaluations[0]
+def _best_table(benchmark: BenchmarkFile, rows: Sequence[Row]) -> list[str]:
+    metric = benchmark.measured[0]
     lines = [
         [
             found[0].method,

@@ -1,7 +1,6 @@
 """``metamask-solo benchmark``: methods × seeds from a YAML file, to a table and figures."""
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 HELP = "compare methods over seeds, from a YAML file to a table and figures"
@@ -35,24 +34,25 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
 
+    from metamask_solo.benchmark.file import read_file
     from metamask_solo.benchmark.launch import execute
-    from metamask_solo.benchmark.plan import read_plan, read_subject
+    from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.data.digits import write_dataset
 
     if arguments.from_rows:
-        print(report_of_rows(read_subject(arguments.config, arguments.overrides)), end="")
+        print(report_of_rows(read_file(arguments.config, arguments.overrides)), end="")
         return 0
     plan = read_plan(arguments.config, arguments.overrides)
     for note in plan.notes:
         print(f"note: {note}")
     if not arguments.tables_only:
-        if isinstance(plan.data, str):
-            write_dataset(plan.data, plan.out / "datasets")
+        if isinstance(plan.file.data, str):
+            write_dataset(plan.file.data, plan.out / "datasets")
         execute(plan)
     return 1 if _write_results(plan) else 0
 
 
-def report_of_rows(subject: Any) -> str:
+def report_of_rows(benchmark: Any) -> str:
     """The report of a benchmark from its file of rows alone.
 
     Raises:
@@ -61,11 +61,9 @@ def report_of_rows(subject: Any) -> str:
     from metamask_solo.benchmark.rows import rows_of_report
     from metamask_solo.benchmark.tables import markdown
 
-    rows, left_out = rows_of_report(subject)
-    if left_out:
-        note = f"Left out of {subject.rows.name}: {left_out} rows of other seeds or epochs."
-        subject = replace(subject, notes=[*subject.notes, note])
-    return markdown(subject, rows, [])
+    rows, left_out = rows_of_report(benchmark)
+    note = f"Left out of {benchmark.rows_file.name}: {left_out} rows of other seeds or epochs."
+    return markdown(benchmark, rows, [note] if left_out else [])
 
 
 def _write_results(plan: Any) -> int:
@@ -76,23 +74,24 @@ def _write_results(plan: Any) -> int:
     from metamask_solo.benchmark.tables import markdown
 
     rows = read_rows(plan)
-    figures = draw_figures(plan, rows)
-    report = markdown(plan, rows, list(figures))
+    figures = draw_figures(plan.file, rows)
+    report = markdown(plan.file, rows, plan.notes, list(figures))
     contents = {
         **{plan.out / f"{name}.png": content for name, content in figures.items()},
         plan.out / RESULTS: csv_table(rows).encode(),
         plan.out / REPORT: report.encode(),
     }
     finished = [row for row in rows if row.status == "finished"]
-    if plan.rows is not None and finished:
+    file = plan.file.rows_file
+    if file is not None and finished:
         # rows of other seeds or methods stay; one of the same run with another config does not
 
         def key(row: Any) -> tuple[Any, ...]:
             return row.method, row.setting, row.seed
 
         ours = {key(row) for row in finished}
-        others = [row for row in known_rows(plan).values() if key(row) not in ours]
-        contents[plan.rows] = csv_table([*finished, *others]).encode()
+        others = [row for row in known_rows(plan.file).values() if key(row) not in ours]
+        contents[file] = csv_table([*finished, *others]).encode()
     for place, content in contents.items():
         with atomic_write(place) as path:
             path.write_bytes(content)

@@ -9,7 +9,7 @@ import pytest
 
 from metamask_solo.__main__ import main
 from metamask_solo.benchmark.file import read_file
-from metamask_solo.benchmark.plan import read_plan, read_subject
+from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.errors import UserError
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmark"
@@ -151,7 +151,7 @@ def test_a_search_is_every_combination(benchmark_file: Callable[..., Path]) -> N
         "metamask optimizer.lr=0.3",
     ]
     assert [run.config["optimizer"]["lr"] for run in plan.runs] == [2.0, 2.0, 0.1, 0.3]
-    assert plan.searched
+    assert plan.file.searched
 
 
 def test_the_digest_is_that_of_what_decides_the_result(
@@ -233,7 +233,7 @@ def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) ->
     file = benchmark_file(methods={name: METAMASK for name in names})
 
     def found(**keys: Any) -> list[tuple[str, str]]:
-        return read_subject(file, [f"{key}={value}" for key, value in keys.items()]).comparisons
+        return read_file(file, [f"{key}={value}" for key, value in keys.items()]).pairs
 
     # a mask that stays is the joint losses: its comparison would be another's once more
     assert found() == [("metamask", "simclr"), ("metamask", "joint")]
@@ -279,20 +279,20 @@ def test_the_files_of_the_repository_are_good(
         "demo" if name == "demo.yaml" else f"benchmarks/{Path(name).stem}"
     )
     if "digits" in name:
-        assert plan.data == Path(name).stem.replace("_search", "-search")
-    assert plan.searched == name.endswith("_search.yaml")
+        assert plan.file.data == Path(name).stem.replace("_search", "-search")
+    assert plan.file.searched == name.endswith("_search.yaml")
     assert len(plan.runs) == len({run.folder for run in plan.runs})
     names = {run.config["name"] for run in plan.runs}
-    assert len(names) == len(plan.methods)  # of references too: their labels
+    assert len(names) == len(plan.file.shown)  # of references too: their labels
     assert not list(tmp_path.iterdir())
-    if "digits" not in name and name != "demo.yaml" and not plan.searched:
-        assert plan.noise_floor == ("joint", "fixed_mask")
-        assert plan.methods[:2] == ["random", "pixels"]
+    if "digits" not in name and name != "demo.yaml" and not plan.file.searched:
+        assert plan.file.floor == ("joint", "fixed_mask")
+        assert plan.file.shown[:2] == ["random", "pixels"]
         methods = {
             run.method: run.config["method_kwargs"]
             for run in plan.runs
             if run.method in ("joint", "fixed_mask")
         }
-        found = [{**methods[m], "mask": None} for m in plan.noise_floor]
+        found = [{**methods[m], "mask": None} for m in plan.file.floor]
         assert found[0] == found[1]
         assert not found[0]["meta"]["enabled"]

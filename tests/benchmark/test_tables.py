@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metamask_solo.benchmark.plan import Subject, read_subject
+from metamask_solo.benchmark.file import BenchmarkFile, read_file
 from metamask_solo.benchmark.records import Result
 from metamask_solo.benchmark.rows import VERSIONS, Row, csv_table, group, read_csv
 from metamask_solo.benchmark.statistics import (
@@ -52,20 +52,16 @@ def rows(method: str, knn: list[float], setting: str = "", **more: Any) -> list[
     ]
 
 
-def subject(**keys: Any) -> Subject:
-    content: dict[str, Any] = {
+def benchmark(*methods: str, **keys: Any) -> BenchmarkFile:
+    content = {
         "name": "t",
         "data": "digits",
-        "methods": ["a", "b", "c"],
+        "methods": {method: {"config": "a.yaml"} for method in methods or ("a", "b", "c")},
         "evaluations": ["knn"],
-        "comparisons": [("a", "b"), ("a", "c")],
-        "noise_floor": None,
-        "rows": None,
-        "searched": False,
-        "notes": [],
+        "reference": (methods or "a")[0],
         **keys,
     }
-    return Subject(**content)
+    return BenchmarkFile.model_validate(content)
 
 
 def test_mean_and_deviation() -> None:
@@ -77,8 +73,7 @@ def test_mean_and_deviation() -> None:
 def test_rankme_is_not_told_in_percentage_points() -> None:
     def page(metric: str) -> str:
         found = [r for m in "ab" for r in rows(m, [1, 2], metrics={metric: 5.0})]
-        about = subject(methods=["a", "b"], comparisons=[("a", "b")], evaluations=[metric])
-        return markdown(about, found, [])
+        return markdown(benchmark("a", "b", evaluations=[metric]), found)
 
     assert "Percentage points: mean of the differences" in page("knn")
     assert "The units of each measure: mean of the differences" in page("rankme")
@@ -154,13 +149,8 @@ def test_the_noise_floor_is_what_one_method_differs_by() -> None:
     assert floor.detectable == pytest.approx(detectable_effect(3) * floor.size)
     assert noise_floor(one[:1], other[1:], "knn") is None
     text = markdown(
-        subject(
-            methods=["joint", "fixed_mask", "heads"],
-            comparisons=[("heads", "joint")],
-            noise_floor=("joint", "fixed_mask"),
-        ),
+        benchmark("joint", "fixed_mask", "heads", comparisons=[["heads", "joint"]]),
         [*one, *other, *rows("heads", [50.0, 60.0, 70.5])],
-        [],
     )
     assert "| kNN % | 3 | 1.29 | 4.21 |" in text
     assert text.count("| heads − joint | 3 |") == 1
@@ -187,7 +177,7 @@ def test_differences_without_spread() -> None:
     groups = group([*rows("a", [90.3, 80.5]), *rows("b", [90.1, 80.3])])
     (found,) = compare([("a", "b")], groups, ["knn"])
     assert found.interval is None and not found.clear and clear_winner(groups, "knn") is None
-    assert "| a − b | 2 | +0.20 | – | – |" in markdown(subject(), sum(groups.values(), []), [])
+    assert "| a − b | 2 | +0.20 | – | – |" in markdown(benchmark(), sum(groups.values(), []))
     # and runs that do not differ at all are no noise to measure
     floor = noise_floor(groups["a"], groups["a"], "knn")
     assert floor is not None and (floor.size, floor.detectable) == (0.0, None)
@@ -217,7 +207,7 @@ def test_a_row_that_makes_no_report_is_named(tmp_path: Path, line: str, said: st
     file.write_text(f"{HEAD}a,,0,finished,50,1\n{line}\n")
 
     with pytest.raises(UserError, match=said):
-        report_of_rows(subject(rows=file))
+        report_of_rows(benchmark(rows=str(file)))
 
 
 @pytest.mark.parametrize(
@@ -260,14 +250,14 @@ def test_a_report_of_rows_is_that_of_the_benchmarks_own(tmp_path: Path) -> None:
         f"references: [pixels]\nreference: bb\nevaluations: [knn]\nrows: {file}\n"
     )
 
-    text = report_of_rows(read_subject(bench, []))
+    text = report_of_rows(read_file(bench, []))
     assert "| a | 2 | 44.00 ± 5.66 |" in text and "| raw pixels | 1 | 30.00 |" in text
     assert "Left out of rows.csv: 2 rows of other seeds or epochs." in text
     assert "- a, seed 1: unknown" in text
-    text = report_of_rows(read_subject(bench, ["only=[bb]"]))
+    text = report_of_rows(read_file(bench, ["only=[bb]"]))
     assert "| bb | 2 |" in text and "| a |" not in text
-    assert "| bb | 1 | 40.00 |" in report_of_rows(read_subject(bench, ["seeds=[0]"]))
-    assert "| a | 1 | 99.00 |" in report_of_rows(read_subject(bench, ["epochs=200"]))
+    assert "| bb | 1 | 40.00 |" in report_of_rows(read_file(bench, ["seeds=[0]"]))
+    assert "| a | 1 | 99.00 |" in report_of_rows(read_file(bench, ["epochs=200"]))
 
 
 def test_pixels_are_the_same_with_every_seed() -> None:
@@ -288,14 +278,14 @@ def test_bold_only_where_it_is_clear() -> None:
     # two that are one need not be told apart
     assert clear_winner(group([*a, *b, *c]), "knn", ("a", "c")) == "a"
 
-    text = markdown(subject(), [*a, *b, *c], [])
+    text = markdown(benchmark(), [*a, *b, *c])
     # means 62, 58.97, 60.67; deviations by hand
     assert "| a | 3 | 62.00 ± 9.54 | 3.0 | – | 100 | 11,000,000 |" in text
     # 3, 3, 3.1: mean 3.0333, deviation 0.05774, the quantile of 0.9875 is 6.2053
     assert "| a − b | 3 | **+3.03 (+2.83 to +3.24)** | <0.001 | 0.19 |" in text
     assert "| a − c | 3 | +1.33 (-9.01 to +11.68) | 0.508 | 9.42 |" in text
     assert "**62.00" not in text
-    assert "| a | 3 | **62.00 ± 9.54** |" in markdown(subject(), [*a, *b], [])
+    assert "| a | 3 | **62.00 ± 9.54** |" in markdown(benchmark(), [*a, *b])
 
 
 def test_references_stand_beside_the_methods_and_are_not_compared() -> None:
@@ -307,7 +297,7 @@ def test_references_stand_beside_the_methods_and_are_not_compared() -> None:
         *rows("b", [41.0, 43.0, 44.5]),
     ]
 
-    text = markdown(subject(methods=["random", "pixels", "a", "b"]), found, [])
+    text = markdown(benchmark(references=["random", "pixels"]), found)
 
     assert "| random backbone | 3 | 35.00 ± 1.00 | – |" in text
     assert "| raw pixels | 1 | 38.00 | – |" in text
@@ -320,7 +310,7 @@ def test_a_failed_run_has_a_row_and_does_not_count() -> None:
     finished = [*rows("a", [50.0, 60.0]), *rows("b", [40.0])]
 
     table = list(csv.DictReader(io.StringIO(csv_table([*finished, failed]))))
-    text = markdown(subject(), [*finished, failed], [])
+    text = markdown(benchmark(), [*finished, failed])
 
     assert [row["status"] for row in table] == ["finished", "finished", "finished", "failed"]
     assert table[3]["error"] == "no | memory" and table[3]["knn"] == ""
@@ -371,7 +361,7 @@ def test_the_best_setting_of_each_method() -> None:
 
     assert list(best_settings(found, "knn")) == ["a lr=1", "b lr=2"]
 
-    text = markdown(subject(searched=True), found, [])
+    text = markdown(benchmark(search={"lr": [1, 2]}), found)
     assert "| a | `lr=1` | 51.00 ± 1.41 |" in text
     assert "| b | `lr=2` | 16.00 ± 0.00 |" in text
     assert "Paired" not in text and "**" not in text
