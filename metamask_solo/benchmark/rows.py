@@ -58,19 +58,25 @@ def read_rows(plan: Plan) -> list[Row]:
     return [_row(plan, run, known) for run in order]
 
 
-def known_rows(benchmark: BenchmarkFile) -> dict[str | None, Row]:
+def known_rows(benchmark: BenchmarkFile) -> dict[str, Row]:
     """The finished runs that the benchmark's file of rows tells of, by their digest.
 
     Raises:
-        UserError: the file is there and is not such a file.
+        UserError: the file is there and is not such a file, or a row has no digest.
     """
     file = benchmark.rows_file
     if file is None or not file.exists():
         return {}
-    return {row.digest: row for row in read_csv(file) if row.status == "finished"}
+    found = {}
+    for row in read_csv(file):
+        if row.status == "finished":
+            if row.digest is None:
+                raise UserError(f"{file}: {row.variant}, seed {row.seed}: has no digest")
+            found[row.digest] = row
+    return found
 
 
-def _row(plan: Plan, run: Run, known: dict[str | None, Row]) -> Row:
+def _row(plan: Plan, run: Run, known: dict[str, Row]) -> Row:
     setting = " ".join(override_list(run.setting))
     identity: dict[str, Any] = {"method": run.method, "setting": setting, "seed": run.seed}
     if not (Result.is_in(run.folder) or run.digest in known or Failure.is_in(run.folder)):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -126,7 +125,8 @@ def compare(
 
 def _test(values: pd.DataFrame) -> Any:
     """The paired t-test; None without spread, where it would divide by zero."""
-    if np.ptp(values.one - values.other) < SAME:
+    differences = values.one - values.other
+    if differences.max() - differences.min() < SAME:
         return None
     return stats.ttest_rel(values.one, values.other)
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from metamask_solo.benchmark.file import BenchmarkFile, read_file
 from metamask_solo.benchmark.records import Result
-from metamask_solo.benchmark.rows import VERSIONS, Row, csv_table, group, read_csv
+from metamask_solo.benchmark.rows import VERSIONS, Row, csv_table, group, known_rows, read_csv
 from metamask_solo.benchmark.statistics import (
     best_settings,
     clear_winner,
@@ -208,6 +208,15 @@ def test_a_row_that_makes_no_report_is_named(tmp_path: Path, line: str, said: st
 
     with pytest.raises(UserError, match=said):
         report_of_rows(benchmark(rows=str(file)))
+
+
+def test_rows_without_a_digest_are_no_known_runs(tmp_path: Path) -> None:
+    """Nobody could tell which run they are; and written anew, all but one would be gone."""
+    file = tmp_path / "rows.csv"
+    file.write_text(f"{HEAD}a,,0,finished,50,1\na,,1,finished,51,1\n")
+
+    with pytest.raises(UserError, match="rows.csv: a, seed 0: has no digest"):
+        known_rows(benchmark(rows=str(file)))
 
 
 @pytest.mark.parametrize(
