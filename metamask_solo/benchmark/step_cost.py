@@ -4,7 +4,6 @@ import contextlib
 import copy
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
+from metamask_solo.benchmark.memory import peak_memory
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE, backbone_names, build_method
 from metamask_solo.method.losses import nt_xent
@@ -264,6 +264,4 @@ def _peak_memory_here(setting: Setting, variant: str, threads: int) -> float:
     step, period = _step_of(setting, variant)
     for _ in range(max(2, period)):
         step()
-    if setting.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(setting.device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_memory(torch.device(setting.device))

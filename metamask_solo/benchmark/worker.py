@@ -5,7 +5,6 @@ Its argument is the run's folder, which holds run.json; the process adds result.
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import metamask_solo
 from metamask_solo.analysis.measures import moments, rankme, singular_values
+from metamask_solo.benchmark.memory import peak_memory
 from metamask_solo.benchmark.records import Cost, Result, Task
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
@@ -83,7 +83,7 @@ class Measure(pl.Callback):  # type: ignore[name-defined]
         if trainer.is_global_zero:
             Cost(
                 seconds_per_step=self.seconds_per_step,
-                peak_memory_mib=_peak_memory(model.device),
+                peak_memory_mib=peak_memory(model.device),
                 parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
                 device=model.device.type,
             ).write(self.folder)
@@ -93,20 +93,6 @@ class Measure(pl.Callback):  # type: ignore[name-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds_per_step = state["seconds_per_step"]
-
-
-def _peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU what was allocated, else what this process had in memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:  # getrusage would count the parent's memory too
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 2**10
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _run(folder: Path) -> None:

@@ -1,0 +1,98 @@
+"""One hypergradient by this package, by a double backward, and by torchopt: time and peak memory.
+
+    python tools/hypergradient_cost.py --rounds 5
+
+ResNet-18, two views of 64 images of 32 pixels, on the CPU. The rounds take turns; each peak is that
+of a process of its own, less what the process holds before the first hypergradient.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torchopt
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from metamask_solo import DimensionalMask, mask_hypergradient, nt_xent
+from metamask_solo.benchmark.memory import peak_memory
+
+LR = 0.05
+
+
+def hypergradients() -> dict[str, Callable[[], Tensor]]:
+    """Each way to compute the hypergradient of one and the same state."""
+    torch.manual_seed(0)
+    backbone = timm.create_model("resnet18", num_classes=0)
+    head, mask = nn.Linear(512, 128), DimensionalMask(512)
+    network = nn.ModuleList([backbone, head])
+    views = torch.randn(2, 64, 3, 32, 32)
+
+    def loss() -> Tensor:
+        z1, z2 = (head(mask(backbone(view))) for view in views)
+        return nt_xent(z1, z2, 0.2)
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR)
+
+    def by_torchopt() -> Tensor:
+        before = torchopt.extract_state_dict(network)
+        mask.logits.requires_grad_()
+        torchopt.MetaSGD(network, lr=LR).step(loss())
+        (gradient,) = torch.autograd.grad(loss(), mask.logits)
+        torchopt.recover_state_dict(network, before)
+        mask.logits.requires_grad_(False)
+        return gradient
+
+    def ours(method: str) -> Callable[[], Tensor]:
+        return lambda: mask_hypergradient(loss, network, mask, optimizer, method)  # type: ignore[arg-type]
+
+    return {
+        "exact": ours("exact"),
+        "double_backward": ours("double_backward"),
+        "torchopt": by_torchopt,
+    }
+
+
+def peak(name: str) -> float:
+    """MiB that one way adds to a fresh process."""
+    torch.set_num_threads(1)
+    way = hypergradients()[name]
+    before = peak_memory(torch.device("cpu"))
+    way()
+    return peak_memory(torch.device("cpu")) - before
+
+
+def main() -> None:
+    """Prints one line for each way."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    rounds = parser.parse_args().rounds
+
+    torch.set_num_threads(1)
+    ways = hypergradients()
+    found = {name: way() for name, way in ways.items()}  # and warms up
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(rounds), desc="rounds", leave=False):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {name: pool.apply(peak, (name,)) for name in ways}
+    print("| way | time | lowest to highest | peak memory | distance from exact |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for name, each in seconds.items():
+        ratios = [one / base for one, base in zip(each, seconds["exact"], strict=True)]
+        error = (found[name] - found["exact"]).norm() / found["exact"].norm()
+        print(
+            f"| {name} | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} "
+            f"| {memory[name] / memory['exact']:.2f} | {float(error):.0e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
