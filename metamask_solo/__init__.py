@@ -12,11 +12,12 @@ from metamask_solo import registration
 if TYPE_CHECKING:
     from metamask_solo.checkpoints.folding import fold_mask
     from metamask_solo.checkpoints.reading import load_backbone
-    from metamask_solo.method.hypergradient import TrialStep, hypergradient
+    from metamask_solo.method.hypergradient import hypergradient
     from metamask_solo.method.losses import barlow_twins, nt_xent
     from metamask_solo.method.mask import DimensionalMask, mask_statistics
     from metamask_solo.method.meta_update import mask_hypergradient, trial_step
     from metamask_solo.method.metamask import MetaMask
+    from metamask_solo.method.trial import TrialStep
 
 __version__ = "0.2.0"
 
@@ -24,7 +25,7 @@ __version__ = "0.2.0"
 _MODULES = {
     "DimensionalMask": "method.mask",
     "MetaMask": "method.metamask",
-    "TrialStep": "method.hypergradient",
+    "TrialStep": "method.trial",
     "barlow_twins": "method.losses",
     "fold_mask": "checkpoints.folding",
     "hypergradient": "method.hypergradient",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
-from metamask_solo.method.hypergradient import TrialStep, hypergradient
+from metamask_solo.method.hypergradient import hypergradient
 from metamask_solo.method.names import Method
 from metamask_solo.method.processes import count_and_rank
+from metamask_solo.method.trial import TrialStep
 
 Masks = nn.Module | nn.Parameter
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metamask_solo.method.hypergradient import METHODS, TrialStep, hypergradient, logits_gradient
+from metamask_solo.method.hypergradient import METHODS, hypergradient, logits_gradient
+from metamask_solo.method.trial import TrialStep
 
 Network = tuple[nn.Module, int, tuple[int, ...]]
 

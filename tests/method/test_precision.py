@@ -12,8 +12,9 @@ from torch.func import functional_call
 from torch.nn.functional import cosine_similarity
 
 from metamask_solo.hosts import pl
-from metamask_solo.method.hypergradient import TrialStep, hypergradient
+from metamask_solo.method.hypergradient import hypergradient
 from metamask_solo.method.meta_update import mask_hypergradient
+from metamask_solo.method.trial import TrialStep
 from metamask_solo.training.callbacks import FiniteLoss
 from metamask_solo.training.pretraining import prepare_pretraining
 
