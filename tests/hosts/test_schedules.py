@@ -117,11 +117,12 @@ class Toy(hosts.pl.LightningModule):  # type: ignore[name-defined]
         self.rates.append([group["lr"] for group in optimizer.param_groups])
 
 
-COMBINATIONS = [(o, s, "32-true") for o, s in product(OPTIMIZERS, SCHEDULERS)]
-COMBINATIONS += [("lars", s, p) for s, p in product(SCHEDULERS, ("64-true", "bf16-mixed"))]
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 
 
-@pytest.mark.parametrize("optimizer, scheduler, precision", COMBINATIONS)
+@pytest.mark.parametrize(
+    "optimizer, scheduler, precision", list(product(OPTIMIZERS, SCHEDULERS, PRECISIONS))
+)
 def test_the_rates_of_all_combinations(optimizer: str, scheduler: str, precision: str) -> None:
     settings = {"name": scheduler, **SCHEDULERS[scheduler]}
     kwargs = OPTIMIZERS[optimizer]
