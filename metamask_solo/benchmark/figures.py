@@ -9,16 +9,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from metamask_solo.analysis.drawing import GREY, LOOKS, STYLE, png
+from metamask_solo.analysis.drawing import BLUE, GREY, LOOKS, STYLE, VERMILION, png
 from metamask_solo.benchmark.file import BenchmarkFile
 from metamask_solo.benchmark.rows import Row, group
-from metamask_solo.benchmark.statistics import best_settings, mean_and_deviation
+from metamask_solo.benchmark.statistics import best_settings, compare, mean_and_deviation
 
 T = TypeVar("T")
 AXIS = {
     "knn": "kNN accuracy (% of validation images)",
     "linear": "linear accuracy (% of validation images)",
     "rankme": "RankMe (directions in use; no accuracy)",
+}
+DIFFERENCE = {
+    "knn": "difference of kNN accuracy\n(percentage points)",
+    "linear": "difference of linear accuracy\n(percentage points)",
+    "rankme": "difference of RankMe\n(directions in use; no accuracy)",
 }
 
 
@@ -28,12 +33,14 @@ def draw_figures(benchmark: BenchmarkFile, rows: Sequence[Row]) -> dict[str, byt
     if not groups:
         return {}
     chosen = best_settings(rows, benchmark.measured[0]) if benchmark.searched else groups
-    figures = {
+    figures: dict[str, Figure | None] = {
         "accuracy": accuracy_figure(benchmark, groups),
         "time": time_figure(benchmark, chosen),
         "curves": curves_figure(chosen),
     }
-    return {name: png(figure) for name, figure in figures.items()}
+    if not benchmark.searched:
+        figures["differences"] = differences_figure(benchmark, groups)
+    return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
 
 def _styled(draw: Callable[..., T]) -> Callable[..., T]:
@@ -67,6 +74,37 @@ def accuracy_figure(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> F
     handles = [
         Line2D([], [], color="black", marker="o", label="mean ± standard deviation"),
         Line2D([], [], color=GREY, marker="|", linestyle="", markersize=9, label="one seed"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
+def differences_figure(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> Figure | None:
+    """The paired differences with their corrected intervals; None where nothing is compared."""
+    pairs = [pair for pair in benchmark.pairs if set(pair) <= set(groups)]
+    family = compare(pairs, groups, benchmark.measured)
+    if not family:
+        return None
+    names = list(dict.fromkeys(f"{found.one} − {found.other}" for found in family))
+    size = (4.2 * len(benchmark.measured) + 2, 1.6 + 0.32 * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(benchmark.measured), squeeze=False, sharey=True)[0]
+    for axis, metric in zip(axes, benchmark.measured, strict=True):
+        axis.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
+        for found in family:
+            if found.metric == metric:
+                place = names.index(f"{found.one} − {found.other}")
+                colour = VERMILION if found.clear else BLUE
+                if found.interval is not None:
+                    axis.plot(found.interval, [place] * 2, color=colour)
+                axis.plot(found.mean, place, "s" if found.clear else "o", color=colour)
+        axis.set_xlabel(DIFFERENCE[metric])
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    handles = [
+        Line2D([], [], color=BLUE, marker="o", label="mean and corrected interval"),
+        Line2D([], [], color=VERMILION, marker="s", label="the same where p < 0.05 (Holm)"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
