@@ -1,7 +1,7 @@
 """solo-learn 1.0.2 of the package index: methods take keyword arguments.
 
 Makes a host of this release, from YAML files in GitHub main's form. What it misses on Lightning 2
-is bridged in ``bridges_1_0_2``, and its LARS replaced by that of ``lars``.
+is bridged in ``bridges_1_0_2``, and its LARS replaced by that of ``lars_1_0_2``.
 """
 
 import functools
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import bridges_1_0_2
 from metamask_solo.hosts.bridges import bridge, note
-from metamask_solo.hosts.lars import LARS, lars_from_sgd
+from metamask_solo.hosts.lars_1_0_2 import LARS, lars_from_sgd
 from metamask_solo.hosts.optimization import configure_like, plan_of
 from metamask_solo.hosts.plugin_1_0_2 import PluginMethod as PluginMethod
 from metamask_solo.hosts.resuming import make_resumable
@@ -308,7 +308,7 @@ def _base_arguments(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _optimizer_arguments(cfg: DictConfig, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """GitHub main's ``lars`` is SGD inside a wrapper here."""
+    """GitHub main's ``lars_1_0_2`` is SGD inside a wrapper here."""
     extra = _plain(cfg, "optimizer.kwargs")
     name = OmegaConf.select(cfg, "optimizer.name", default="sgd")
     arguments = {

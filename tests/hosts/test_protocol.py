@@ -13,7 +13,7 @@ from metamask_solo.hosts.protocol import Host
 FUNCTIONS = {n: f for n, f in vars(Host).items() if inspect.isfunction(f) and n[0] != "_"}
 NAMES = {*Host.__annotations__, *FUNCTIONS}
 PACKAGE = Path(hosts.__file__).parents[1]
-ONLY_1_0_2 = {"bolts_1_0_2", "bridges_1_0_2", "lars", "plugin_1_0_2", "release_1_0_2"}
+ONLY = "1_0_2"  # ends the names of the files of that release
 
 
 def tree(file: Path) -> ast.Module:
@@ -50,10 +50,9 @@ def test_to_drop_1_0_2_is_to_delete_its_files_and_where_they_are_chosen() -> Non
     users = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(tree(file)):
-            names = (
-                {name.name for name in node.names} if isinstance(node, ast.ImportFrom) else set()
-            )
-            module = getattr(node, "module", None) or ""
-            if ONLY_1_0_2 & {*names, module.rpartition(".")[2]} and "metamask_solo" in module:
-                users.add(file.stem if file.stem != "__init__" else file.parent.name)
-    assert users - ONLY_1_0_2 == {"hosts", "registration"}
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(name.name for name in node.names)]
+                if any(name.endswith(ONLY) for name in names):
+                    users.add(file.relative_to(PACKAGE).as_posix())
+    others = {name for name in users if not name.endswith(f"{ONLY}.py")}
+    assert others == {"hosts/__init__.py", "registration.py"}
