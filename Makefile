@@ -2,7 +2,7 @@
 #   VENV        where the environment goes
 #   PYTHON      the Python that it is made with, 3.10 or newer
 #   SOLO_LEARN  the solo-learn to install: a folder, a git clone, a URL or a requirement.
-#               Without it, the one that is there stays, and PyPI's 1.0.2 is installed where none is.
+#               Without it, an installed solo-learn is kept; where there is none, PyPI's 1.0.2 is installed.
 VENV ?= .venv
 PYTHON ?= python3
 SOLO_LEARN ?=

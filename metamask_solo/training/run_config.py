@@ -75,8 +75,8 @@ class Data(Section):
         ]
     ] = Field(-1, description="part of the training images")
     no_labels: Switch = Field(False, description="pretrain on all images below train_path")
-    background: Annotated[Any, Allowed("a colour: 0 to 255, or three of them, or a name")] = Field(
-        0, description="what is behind transparent pixels"
+    background: Annotated[Any, Allowed("a colour such as white, '#ff8000' or [255, 128, 0]")] = (
+        Field("white", description="what is behind transparent pixels")
     )
     exif_orientation: Switch = Field(False, description="turn images as their camera says")
 
