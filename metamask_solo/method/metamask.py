@@ -33,7 +33,7 @@ LEAST_IMAGES = 4
 class MetaMask(PluginMethod):
     """Joint Barlow Twins and NT-Xent losses on masked features; the mask is meta-learned.
 
-    Takes what solo-learn's methods take: a config on solo-learn's GitHub main, with its own settings
+    Takes what solo-learn's methods take: a config on its GitHub main, with the settings of MetaMask
     under ``method_kwargs``; keyword arguments on 1.0.2 (``mask`` and ``meta`` are mappings).
 
     Raises:
