@@ -6,6 +6,7 @@ Importing this module imports pydantic, so modules that a bare import reads must
 
 import difflib
 import math
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationError,
     model_validator,
 )
@@ -33,6 +35,7 @@ M = TypeVar("M", bound="Settings")
 MISSING = "???"
 # keys that a line can list
 MOST_LISTED = 30
+BOUNDS = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
 LONGEST = 300
 
 
@@ -68,6 +71,17 @@ class Allowed:
     """In an ``Annotated``: words for what is allowed, where the annotation has none of its own."""
 
     words: str
+
+
+def about(meaning: str, default: Any = ..., **bounds: Any) -> Any:
+    """A field of a model; without a default it must be given.
+
+    Args:
+        meaning: what the help and the documentation say of it.
+        default: its value where nothing is given.
+        bounds: see ``pydantic.Field``.
+    """
+    return Field(default, description=meaning, **bounds)
 
 
 def refusal(words: str) -> PydanticCustomError:
@@ -139,9 +153,13 @@ def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
         inner, *more = get_args(annotation)
         parts = [p for m in more for p in (m.metadata if isinstance(m, FieldInfo) else [m])]
         return allowed(inner, [*parts, *given])
-    members = [member for member in _members(annotation) if member is not type(None)]
     told = [each.words for each in given if isinstance(each, Allowed)]
-    words = told[-1] if told else " or ".join(_words(members, given))
+    if _members(annotation) == (annotation,):
+        return told[-1] if told else _words(annotation, given)
+    members = [member for member in _members(annotation) if member is not type(None)]
+    kinds = [float] if {*members} == {int, float} else members
+    bounds = given if len(kinds) == 1 else []
+    words = told[-1] if told else " or ".join(allowed(kind, bounds) for kind in kinds)
     optional = len(members) < len(_members(annotation)) and NULL not in given
     return f"null or {words}" if optional else words
 
@@ -219,14 +237,14 @@ class _Place:
             holder, models = holder_of(self.field), list(_models(self.field))
             if holder is list and not models:
                 break  # a list of values is told as a whole
-            fields = {} if holder else {k: f for m in models for k, f in m.model_fields.items()}
+            beside = {} if holder else {k: f for m in models for k, f in m.model_fields.items()}
             inside = self.value
             there = isinstance(inside, Mapping) and part in inside
-            if holder is not list and not there and part not in fields:
+            if holder is not list and not there and part not in beside:
                 continue  # the name of a type within a union
-            self.beside = [f"{self.key}.{name}".lstrip(".") for name in fields]
+            self.beside = [f"{self.key}.{name}".lstrip(".") for name in beside]
             self.key = f"{self.key}.{part}".lstrip(".")
-            self.field = get_args(_unwrapped(self.field))[-1] if holder else fields.get(part)
+            self.field = get_args(_unwrapped(self.field))[-1] if holder else beside.get(part)
             self.given = there or holder is list
             self.value = inside[part] if self.given else None
             order.append(part if holder is list else [*(inside or ()), part].index(part))
@@ -279,47 +297,27 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if is_union else (annotation,)
 
 
-def _words(members: list[Any], constraints: list[Any]) -> Iterator[str]:
-    """Words for each type of a union."""
-    if {*members} == {int, float}:
-        members = [float]
-    if len(members) > 1:
-        yield from map(allowed, members)
-        return
-    (kind,) = members
-    if get_origin(kind) is Annotated:
-        yield allowed(kind, constraints)
-    elif get_origin(kind) is Literal:
-        names = [shown(value) for value in get_args(kind)]
-        yield f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-    elif get_origin(kind) is list:
-        yield f"a list of {_plural(allowed(*get_args(kind)))}"
-    else:
-        named = {bool: "true or false", str: "text", int: "an integer", float: "a number"}
-        yield named.get(kind, "a mapping of settings") + _bounds(constraints)
+def _words(kind: Any, constraints: list[Any]) -> str:
+    """Words for a type that is no union."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"{'one of ' * (len(arguments) > 1)}{', '.join(map(shown, arguments))}"
+    if get_origin(kind) is list:
+        plural = re.sub(r"^an? (integer|number)|^(text)", r"\1\2s", allowed(*arguments))
+        return f"a list of {plural.removeprefix('one of ')}"
+    named = {bool: "true or false", str: "text", int: "an integer", float: "a number"}
+    return named.get(kind, "a mapping of settings") + _bounds(constraints)
 
 
 def _bounds(constraints: Iterable[Any]) -> str:
-    words = []
-    for each in constraints:
-        if isinstance(each, Ge):
-            words.append(f"of at least {_bound(each.ge)}")
-        elif isinstance(each, Gt):
-            words.append(f"above {_bound(each.gt)}")
-        elif isinstance(each, Le):
-            words.append(f"at most {_bound(each.le)}")
-        elif isinstance(each, Lt):
-            words.append(f"below {_bound(each.lt)}")
-    return " " + " and ".join(words) if words else ""
+    bounds = [
+        (BOUNDS[type(c)], getattr(c, type(c).__name__.lower()))
+        for c in constraints
+        if type(c) in BOUNDS
+    ]
+    return " " + " and ".join(f"{word} {_bound(value)}" for word, value in bounds) if bounds else ""
 
 
 def _bound(value: Any) -> str:
     power = isinstance(value, int) and value > 10**6 and value == 2 ** (value.bit_length() - 1)
     return f"2^{value.bit_length() - 1}" if power else f"{value:g}"
-
-
-def _plural(words: str) -> str:
-    for one, many in {"an integer": "integers", "a number": "numbers", "text": "texts"}.items():
-        if words.startswith(one):
-            return many + words.removeprefix(one)
-    return words.removeprefix("one of ")

@@ -8,10 +8,19 @@ docs/settings.md take their words from here.
 from functools import reduce
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from metamask_solo.method.names import Kind, Method
-from metamask_solo.validation import Allowed, Number, Settings, allowed, fields, refusal, shown
+from metamask_solo.validation import (
+    Allowed,
+    Number,
+    Settings,
+    about,
+    allowed,
+    fields,
+    refusal,
+    shown,
+)
 
 # where the logit's derivative is still right in single precision, and above BatchNorm's eps:
 # σ(a) (1 − σ(a)) is off by 0.1 % at 10, by 18 % at 15, and exactly 0 from 17
@@ -22,27 +31,22 @@ SMALLEST_LINEAR_LOGIT, LARGEST_LINEAR_LOGIT = 1e-3, 1e3
 class MaskSettings(Settings):
     """The mask and its optimiser."""
 
-    kind: Kind = Field(
-        "sigmoid", description="sigmoid: m = 1 / (1 + exp(-a)) of the logits a; linear: m = a"
-    )
+    kind: Kind = about("sigmoid: m = 1 / (1 + exp(-a)) of the logits a; linear: m = a", "sigmoid")
     initial_logit: Annotated[
         Number | None,
         Allowed("a number within ±10 (sigmoid), or of a size from 0.001 to 1000 (linear)"),
-    ] = Field(
-        None,
-        description="where all logits start; null: 0 for sigmoid (m = 0.5), 1 for linear (m = 1)",
+    ] = about("where all logits start; null: 0 for sigmoid (m = 0.5), 1 for linear (m = 1)", None)
+    optimizer: Literal["sgd", "adam"] = about("optimiser of the mask", "sgd")
+    lr: Number = about("learning rate of the mask", 1e-3, ge=0)
+    momentum: Number = about(
+        "momentum of the mask's sgd; of its adam, the first beta", 0.9, ge=0, lt=1
     )
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser of the mask")
-    lr: Number = Field(1e-3, ge=0, description="learning rate of the mask")
-    momentum: Number = Field(
-        0.9, ge=0, lt=1, description="momentum of the mask's sgd; of its adam, the first beta"
+    weight_decay: Number = about("weight decay of the mask's logits", 5e-4, ge=0)
+    schedule: Literal["fixed", "cosine"] = about(
+        "fixed: a constant rate; cosine: the rate falls to 0 over the run", "fixed"
     )
-    weight_decay: Number = Field(5e-4, ge=0, description="weight decay of the mask's logits")
-    schedule: Literal["fixed", "cosine"] = Field(
-        "fixed", description="fixed: a constant rate; cosine: the rate falls to 0 over the run"
-    )
-    clip_grad: Number | None = Field(
-        None, gt=0, description="largest norm of the hypergradient; null: it is not clipped"
+    clip_grad: Number | None = about(
+        "largest norm of the hypergradient; null: it is not clipped", None, gt=0
     )
 
     @field_validator("initial_logit")
@@ -66,66 +70,48 @@ class MaskSettings(Settings):
 class MetaSettings(Settings):
     """The meta-update: how and when the mask's gradient is computed."""
 
-    enabled: bool = Field(True, description="false: the mask stays where it starts")
-    hypergradient: Literal[Method, "plain"] = Field(
-        "exact",
-        description="how the mask's gradient is computed; finite_difference is the official code's "
+    enabled: bool = about("false: the mask stays where it starts", True)
+    hypergradient: Literal[Method, "plain"] = about(
+        "how the mask's gradient is computed; finite_difference is the official code's "
         "way, first_order leaves out how the trial step depends on the mask, plain takes no trial "
         "step",
+        "exact",
     )
-    radius: Number = Field(
-        1e-2, gt=0, description="finite_difference only: how far the weights move to either side"
+    radius: Number = about(
+        "finite_difference only: how far the weights move to either side", 1e-2, gt=0
     )
-    trial_lr: Number | None = Field(
-        None,
-        ge=0,
-        description="rate of the trial step; null: the rate in force, where the optimiser is SGD",
+    trial_lr: Number | None = about(
+        "rate of the trial step; null: the rate in force, where the optimiser is SGD", None, ge=0
     )
-    trial_momentum: bool = Field(
-        True, description="whether the trial step uses the momentum buffers"
-    )
-    trial_weight_decay: bool = Field(
-        True, description="whether the trial step uses the weight decay"
-    )
-    every_n_steps: int = Field(1, ge=1, description="the mask is updated after every n-th step")
-    trial_scope: Literal["all", "heads"] = Field(
-        "all",
-        description="all: the trial step moves backbone and contrastive head; heads: the "
+    trial_momentum: bool = about("whether the trial step uses the momentum buffers", True)
+    trial_weight_decay: bool = about("whether the trial step uses the weight decay", True)
+    every_n_steps: int = about("the mask is updated after every n-th step", 1, ge=1)
+    trial_scope: Literal["all", "heads"] = about(
+        "all: the trial step moves backbone and contrastive head; heads: the "
         "contrastive head alone, on features already computed, which is much cheaper",
+        "all",
     )
-    batch_fraction: Number = Field(
-        1.0, gt=0, le=1, description="part of the batch that the mask update uses"
-    )
+    batch_fraction: Number = about("part of the batch that the mask update uses", 1.0, gt=0, le=1)
 
 
 class MetaMaskSettings(Settings):
     """All settings of the method."""
 
-    proj_hidden_dim: int = Field(
-        2048,
-        ge=1,
-        description="hidden size, twice, of the redundancy-reduction head (three layers)",
+    proj_hidden_dim: int = about(
+        "hidden size, twice, of the redundancy-reduction head (three layers)", 2048, ge=1
     )
-    proj_output_dim: int = Field(
-        2048, ge=1, description="output size of the redundancy-reduction head"
+    proj_output_dim: int = about("output size of the redundancy-reduction head", 2048, ge=1)
+    contrastive_hidden_dim: int = about(
+        "hidden size of the contrastive head (two layers)", 2048, ge=1
     )
-    contrastive_hidden_dim: int = Field(
-        2048, ge=1, description="hidden size of the contrastive head (two layers)"
-    )
-    contrastive_output_dim: int = Field(
-        256, ge=1, description="output size of the contrastive head"
-    )
-    lamb: Number = Field(
-        0.005, ge=0, description="off-diagonal weight of the redundancy (Barlow Twins) loss"
-    )
-    scale_loss: Number = Field(1.0, ge=0, description="factor of the whole redundancy loss")
+    contrastive_output_dim: int = about("output size of the contrastive head", 256, ge=1)
+    lamb: Number = about("off-diagonal weight of the redundancy (Barlow Twins) loss", 0.005, ge=0)
+    scale_loss: Number = about("factor of the whole redundancy loss", 1.0, ge=0)
     # below 0.02, exp(1 / temperature) leaves the range of single precision
-    temperature: Number = Field(
-        0.07, ge=0.02, le=100, description="temperature of the contrastive (NT-Xent) loss"
+    temperature: Number = about(
+        "temperature of the contrastive (NT-Xent) loss", 0.07, ge=0.02, le=100
     )
-    alpha: Number = Field(
-        10.0, ge=0, description="weight of the contrastive loss in the regular step"
-    )
+    alpha: Number = about("weight of the contrastive loss in the regular step", 10.0, ge=0)
     mask: MaskSettings = MaskSettings()
     meta: MetaSettings = MetaSettings()
 

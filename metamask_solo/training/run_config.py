@@ -1,3 +1,4 @@
+# ruff: noqa: D101 - a class without a docstring is the section of its name
 """What a run's config may hold: types, ranges, defaults and meanings, for checks and help alike.
 
 A config is checked against these models and stays as it is: solo-learn fills in the defaults.
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from metamask_solo.training.trainer_arguments import TrainerArguments
-from metamask_solo.validation import Allowed, Defaulted, Number, Settings, Text
+from metamask_solo.validation import Allowed, Defaulted, Number, Settings, Text, about
 
 SCALED = "scaled by images a step / 256"
 
@@ -40,117 +41,99 @@ class Section(Settings):
 
 
 class Backbone(Section):
-    """``backbone``."""
-
-    name: Annotated[Text, Allowed("a name of solo-learn's")] = Field(
-        description="such as resnet18 or vit_tiny"
+    name: Annotated[Text, Allowed("a name of solo-learn's")] = about("such as resnet18 or vit_tiny")
+    stem: Literal["3x3", "standard"] | None = about(
+        "of a ResNet; null: 3x3 for CIFAR, else standard", None
     )
-    stem: Literal["3x3", "standard"] | None = Field(
-        None, description="of a ResNet; null: 3x3 for CIFAR, else standard"
-    )
-    kwargs: Annotated[Whole, Allowed("a mapping of what the backbone takes")] = Field(
-        {}, description="such as img_size of a ViT"
+    kwargs: Annotated[Whole, Allowed("a mapping of what the backbone takes")] = about(
+        "such as img_size of a ViT", {}
     )
 
 
 class Data(Section):
-    """``data`` of pretraining."""
-
     dataset: Literal["cifar10", "cifar100", "stl10", "imagenet", "imagenet100", "custom"]
-    train_path: Folder = Field(description="class folders, or torchvision's files")
-    val_path: Folder | None = Field(None, description="the same for validation; a probe needs it")
+    train_path: Folder = about("class folders, or torchvision's files")
+    val_path: Folder | None = about("the same for validation; a probe needs it", None)
     format: Annotated[
         Defaulted[Literal["image_folder"]],
         Allowed("image_folder; h5 and dali are read by solo-learn's own scripts only"),
     ] = "image_folder"
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        4, description="processes that read images"
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = about(
+        "processes that read images", 4
     )
-    persistent_workers: Switch = Field(True, description="keep them from epoch to epoch")
+    persistent_workers: Switch = about("keep them from epoch to epoch", True)
     fraction: Defaulted[
         Annotated[
             Number,
             AfterValidator(_fraction),
             Allowed("a number above 0 and below 1, or -1 for all images"),
         ]
-    ] = Field(-1, description="part of the training images")
-    no_labels: Switch = Field(False, description="pretrain on all images below train_path")
-    background: Annotated[Any, Allowed("a colour such as white, '#ff8000' or [255, 128, 0]")] = (
-        Field("white", description="what is behind transparent pixels")
+    ] = about("part of the training images", -1)
+    no_labels: Switch = about("pretrain on all images below train_path", False)
+    background: Annotated[Any, Allowed("a colour such as white, '#ff8000' or [255, 128, 0]")] = about(
+        "what is behind transparent pixels", "white"
     )
-    exif_orientation: Switch = Field(False, description="turn images as their camera says")
+    exif_orientation: Switch = about("turn images as their camera says", False)
 
 
 class Optimizer(Section):
-    """``optimizer``."""
-
     name: Literal["sgd", "lars", "adam", "adamw"]
-    batch_size: int = Field(ge=2, description="of one process")
-    lr: Rate = Field(description=f"learning rate, {SCALED}")
+    batch_size: int = about("of one process", ge=2)
+    lr: Rate = about(f"learning rate, {SCALED}")
     weight_decay: Rate
-    exclude_bias_n_norm_wd: Switch = Field(False, description="no decay of biases and norms")
-    kwargs: Annotated[Whole, Allowed("a mapping of what the optimiser takes")] = Field(
-        {}, description="momentum, eta, betas, …"
+    exclude_bias_n_norm_wd: Switch = about("no decay of biases and norms", False)
+    kwargs: Annotated[Whole, Allowed("a mapping of what the optimiser takes")] = about(
+        "momentum, eta, betas, …", {}
     )
 
 
 class Scheduler(Section):
-    """``scheduler`` of a probe."""
-
     name: Literal["none", "warmup_cosine", "cosine", "step", "reduce"]
     warmup_epochs: Defaulted[Rate] = 10
     warmup_start_lr: Defaulted[Rate] = 3e-5
-    min_lr: Defaulted[Rate] = Field(0, description="at the end of the cosine")
-    lr_decay_steps: Annotated[list[int], Allowed("a list of epochs")] | None = Field(
-        None, description="with step: times 0.1 at each"
+    min_lr: Defaulted[Rate] = about("at the end of the cosine", 0)
+    lr_decay_steps: Annotated[list[int], Allowed("a list of epochs")] | None = about(
+        "with step: times 0.1 at each", None
     )
-    interval: Annotated[Defaulted[Literal["step", "epoch"]], Allowed("step or epoch")] = Field(
-        "step", description="how often the rate changes"
+    interval: Annotated[Defaulted[Literal["step", "epoch"]], Allowed("step or epoch")] = about(
+        "how often the rate changes", "step"
     )
 
 
 class Checkpoint(Section):
-    """``checkpoint``."""
-
-    enabled: Switch = Field(False, description="the files have it on")
-    dir: Defaulted[Folder] = Field("trained_models", description="gets METHOD/RUN, or linear/RUN")
-    frequency: int = Field(1, ge=1, description="epochs from one to the next")
-    keep_prev: Switch = Field(False, description="keep the earlier ones")
+    enabled: Switch = about("the files have it on", False)
+    dir: Defaulted[Folder] = about("gets METHOD/RUN, or linear/RUN", "trained_models")
+    frequency: int = about("epochs from one to the next", 1, ge=1)
+    keep_prev: Switch = about("keep the earlier ones", False)
 
 
 class AutoResume(Section):
-    """``auto_resume``."""
-
-    enabled: Switch = Field(False, description="continue a stopped run of the same config")
-    max_hours: int = Field(36, ge=1, description="its age at most")
+    enabled: Switch = about("continue a stopped run of the same config", False)
+    max_hours: int = about("its age at most", 36, ge=1)
 
 
 class Wandb(Section):
-    """``wandb``."""
-
-    enabled: Switch = Field(False, description="log to Weights & Biases")
+    enabled: Switch = about("log to Weights & Biases", False)
     entity: Text | None = None
     project: Defaulted[Text] = "solo-learn"
     offline: Switch = False
 
 
 class Performance(Section):
-    """``performance``."""
-
-    disable_channel_last: Switch = Field(False, description="GitHub main only")
-    compile: Switch = Field(False, description="torch.compile of the backbone")
+    disable_channel_last: Switch = about("GitHub main only", False)
+    compile: Switch = about("torch.compile of the backbone", False)
 
 
 class Run(TrainerArguments):
     """What pretraining and probes share."""
 
-    name: Text = Field(description="of the run; a stopped run is found again by it")
-    seed: int = Field(5, ge=0, lt=2**32, description="of weights, order and augmentations")
-    resume_from_checkpoint: Annotated[Text | None, Allowed("a .ckpt file")] = Field(
-        None, description="to go on from, in a run of its own"
+    name: Text = about("of the run; a stopped run is found again by it")
+    seed: int = about("of weights, order and augmentations", 5, ge=0, lt=2**32)
+    resume_from_checkpoint: Annotated[Text | None, Allowed("a .ckpt file")] = about(
+        "to go on from, in a run of its own", None
     )
-    started_from: Annotated[Any, Allowed("set by the command")] = Field(
-        None, description="identity of the checkpoint that a run began at"
+    started_from: Annotated[Any, Allowed("set by the command")] = about(
+        "identity of the checkpoint that a run began at", None
     )
     backbone: Backbone
     data: Data
@@ -163,44 +146,34 @@ class Run(TrainerArguments):
 
 
 class PretrainOptimizer(Optimizer):
-    """``optimizer`` of pretraining."""
-
-    classifier_lr: Rate | None = Field(
-        None, description=f"of the online classifier, {SCALED}; needed with data.val_path"
+    classifier_lr: Rate | None = about(
+        f"of the online classifier, {SCALED}; needed with data.val_path", None
     )
 
 
 class PretrainScheduler(Scheduler):
-    """``scheduler`` of pretraining."""
-
     name: Literal["none", "warmup_cosine", "cosine", "step"]
 
 
 class Momentum(Section):
-    """``momentum``: of the teacher of BYOL and its like."""
-
-    base_tau: Defaulted[Probability] = Field(
-        0.99, description="BYOL and its like: of the teacher, at the start"
+    base_tau: Defaulted[Probability] = about(
+        "BYOL and its like: of the teacher, at the start", 0.99
     )
-    final_tau: Defaulted[Probability] = Field(1, description="and at the end")
-    classifier: Switch = Field(False, description="a classifier on the teacher too")
+    final_tau: Defaulted[Probability] = about("and at the end", 1)
+    classifier: Switch = about("a classifier on the teacher too", False)
 
 
 class KnnEval(Section):
-    """``knn_eval``."""
-
-    enabled: Switch = Field(False, description="online kNN at each validation")
-    k: int = Field(20, ge=1, description="its neighbours")
-    distance_func: Defaulted[Literal["cosine", "euclidean"]] = Field(
-        "euclidean", description="the files have cosine"
+    enabled: Switch = about("online kNN at each validation", False)
+    k: int = about("its neighbours", 20, ge=1)
+    distance_func: Defaulted[Literal["cosine", "euclidean"]] = about(
+        "the files have cosine", "euclidean"
     )
 
 
 class Crop(Section):
-    """``rrc`` of a pipeline."""
-
-    enabled: bool = Field(description="random resized crop")
-    crop_min_scale: Defaulted[Probability] = Field(0.08, description="least part of the area")
+    enabled: bool = about("random resized crop")
+    crop_min_scale: Defaulted[Probability] = about("least part of the area", 0.08)
     crop_max_scale: Defaulted[Probability] = 1
 
 
@@ -211,8 +184,6 @@ class Prob(Section):
 
 
 class ColorJitter(Prob):
-    """``color_jitter`` of a pipeline."""
-
     brightness: Defaulted[Rate] = 0
     contrast: Defaulted[Rate] = 0
     saturation: Defaulted[Rate] = 0
@@ -229,10 +200,10 @@ class Pipeline(Section):
     solarization: Prob
     equalization: Prob
     horizontal_flip: Prob
-    crop_size: int = Field(ge=1, le=10_000, description="pixels")
-    num_crops: int = Field(ge=1, le=10_000, description="MetaMask: 2 in all")
-    mean: Three | None = Field(None, description="custom data only; null: ImageNet's")
-    std: ThreePositive | None = Field(None, description="custom data only; null: ImageNet's")
+    crop_size: int = about("pixels", ge=1, le=10_000)
+    num_crops: int = about("MetaMask: 2 in all", ge=1, le=10_000)
+    mean: Three | None = about("custom data only; null: ImageNet's", None)
+    std: ThreePositive | None = about("custom data only; null: ImageNet's", None)
 
 
 class Pretraining(Run):
@@ -241,38 +212,34 @@ class Pretraining(Run):
     optimizer: PretrainOptimizer
     scheduler: PretrainScheduler
     method: Annotated[Text, Allowed("a method of solo-learn's, or metamask")]
-    method_kwargs: Annotated[Whole, Allowed("a mapping of the method's own settings")] = Field(
-        {}, description="MetaMask's stand below"
+    method_kwargs: Annotated[Whole, Allowed("a mapping of the method's own settings")] = about(
+        "MetaMask's stand below", {}
     )
-    fold_at_end: Switch = Field(True, description="write MetaMask's folded checkpoint too")
+    fold_at_end: Switch = about("write MetaMask's folded checkpoint too", True)
     momentum: Momentum
     knn_eval: KnnEval
     augmentations: Annotated[
         list[Pipeline], Field(min_length=1), Allowed("a list of augmentation pipelines")
-    ] = Field(description="or a file's name: augmentations=small")
+    ] = about("or a file's name: augmentations=small")
 
 
 class ProbeAugmentations(Section):
     """``data.augmentations`` of a probe; null: those of the run."""
 
-    crop_size: int | None = Field(None, ge=1, description="pixels; null: the run's, as the next")
+    crop_size: int | None = about("pixels; null: the run's, as the next", None, ge=1)
     mean: Three | None = None
     std: ThreePositive | None = None
-    crop_min_scale: Probability | None = Field(None, description="least part of a random crop")
-    horizontal_flip: Probability | None = Field(None, description="probability")
+    crop_min_scale: Probability | None = about("least part of a random crop", None)
+    horizontal_flip: Probability | None = about("probability", None)
 
 
 class ProbeData(Data):
-    """``data`` of a probe."""
-
-    val_path: Folder = Field(description="the same for validation")
+    val_path: Folder = about("the same for validation")
     augmentations: ProbeAugmentations
 
 
 class ProbeOptimizer(Optimizer):
-    """``optimizer`` of a probe."""
-
-    layer_decay: Defaulted[Probability] = Field(0, description="GitHub main only, of a ViT")
+    layer_decay: Defaulted[Probability] = about("GitHub main only, of a ViT", 0)
 
 
 class Probe(Run):
@@ -281,14 +248,10 @@ class Probe(Run):
     data: ProbeData
     optimizer: ProbeOptimizer
     pretrained_feature_extractor: Annotated[Text, Allowed("a run's folder, or .ckpt file")]
-    pretrain_method: Annotated[Any, Allowed("a method's name")] = Field(
-        None, description="for the record"
-    )
-    masked: bool | None = Field(
-        None, description="features of MetaMask; null: masked where there is a mask"
-    )
-    finetune: Switch = Field(False, description="train the backbone too")
-    auto_augment: Switch = Field(False, description="timm's RandAugment")
-    label_smoothing: Defaulted[Rate] = Field(0, description="GitHub main only, as the next two")
+    pretrain_method: Annotated[Any, Allowed("a method's name")] = about("for the record", None)
+    masked: bool | None = about("features of MetaMask; null: masked where there is a mask", None)
+    finetune: Switch = about("train the backbone too", False)
+    auto_augment: Switch = about("timm's RandAugment", False)
+    label_smoothing: Defaulted[Rate] = about("GitHub main only, as the next two", 0)
     mixup: Defaulted[Rate] = 0
     cutmix: Defaulted[Rate] = 0
