@@ -1,7 +1,7 @@
 """The help of the commands that have Hydra's command line: usage, files, and every setting."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ WIDTH = 100
 
 def rows_of(command: str) -> list[Row]:
     """The settings of a command in the order of the help, without the method's own."""
-    from metamask_solo.training.run_config import Pretraining, Probe
-    from metamask_solo.training.trainer_arguments import TrainerArguments
+    from metamask_solo.training.run_config import Pretraining, Probe, TrainerArguments
 
     model = Pretraining if command == "pretrain" else Probe
-    return [row for row in _rows(model) if row[0] not in TrainerArguments.model_fields]
+    return [row for row in rows_of_model(model) if row[0] not in TrainerArguments.model_fields]
 
 
-def _rows(model: Any) -> Iterator[Row]:
+def rows_of_model(model: Any) -> Iterator[Row]:
     """Key, default, what is allowed, and meaning of each setting of a model."""
     from metamask_solo.validation import allowed, fields, shown
 
@@ -35,6 +34,7 @@ def _rows(model: Any) -> Iterator[Row]:
 
 def help_text(command: str) -> str:
     """What ``metamask-solo pretrain|linear|finetune --help`` prints."""
+    from metamask_solo.method.settings import MetaMaskSettings
     from metamask_solo.training.endings import config_path, scripts_folder
 
     kind = "pretrain" if command == "pretrain" else "linear"
@@ -67,7 +67,8 @@ def help_text(command: str) -> str:
         "  strategy, precision, accumulate_grad_batches, gradient_clip_val",
     ]
     if command == "pretrain":
-        lines += ["", "settings of MetaMask (below method_kwargs.):", *_table(_own())]
+        title = "settings of MetaMask (below method_kwargs.):"
+        lines += ["", title, *_table(rows_of_model(MetaMaskSettings))]
     return "\n".join(lines)
 
 
@@ -79,16 +80,10 @@ def _files(kind: Path) -> Iterator[str]:
             yield textwrap.fill(head + ", ".join(names), WIDTH, subsequent_indent=" " * 6)
 
 
-def _table(rows: Sequence[Row]) -> Iterator[str]:
+def _table(rows: Iterable[Row]) -> Iterator[str]:
     for key, default, allowed, meaning in rows:
         text = f"  {key}: {default}; {allowed}" + (f"; {meaning}" if meaning else "")
         yield textwrap.fill(text, WIDTH, subsequent_indent=" " * 6, break_on_hyphens=False)
-
-
-def _own() -> list[Row]:
-    from metamask_solo.method.settings import MetaMaskSettings
-
-    return list(_rows(MetaMaskSettings))
 
 
 def versions() -> str:

@@ -10,8 +10,7 @@ from pydantic import BaseModel
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import LINEAR_OPTIMIZER_KEYS, pl, setting_names
-from metamask_solo.training.run_config import Pretraining, Probe
-from metamask_solo.training.trainer_arguments import TrainerArguments
+from metamask_solo.training.run_config import Pretraining, Probe, TrainerArguments
 from metamask_solo.validation import holder_of, section_of, unknown
 
 # a section that is passed on whole, so that others say what may stand in it

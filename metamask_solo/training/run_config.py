@@ -6,12 +6,14 @@ Which keys may stand beside these is for config_keys.py to say, what two setting
 for config_checks.py. Nothing heavy is imported, since ``--help`` reads this.
 """
 
+import re
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, ConfigDict, Field
 
-from metamask_solo.training.trainer_arguments import TrainerArguments
-from metamask_solo.validation import Allowed, Defaulted, Number, Settings, Text, about
+from metamask_solo.validation import Allowed, Defaulted, Left, Number, Settings, Text, about
 
 SCALED = "scaled by images a step / 256"
 
@@ -32,6 +34,29 @@ def _fraction(value: float) -> float:
     if value != -1 and not 0 < value < 1:
         raise ValueError("no fraction")
     return value
+
+
+def _time(given: Any) -> Any:
+    """A time as Lightning takes it, ``DD:HH:MM:SS`` or a mapping such as ``{hours: 12}``."""
+    found = None
+    form = r"\s*(\d+):(\d\d):(\d\d):(\d\d)\s*"
+    try:
+        if isinstance(given, dict):
+            found = timedelta(**given)
+        elif isinstance(given, str) and (parts := re.fullmatch(form, given)):
+            days, hours, minutes, seconds = map(int, parts.groups())
+            found = timedelta(days, seconds, hours=hours, minutes=minutes)
+    except (TypeError, OverflowError):
+        found = None
+    if found is None or found <= timedelta():
+        raise ValueError("no time")
+    return given
+
+
+Time = Annotated[Any, AfterValidator(_time)]
+# of the batches, or a whole number of them
+Share = Annotated[int, Ge(1)] | Annotated[float, Gt(0), Le(1)]
+ShareOrNone = Annotated[int, Ge(0)] | Annotated[float, Ge(0), Le(1)]
 
 
 class Section(Settings):
@@ -95,9 +120,7 @@ class Scheduler(Section):
     lr_decay_steps: Annotated[list[int], Allowed("a list of epochs")] | None = about(
         "with step: times 0.1 at each", None
     )
-    interval: Annotated[Defaulted[Literal["step", "epoch"]], Allowed("step or epoch")] = about(
-        "how often the rate changes", "step"
-    )
+    interval: Defaulted[Literal["step", "epoch"]] = about("how often the rate changes", "step")
 
 
 class Checkpoint(Section):
@@ -122,6 +145,48 @@ class Wandb(Section):
 class Performance(Section):
     disable_channel_last: Switch = about("GitHub main only", False)
     compile: Switch = about("torch.compile of the backbone", False)
+
+
+class TrainerArguments(Section):
+    """Arguments of Lightning's Trainer; those that are not here it checks itself, in time."""
+
+    max_epochs: int = Field(ge=1)
+    min_epochs: int | None = Field(None, ge=0)
+    min_steps: int | None = Field(None, ge=0)
+    max_steps: Annotated[int, Ge(1)] | Literal[-1] | None = -1
+    max_time: Annotated[
+        Time | None,
+        Allowed(
+            "a time such as 00:12:00:00 (days, hours, minutes, seconds) or {hours: 12}, above 0"
+        ),
+    ] = None
+    limit_train_batches: Annotated[
+        Share | None, Allowed("a share above 0.0 up to 1.0, or a whole number of batches")
+    ] = None
+    limit_val_batches: Annotated[
+        ShareOrNone | None, Allowed("a share from 0.0 up to 1.0, or a whole number of batches")
+    ] = None
+    val_check_interval: Annotated[
+        Share | Time | None,
+        Allowed("a share of an epoch above 0.0 up to 1.0, a number of batches, or DD:HH:MM:SS"),
+    ] = None
+    check_val_every_n_epoch: int | None = Field(1, ge=1)
+    num_sanity_val_steps: int | None = Field(None, ge=-1)
+    log_every_n_steps: int | None = Field(None, ge=0)
+    accumulate_grad_batches: int = Field(1, ge=1)
+    num_nodes: int = Field(1, ge=1)
+    fast_dev_run: bool | Annotated[int, Field(ge=1)] | None = False
+    gradient_clip_val: Number | None = Field(None, ge=0)
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    deterministic: Literal[True, False, "warn"] | None = None
+    sync_batchnorm: Left[bool] = False
+    enable_progress_bar: Left[bool] = None
+    enable_model_summary: Left[bool] = None
+    enable_autolog_hparams: Left[bool] = None
+    inference_mode: Left[bool] = None
+    detect_anomaly: Left[bool] = None
+    benchmark: Left[bool] = None
 
 
 class Run(TrainerArguments):

@@ -12,7 +12,7 @@ import pytest
 import metamask_solo
 from metamask_solo.__main__ import main
 from metamask_solo.commands import hydra_help
-from metamask_solo.method.settings import SETTINGS
+from metamask_solo.method.settings import SETTINGS, MetaMaskSettings
 from metamask_solo.training.config_keys import known_keys, trainer_arguments
 from metamask_solo.validation import allowed
 
@@ -49,7 +49,7 @@ def test_help_has_usage_files_and_every_setting(
         if folder.is_dir() and any(folder.glob("*.yaml")):
             assert f"  {kind}/{folder.name}: " in text
     for key, setting in SETTINGS.items() if command == "pretrain" else ():
-        (line,) = [row for row in hydra_help._own() if row[0] == key]
+        (line,) = [row for row in hydra_help.rows_of_model(MetaMaskSettings) if row[0] == key]
         assert line[2:] == (allowed(setting), setting.description)
         assert f"  {key}: " in text
     assert max(map(len, text.splitlines())) <= hydra_help.WIDTH + 30  # a path may be long

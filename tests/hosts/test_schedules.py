@@ -200,7 +200,7 @@ def test_a_schedule_ends_with_the_run(limit: dict[str, int], images: Path, tmp_p
             {"scheduler.warmup_epoch": 3},
             "scheduler.warmup_epoch: unknown setting; did you mean scheduler.warmup_epochs",
         ),
-        ({"scheduler.interval": "batch"}, "scheduler.interval=batch: must be step or epoch"),
+        ({"scheduler.interval": "batch"}, "scheduler.interval=batch: must be one of step, epoch"),
         ({"optimizer.momentum": 0.9}, "optimizer.momentum: unknown"),
         (
             {"optimizer.kwargs": {"nestrov": True}},

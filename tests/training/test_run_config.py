@@ -11,8 +11,7 @@ from runs import pretrain_config
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import OPTIMIZERS, pl
 from metamask_solo.training.config_checks import check_pretrain_config
-from metamask_solo.training.run_config import Optimizer
-from metamask_solo.training.trainer_arguments import TrainerArguments
+from metamask_solo.training.run_config import Optimizer, TrainerArguments
 
 
 def changed(images: Path, **overrides: Any) -> Any:
