@@ -154,21 +154,23 @@ class TrainerArguments(Section):
     min_epochs: int | None = Field(None, ge=0)
     min_steps: int | None = Field(None, ge=0)
     max_steps: Annotated[int, Ge(1)] | Literal[-1] | None = -1
-    max_time: Annotated[
-        Time | None,
-        Allowed(
-            "a time such as 00:12:00:00 (days, hours, minutes, seconds) or {hours: 12}, above 0"
-        ),
+    max_time: Left[
+        Annotated[
+            Time,
+            Allowed("a time above 0, such as 00:12:00:00 (days first) or {hours: 12}"),
+        ]
     ] = None
-    limit_train_batches: Annotated[
-        Share | None, Allowed("a share above 0.0 up to 1.0, or a whole number of batches")
+    limit_train_batches: Left[
+        Annotated[Share, Allowed("a share above 0.0 up to 1.0, or a whole number of batches")]
     ] = None
-    limit_val_batches: Annotated[
-        ShareOrNone | None, Allowed("a share from 0.0 up to 1.0, or a whole number of batches")
+    limit_val_batches: Left[
+        Annotated[ShareOrNone, Allowed("a share from 0.0 up to 1.0, or a whole number of batches")]
     ] = None
-    val_check_interval: Annotated[
-        Share | Time | None,
-        Allowed("a share of an epoch above 0.0 up to 1.0, a number of batches, or DD:HH:MM:SS"),
+    val_check_interval: Left[
+        Annotated[
+            Share | Time,
+            Allowed("a share of an epoch above 0.0 up to 1.0, a number of batches, or DD:HH:MM:SS"),
+        ]
     ] = None
     check_val_every_n_epoch: int | None = Field(1, ge=1)
     num_sanity_val_steps: int | None = Field(None, ge=-1)

@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("+method_kwargs.temprature=0.5", "temprature"),
         ("+auto_umap.enabled=True", "`metamask-solo umap` draws a run's features"),
         ("+logger=False", "wandb.enabled=True"),
-        ("+max_time=12h", "must be a time such as 00:12:00:00"),
+        ("+max_time=12h", "must be a time above 0, such as 00:12:00:00"),
         ("+max_steps=0", "at least 1 or -1"),
         ("+check_val_every_n_epoch=null", "val_check_interval"),
         ("+profiler=quick", "simple, advanced, pytorch"),

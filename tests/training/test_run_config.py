@@ -26,7 +26,7 @@ def changed(images: Path, **overrides: Any) -> Any:
     [
         ("optimizer__lr", 10**400, "optimizer.lr=1000.*…: must be a number of at least 0"),
         ("gradient_clip_val", 10**400, "gradient_clip_val=1000.*…: must be null or a number"),
-        ("max_time", {"days": 10**12}, "max_time=.*: must be a time such as"),
+        ("max_time", {"days": 10**12}, "max_time=.*: must be a time above 0, such as"),
         ("knn_eval__distance_func", "manhattan", "=manhattan: must be one of cosine, euclidean"),
         ("augmentations__0__mean", [True, 1, 1], "augmentations.0.mean=.*three numbers"),
         ("augmentations__0__std", [0, 1, 1], "augmentations.0.std=.*three numbers above 0"),
