@@ -95,8 +95,8 @@ class Data(Section):
         ]
     ] = about("part of the training images", -1)
     no_labels: Switch = about("pretrain on all images below train_path", False)
-    background: Annotated[Any, Allowed("a colour such as white, '#ff8000' or [255, 128, 0]")] = about(
-        "what is behind transparent pixels", "white"
+    background: Annotated[Any, Allowed("a colour such as white, '#ff8000' or [255, 128, 0]")] = (
+        about("what is behind transparent pixels", "white")
     )
     exif_orientation: Switch = about("turn images as their camera says", False)
 
