@@ -268,7 +268,6 @@ def _split(
 def _loader(
     checkpoint: Checkpoint, split: str, reading: Reading, labelled: bool = True
 ) -> DataLoader[Any]:
-    assert checkpoint.config is not None  # load_backbone needs it
     options = (reading.batch_size, reading.num_workers, reading.samples, reading.seed)
     return split_loader(split, checkpoint.config, reading.data, *options, labelled)
 

@@ -212,7 +212,7 @@ def _limited(dataset: Images, limit: int | None, seed: int) -> Dataset[Any]:
 
 def folder_loader(
     folder: str | Path,
-    config: DictConfig,
+    config: DictConfig | None,
     batch_size: int = 256,
     num_workers: int = 0,
     limit: int | None = None,
@@ -243,7 +243,7 @@ def folder_loader(
 
 def split_loader(
     split: str,
-    config: DictConfig,
+    config: DictConfig | None,
     data: str | Path | None = None,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -255,7 +255,7 @@ def split_loader(
 
     Args:
         split: ``train`` or ``val``.
-        config: config of the run.
+        config: config of the run; with ``data`` None for the images as they are.
         data: folder that holds train/ and val/ with class folders; None for the data of the run.
         limit: at most this many images, drawn by ``seed``; None for all.
         labelled: False where labels may be missing: ``data`` may then be images, and a run without
@@ -264,14 +264,14 @@ def split_loader(
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    own = config.data
     options = (batch_size, num_workers, limit, seed)
     if data is not None:
         inner = Path(data) / split
         if labelled:
             return image_loader(inner, config, *options, f"--data, {split}")
         return folder_loader(inner if inner.is_dir() else data, config, *options)
-    key = f"data.{split}_path"
+    assert config is not None  # the caller's, whose data are asked for
+    key, own = f"data.{split}_path", config.data
     folder = own.get(f"{split}_path")
     if folder is None and not labelled and is_folder(config):
         folder = own.get("train_path")
