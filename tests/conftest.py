@@ -1,6 +1,9 @@
 """Fixtures for all tests."""
 
+import gc
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +25,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-# a shell that starts the tests in the background ignores Ctrl-C for them and all that they start
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# MiB of this process after which models in reference cycles are looked for
+_limit = 2_000
+
+
+@pytest.fixture(autouse=True)
+def models_of_before_are_gone() -> Iterator[None]:
+    """Trained models are reference cycles; left to Python, they grow to 8 GB over the tests."""
+    global _limit
+    yield
+    if _memory() > _limit:
+        gc.collect()
+        _limit = max(2_000, _memory() + 500)
+
+
+def _memory() -> int:
+    if not sys.platform.startswith("linux"):
+        return 0
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Hydra's sweeps (-m): what ends one, and searches by Optuna that can be stopped and go on."""
 
 import functools
+import gc
 import math
 import os
 import signal
@@ -50,6 +51,7 @@ class Job:
     def __call__(self, cfg: DictConfig) -> Any:
         if _stopped:
             raise _stopped[0]
+        gc.collect()  # the model of the job before is a reference cycle, and fills the GPU
         try:
             return self.task(cfg)
         except RunStopped as error:

@@ -1,10 +1,12 @@
 """Sweeps (-m) and searches: what ends one, what is kept, and one W&B run for each job."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from omegaconf import DictConfig, OmegaConf
 from runs import pretrain_config, train
 
 from metamask_solo.__main__ import main
@@ -21,6 +24,7 @@ from metamask_solo.hosts import pl
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.runs import FitResult
+from metamask_solo.training.sweeps import Job
 
 DIGITS = str(scripts_folder() / "pretrain" / "digits")
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
@@ -244,3 +248,24 @@ def test_each_job_has_a_wandb_run_of_its_own(
         assert ids[-1] == fit.folder.name
     assert len(set(ids)) == 2
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2
+
+
+def test_the_model_of_the_job_before_is_gone() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.trainer = self
+
+    made: list[weakref.ref[Model]] = []
+
+    def task(cfg: DictConfig) -> None:
+        assert not any(model() for model in made)
+        made.append(weakref.ref(Model()))
+
+    job = Job(task)
+    gc.disable()  # it would come in its own time
+    try:
+        for _ in range(3):
+            job(OmegaConf.create())
+    finally:
+        gc.enable()
+    assert len(made) == 3
