@@ -203,7 +203,7 @@ def unknown(
     names = {_leaf(name): name for name in known}
     near = [names[n] for n in difflib.get_close_matches(_leaf(key), names, n=1, cutoff=0.7)]
     if not near:  # perhaps it stands in the wrong section
-        others = {_leaf(name): name for name in reversed(list(elsewhere))}
+        others = {_leaf(name): name for name in reversed(list(elsewhere)) if name != key}
         near = [others[n] for n in difflib.get_close_matches(_leaf(key), others, n=1, cutoff=0.8)]
     listed = f"allowed are {', '.join(names) or 'none'}"
     hint = listed if len(names) <= MOST_LISTED else "nothing reads it"

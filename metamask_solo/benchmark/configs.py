@@ -18,6 +18,7 @@ from metamask_solo.benchmark.file import RESERVED, BenchmarkFile, Folders
 from metamask_solo.errors import UserError
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.hydra_app import open_config, reason
+from metamask_solo.training.overrides import add_known_keys
 
 # folder that torchvision's copy of a data set is in
 TORCHVISION = {
@@ -107,7 +108,10 @@ def _compose(
     path = found[0].resolve()
     try:
         with initialize_config_dir(str(path.parent), version_base="1.2"):
-            cfg = open_config(compose(path.stem, overrides))
+            known = add_known_keys(overrides, "pretrain", compose(path.stem))
+            cfg = open_config(compose(path.stem, known))
+    except UserError as error:
+        raise UserError(f"methods.{label}: {error}") from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"methods.{label}: {reason(error)}") from error
     for key, value in setting.items():

@@ -123,9 +123,13 @@ def read_csv(file: Path) -> list[Row]:
         # pandas would take the cells of a line with one too many for others, without a word
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            lacking = {"method", "setting", "seed", "status"} - set(reader.fieldnames or ())
+            columns = list(reader.fieldnames or ())
+            lacking = {"method", "setting", "seed", "status"} - {*columns}
             if lacking:
                 raise UserError(f"{file}: no column {min(lacking)}; it is no table of a benchmark")
+            for name in columns:
+                if columns.count(name) > 1:
+                    raise UserError(f"{file}: column {name} is there twice")
             return [_typed(line, reader.line_num) for line in reader]
     except UserError:
         raise
@@ -137,7 +141,7 @@ def rows_of_report(benchmark: BenchmarkFile) -> tuple[list[Row], int]:
     """The rows of a benchmark's file of rows that are the benchmark's: its methods, seeds, epochs.
 
     Returns:
-        The rows, and how many of its methods are left out for their seed or epochs.
+        The rows, and how many are left out for their method, seed or epochs.
 
     Raises:
         UserError: there is no such file, it cannot be read, or its rows do not make a report.
@@ -145,8 +149,18 @@ def rows_of_report(benchmark: BenchmarkFile) -> tuple[list[Row], int]:
     file = benchmark.rows_file
     if file is None:
         raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
-    found = [row for row in read_csv(file) if row.method in benchmark.shown]
-    rows = [row for row in found if _is_of(benchmark, row)]
+    found = read_csv(file)
+    rows = [row for row in found if row.method in benchmark.shown and _is_of(benchmark, row)]
+    if not rows:
+        raise UserError(
+            f"{file}: has no row of these methods, seeds and epochs ({len(found)} of others)"
+        )
+    lengths = sorted({row.epochs for row in rows if row.epochs})
+    if len(lengths) > 1:
+        raise UserError(
+            f"{file}: has runs of {' and '.join(map(str, lengths))} epochs, which are no runs of "
+            "one benchmark; choose by epochs="
+        )
     rows.sort(key=lambda row: benchmark.shown.index(row.method))
     seen = set()
     for row in rows:
@@ -172,6 +186,15 @@ def _is_of(benchmark: BenchmarkFile, row: Row) -> bool:
     return seed_is and benchmark.epochs in (None, epochs)
 
 
+def _number(column: str, text: str, line: int) -> float:
+    try:
+        if "_" in text:  # Python's own form of a long number
+            raise ValueError
+        return int(text) if column in ("seed", "epochs") else float(text)
+    except ValueError:
+        raise ValueError(f"line {line}: {column} {text}: must be a number") from None
+
+
 def _typed(line: dict[str, str], number: int) -> Row:
     if None in line or None in line.values():
         raise ValueError(f"line {number}: has another number of cells than the first")
@@ -184,7 +207,7 @@ def _typed(line: dict[str, str], number: int) -> Row:
     texts = {name: line[name] for name in TEXTS & line.keys() if line[name]}
     points = [point.split(":") for point in line.get("curve", "").split()]
     numbers: dict[str, Any] = {
-        name: int(text) if name in ("seed", "epochs") else float(text)
+        name: _number(name, text, number)
         for name, text in line.items()
         if text and name not in (*TEXTS, "curve")
     }

@@ -169,7 +169,9 @@ def clear_winner(
     twins = set(same) if same and best in same else {best}
     others = [name for name in groups if name not in twins]
     found = compare([(best, name) for name in others], groups, [metric])
-    return best if found and len(found) == len(others) and all(c.clear for c in found) else None
+    # over the seeds that two have in common, the better mean may be the other's
+    above = all(c.clear and c.mean > 0 for c in found)
+    return best if found and len(found) == len(others) and above else None
 
 
 def best_settings(rows: Sequence[Row], metric: str) -> dict[str, list[Row]]:

@@ -62,7 +62,8 @@ def report_of_rows(benchmark: Any) -> str:
     from metamask_solo.benchmark.tables import markdown
 
     rows, left_out = rows_of_report(benchmark)
-    note = f"Left out of {benchmark.rows_file.name}: {left_out} rows of other seeds or epochs."
+    others = "rows of other methods, seeds or epochs"
+    note = f"Left out of {benchmark.rows_file.name}: {left_out} {others}."
     return markdown(benchmark, rows, [note] if left_out else [])
 
 

@@ -78,13 +78,19 @@ def split(argv: list[str]) -> int:
     parser.add_argument(
         "--flat", action="store_true", help="no labels: all images below FOLDER are one set"
     )
+    parser.add_argument("--force", action="store_true", help="replace a split of another folder")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.data.splitting import split_folder
     from metamask_solo.training.endings import config_path, print_ending
 
     made = split_folder(
-        arguments.folder, arguments.out, arguments.val, arguments.seed, arguments.flat
+        arguments.folder,
+        arguments.out,
+        arguments.val,
+        arguments.seed,
+        arguments.flat,
+        arguments.force,
     )
     kind = f"{len(made.classes)} classes" if made.classes else "no classes (flat)"
     line = f"{made.out}: {made.train} training and {made.val} validation images, {kind}"

@@ -52,9 +52,8 @@ def help_text(command: str) -> str:
         "  -m               a sweep: KEY=1,2,3 runs each (Hydra's multirun)",
         "  --cfg job        print the composed config and stop",
     ]
-    if command == "pretrain":
-        lines.append("  --cfg-check      check and build, without training or writing anything")
     lines += [
+        "  --cfg-check      check and build, without training or writing anything",
         "  --hydra-help     Hydra's own options",
         "  --version        versions of what is installed",
         "",

@@ -20,9 +20,7 @@ NO_OBJECTIVE: sweeps.Objective = {
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""
-    check_only = hydra_app.CHECK in argv
-    argv = [a for a in argv if a != hydra_app.CHECK]
-    hydra_app.run("pretrain", argv, check if check_only else pretrain, NO_OBJECTIVE)
+    hydra_app.run("pretrain", argv, pretrain, NO_OBJECTIVE, check)
 
 
 def check(cfg: DictConfig) -> None:

@@ -32,7 +32,12 @@ class Split:
 
 
 def split_folder(
-    folder: str | Path, out: str | Path, share: float, seed: int = 0, flat: bool = False
+    folder: str | Path,
+    out: str | Path,
+    share: float,
+    seed: int = 0,
+    flat: bool = False,
+    force: bool = False,
 ) -> Split:
     """Links the images of a folder into ``out``/train and ``out``/val.
 
@@ -46,10 +51,11 @@ def split_folder(
         share: of the images that go to val, above 0 and below 1.
         seed: another one draws other images.
         flat: take all images below as one set without labels, even from class folders.
+        force: replace a split of another folder.
 
     Raises:
         UserError: a value is not allowed, a class has a single image, two files would have one
-            name, or ``out`` holds something else.
+            name, or ``out`` holds something else, such as a split of another folder.
     """
     folder, out = Path(folder), Path(out)
     if not 0 < share < 1:
@@ -74,6 +80,8 @@ def split_folder(
                 links[_place(out / split, folder, name, image)] = image.resolve()
     if len(links) != sum(counts.values()):
         raise UserError(f"{folder}: two images would have one name; keep them in class folders")
+    if not force:
+        _check_own(out, folder.resolve())
     written = _write(out, links)
     names = [name for name in groups if name]
     return Split(out, counts["train"], counts["val"], names, beside, written)
@@ -124,6 +132,17 @@ def _place(split: Path, folder: Path, name: str, image: Path) -> Path:
     """Where the link of an image goes; sets without labels are read from one folder."""
     inner = image.relative_to(folder / name if name else folder)
     return split / name / inner if name else split / "_".join(inner.parts)
+
+
+def _check_own(out: Path, folder: Path) -> None:
+    """Refuses to replace the split of another folder, which runs may have been trained on."""
+    for path in (path for split in SPLITS for path in _files(out / split)):
+        target = path.resolve()
+        if path.is_symlink() and not target.is_relative_to(folder):
+            raise UserError(
+                f"--out={out}: holds the split of another folder (its links lead to "
+                f"{target.parent}); give another --out, or --force to replace it"
+            )
 
 
 def _write(out: Path, links: dict[Path, Path]) -> bool:

@@ -56,6 +56,7 @@ def knn_accuracy(
     train_features, val_features = prepare(train_features, val_features)
     classes, labels = torch.cat((train_labels, val_labels)).unique(return_inverse=True)
     train_labels, val_labels = labels[: len(train_labels)], labels[len(train_labels) :]
+    trained = torch.zeros_like(classes, dtype=torch.bool).index_fill_(0, train_labels, True)
     k, guesses = min(k, len(train_labels)), min(5, k, len(classes))
     block = max(1, MOST_AT_ONCE // max(len(train_labels), len(classes)))
     top1 = top5 = 0
@@ -65,7 +66,8 @@ def knn_accuracy(
         votes.scatter_add_(1, train_labels[near], weights)
         # stable: classes with equal votes in their own order, on every device
         order = votes.argsort(dim=1, descending=True, stable=True)[:, :guesses]
-        found = order == truth.unsqueeze(1)
+        # classes without votes fill up the guesses; one that no training image has is none
+        found = (order == truth.unsqueeze(1)) & trained[order]
         top1 += int(found[:, 0].sum())
         top5 += int(found.sum())
     return 100.0 * top1 / len(val_labels), 100.0 * top5 / len(val_labels)

@@ -60,7 +60,8 @@ LINEAR_OPTIMIZER_KEYS = host.LINEAR_OPTIMIZER_KEYS
 CLASSES = host.CLASSES
 WeightedKNNClassifier = bridge(bridge_knn, host.WeightedKNNClassifier)
 bridge(bridge_neighbours, WeightedKNNClassifier)
-bridge(bridge_accuracy, sys.modules[host.BaseMethod.__module__])
+for _name in ("base", "linear"):
+    bridge(bridge_accuracy, sys.modules[f"solo.methods.{_name}"])
 bridge(bridge_labels, host.BaseMethod, "_base_shared_step")
 bridge(bridge_labels, host.BaseMomentumMethod, "_shared_step_momentum")
 # the releases apply these to each model that they build

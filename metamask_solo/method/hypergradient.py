@@ -86,7 +86,7 @@ def hypergradient(
         loss_scale: the losses are multiplied by this inside, and the result divided by it: keeps
             half-precision gradients above underflow. Above 0.
         check: whether to evaluate ``loss_fn`` once more, to see that it is a function of its
-            arguments. ``exact`` always sees it, for free.
+            arguments. ``exact`` sees much of it in any case, but not all.
 
     Returns:
         A tensor of the shape and type of ``logits``, or one for each name.
@@ -126,7 +126,7 @@ def hypergradient(
         if not any(trial.of(name)[0] for name in moving):
             result = all_reached(logits_partial(outer, moving, masks))
         elif method == "double_backward":
-            result = double_backward(problem)
+            result = double_backward(problem, check)
         else:
             result = by_passes(problem, method, radius, check, again)
     result = {name: g / loss_scale for name, g in result.items()}

@@ -59,6 +59,12 @@ def _check_same(value: Tensor, again: Tensor, problem: Problem, tape: Tape | Non
         )
 
 
+def _check_again(value: Tensor, problem: Problem) -> None:
+    """Refuses a loss that is another one when it is evaluated once more, at the same arguments."""
+    with torch.no_grad():
+        _check_same(value, _evaluate(problem.inner, problem.params, problem.masks), problem)
+
+
 def _leaves(tensors: Params) -> Params:
     return {name: t.detach().requires_grad_() for name, t in tensors.items()}
 
@@ -155,15 +161,17 @@ def _check_hooks(problem: Problem, gradient: Params) -> None:
                 )
 
 
-def double_backward(problem: Problem) -> Params:
+def double_backward(problem: Problem, check: bool) -> Params:
     """The definition: the loss after the trial step, differentiated through the trial step."""
     own, leaves = _leaves(problem.params), _leaves(problem.masks)
     with sdpa_kernel(SDPBackend.MATH):
         try:
-            _, gradient, partial = _gradients(
+            loss, gradient, partial = _gradients(
                 problem.inner, own, leaves, problem.given, create_graph=True
             )
             all_reached(partial)
+            if check:
+                _check_again(loss, problem)
             _check_hooks(problem, gradient)
             _check_differentiable_twice(gradient)
             moved = _moved(own, gradient, problem.trial, problem.scale)
@@ -206,9 +214,8 @@ def by_passes(
     all_reached(partial)
     _check_hooks(problem, gradient)
     noisy = exact and again.noise_was_drawn()
-    if check and not exact:
-        with torch.no_grad():
-            _check_same(value, _evaluate(inner, params, masks), problem)
+    if check:
+        _check_again(value, problem)
     with torch.no_grad():
         moved = _moved(params, gradient, problem.trial, problem.scale)
     del gradient, partial  # the next pass is the one with the highest memory use

@@ -93,6 +93,19 @@ def is_known(key: str, command: str) -> bool:
     return True
 
 
+def check_key(key: str, command: str) -> None:
+    """Raises UserError for a dotted key that a command does not read."""
+    top = tree = known_keys(command)
+    prefix = ""
+    for part in key.split("."):
+        if tree is WHOLE:
+            return
+        name = f"{prefix}.{part}".lstrip(".")
+        if part not in tree:
+            raise _unknown(part, name, tree, prefix, top)
+        tree, prefix = tree[part], name
+
+
 def check_keys(cfg: DictConfig, command: str) -> None:
     """Raises UserError for the first key that nothing reads.
 

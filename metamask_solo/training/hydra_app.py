@@ -36,6 +36,7 @@ def run(
     argv: list[str],
     task: Callable[[DictConfig], Any],
     objective: sweeps.Objective | None = None,
+    check: Callable[[DictConfig], None] | None = None,
 ) -> None:
     """Runs ``task`` on the config that Hydra composes from ``argv``, for each job of a sweep.
 
@@ -44,6 +45,7 @@ def run(
         argv: its arguments.
         task: takes the config; returns what a search optimises.
         objective: dotted keys to the values of which each leaves nothing to optimise.
+        check: what ``--cfg-check`` does instead of ``task``.
 
     Raises:
         UserError: Hydra or YAML cannot make a config of ``argv``.
@@ -51,7 +53,11 @@ def run(
     """
     if not any(a.split("=")[0] in ("--config-name", "-cn") for a in argv) and not _informs(argv):
         raise UserError("--config-name: missing; give --config-path FOLDER --config-name FILE")
+    if check is not None and CHECK in argv:
+        task, argv = check, [a for a in argv if a != CHECK]
     sweeps.begin()
+    # between overrides, Hydra takes what follows for something that it does not know
+    argv = sorted(argv, key=lambda argument: argument not in sweeps.SWEEP)
     argv = _absolute_config_path(argv)
     check_overrides(argv)
     composed = composed_config(argv)
@@ -178,4 +184,4 @@ def compose_config(dataset: str, name: str, overrides: list[str]) -> Any:
 
     folder = scripts_folder() / "pretrain" / dataset
     with initialize_config_dir(str(folder), version_base="1.2"):
-        return compose(name, overrides)
+        return compose(name, add_known_keys(overrides, "pretrain", compose(name)))

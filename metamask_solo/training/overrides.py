@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.errors import UserError
-from metamask_solo.training.config_keys import is_known
+from metamask_solo.training.config_keys import check_key, is_known
 
 OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|)(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 
@@ -46,21 +46,32 @@ def add_known_keys(argv: list[str], command: str, composed: DictConfig | None) -
     """Lets an override name any key that the command reads, although the YAML file lacks it.
 
     Hydra asks for a ``+`` before such a key; what it cannot know is that the key is a known one.
+
+    Raises:
+        UserError: a key that is neither in the file nor known.
     """
     if composed is None:
         return argv
     result = []
     for argument in argv:
         found = OVERRIDE.fullmatch(argument)
-        if found is not None and not found["sign"] and _lacks(composed, found["key"], command):
-            argument = f"++{argument}"
+        if found is not None and not found["sign"] and _is_of_the_config(found["key"]):
+            key, value = found["key"], found["value"]
+            lacks = _lacks(composed, key)
+            if lacks:
+                check_key(key, command)
+            # a mapping may hold keys that the file's lacks
+            if lacks or value.startswith("{") and is_known(key, command):
+                argument = f"++{argument}"
         result.append(argument)
     return result
 
 
-def _lacks(composed: DictConfig, key: str, command: str) -> bool:
-    if key.startswith(("hydra.", "augmentations")) or "/" in key or not is_known(key, command):
-        return False
+def _is_of_the_config(key: str) -> bool:
+    return not (key.startswith(("hydra.", "augmentations")) or key == "hydra" or "/" in key)
+
+
+def _lacks(composed: DictConfig, key: str) -> bool:
     missing = object()
     with suppress(Exception):  # an interpolation that cannot be resolved yet is there
         return OmegaConf.select(composed, key, default=missing) is missing

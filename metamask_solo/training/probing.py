@@ -26,9 +26,9 @@ from metamask_solo.training.config_checks import (
 )
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.hydra_app import open_config
-from metamask_solo.training.runs import FitResult
+from metamask_solo.training.runs import FitResult, identify_images
 from metamask_solo.training.sampling import training_loader
-from metamask_solo.training.trainer import fit
+from metamask_solo.training.trainer import build_trainer, fit
 
 
 def probe_run(cfg: DictConfig) -> FitResult:
@@ -45,6 +45,17 @@ def probe_run(cfg: DictConfig) -> FitResult:
     if result.stopped is not None:
         raise result.stopped
     return result
+
+
+def check_probe(cfg: DictConfig) -> DictConfig:
+    """Validates the config and builds model, data and trainer; trains and writes nothing.
+
+    Returns:
+        The completed config.
+    """
+    _, prepared, *_ = prepare_probe(open_config(cfg))
+    build_trainer(prepared, [], [])
+    return prepared
 
 
 def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
@@ -66,6 +77,7 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
         train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
         say_doubts(train, val)
+        identify_images(cfg, train, val)
         val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
         train_loader = training_loader(train, cfg)
         check_optimization(model, cfg, train_loader)

@@ -196,11 +196,11 @@ class Run(TrainerArguments):
 
     name: Text = about("of the run; a stopped run is found again by it")
     seed: int = about("of weights, order and augmentations", 5, ge=0, lt=2**32)
-    resume_from_checkpoint: Annotated[Text | None, Allowed("a .ckpt file")] = about(
-        "to go on from, in a run of its own", None
+    resume_from_checkpoint: Annotated[Text | None, Allowed("a .ckpt file, or a run's folder")] = (
+        about("to go on from, in a run of its own", None)
     )
     started_from: Annotated[Any, Allowed("set by the command")] = about(
-        "identity of the checkpoint that a run began at", None
+        "identity of the images, and of the checkpoint that a run began at", None
     )
     backbone: Backbone
     data: Data

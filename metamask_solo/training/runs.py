@@ -38,6 +38,9 @@ INDIFFERENT = (
     "wandb",
 )
 STARTED_FROM = "started_from"
+IMAGES = "images"
+# a folder of more images is known by their names alone: asking for the sizes would take long
+MOST_SIZES = 100_000
 
 # written into a run's folder when it ended as planned
 FINISHED = "finished.json"
@@ -174,12 +177,34 @@ def age(path: Path) -> tuple[int, float]:
     return (int(epoch[1]) if epoch else -1, path.stat().st_mtime)
 
 
+def identify_images(cfg: DictConfig, *datasets: Any) -> None:
+    """Writes into the config which images the run has: a SHA-256 of names, sizes and labels.
+
+    Other images in the same folder make another run.
+
+    Args:
+        datasets: training and validation images; None for none.
+    """
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        samples = getattr(dataset, "samples", None)  # torchvision's files are always the same
+        if samples is None:
+            samples = [("", -1)] * (0 if dataset is None else len(dataset))
+        sized = len(samples) <= MOST_SIZES
+        for path, label in samples:
+            size = Path(path).stat().st_size if sized and path else ""
+            digest.update(f"{path}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+        digest.update(b"\n")
+    OmegaConf.update(cfg, STARTED_FROM, {IMAGES: digest.hexdigest()}, force_add=True)
+
+
 def identify_start(cfg: DictConfig) -> None:
     """Writes into the config what the file that the run starts from holds: a SHA-256 of it.
 
     A file of the same name with other content makes another run.
     """
-    found = {}
+    images = OmegaConf.select(cfg, f"{STARTED_FROM}.{IMAGES}")
+    found = {} if images is None else {IMAGES: images}
     for key in ("pretrained_feature_extractor", "resume_from_checkpoint"):
         path = cfg.get(key)
         if path is not None and Path(path).is_file():

@@ -16,7 +16,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
-from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.checkpoints.reading import load_raw, newest_whole
 from metamask_solo.data.images import loader_failure
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
@@ -88,6 +88,8 @@ def fit(
     """
     root = Path(cfg.checkpoint.dir) / kind
     dry = bool(cfg.get("fast_dev_run"))  # leaves nothing behind, as Lightning has it
+    if cfg.resume_from_checkpoint is not None and Path(cfg.resume_from_checkpoint).is_dir():
+        cfg.resume_from_checkpoint = str(newest_whole(Path(cfg.resume_from_checkpoint)))
     identify_start(cfg)
     resume = None if dry else checkpoint_to_resume(cfg, root)
     if resume is not None:

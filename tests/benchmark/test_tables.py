@@ -261,7 +261,7 @@ def test_a_report_of_rows_is_that_of_the_benchmarks_own(tmp_path: Path) -> None:
 
     text = report_of_rows(read_file(bench, []))
     assert "| a | 2 | 44.00 ± 5.66 |" in text and "| raw pixels | 1 | 30.00 |" in text
-    assert "Left out of rows.csv: 2 rows of other seeds or epochs." in text
+    assert "Left out of rows.csv: 2 rows of other methods, seeds or epochs." in text
     assert "- a, seed 1: unknown" in text
     text = report_of_rows(read_file(bench, ["only=[bb]"]))
     assert "| bb | 2 |" in text and "| a |" not in text
@@ -374,3 +374,25 @@ def test_the_best_setting_of_each_method() -> None:
     assert "| a | `lr=1` | 51.00 ± 1.41 |" in text
     assert "| b | `lr=2` | 16.00 ± 0.00 |" in text
     assert "Paired" not in text and "**" not in text
+
+
+def test_the_bold_one_is_above_over_the_seeds_in_common() -> None:
+    """Its best mean comes from seeds that the other has not run."""
+    best = rows("a", [80.0, 80.1, 79.9, 99.0, 99.0, 99.0])
+    other = rows("b", [85.0, 85.2, 84.9])
+    assert clear_winner(group([*best, *other]), "knn") is None
+    assert clear_winner(group([*rows("a", [90.0, 90.1, 89.9]), *other]), "knn") == "a"
+
+
+def _table(tmp_path: Path, *lines: str) -> Any:
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    return read_csv(tmp_path / "rows.csv")
+
+
+def test_columns_and_numbers_of_other_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="column knn is there twice"):
+        _table(tmp_path, "method,setting,seed,status,knn,knn", "a,,0,finished,80,90")
+    with pytest.raises(UserError, match="line 2: knn 8_0: must be a number"):
+        _table(tmp_path, "method,setting,seed,status,knn", "a,,0,finished,8_0")
+    with pytest.raises(UserError, match="line 2: note good: must be a number"):
+        _table(tmp_path, "method,setting,seed,status,knn,note", "a,,0,finished,80,good")

@@ -14,6 +14,7 @@ from metamask_solo.training.config_keys import NOT_FROM_A_CONFIG, trainer_argume
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.overrides import add_known_keys, composed_config
 from metamask_solo.training.pretraining import check_run
+from metamask_solo.validation import unknown
 
 DIGITS = str(scripts_folder() / "pretrain" / "digits")
 
@@ -51,6 +52,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("+optimizer.lrr=1", "did you mean optimizer.lr?"),
         ("+learning_rate=1", "learning_rate: unknown setting; did you mean optimizer.lr?"),
         ("+max_epoch=3", "did you mean max_epochs?"),
+        ("max_epoch=3", "max_epoch: unknown setting; did you mean max_epochs?"),
+        ("optimizer.momentum=0.9", "optimizer.momentum: unknown setting"),
         ("+optimizer.brightness=3", "did you mean augmentations.0.color_jitter.brightness?"),
         ("+checkpoint.zoom=3", "zoom: unknown setting; allowed are enabled, dir, frequency, kee"),
         ("+batch_size=64", "did you mean optimizer.batch_size?"),
@@ -169,3 +172,23 @@ def test_an_ascii_terminal_and_a_closed_pipe_end_in_no_traceback(tmp_path: Path)
         ["sh", "-c", '"$@" | true; exit 0', "sh", *run, "--help"], capture_output=True, text=True
     )
     assert piped.stderr == ""
+
+
+def test_m_may_stand_between_overrides(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = f"hydra.sweep.dir={tmp_path}"
+    assert main(command(images, "seed=0,1", "-m", sweep, "optimizer.lr=0.1")) == 0
+    assert capfd.readouterr().out.count("ok: ") == 2
+
+
+def test_a_mapping_may_hold_what_the_file_lacks(images: Path) -> None:
+    kwargs = "method_kwargs={temperature:0.2,proj_hidden_dim:64,proj_output_dim:32}"
+    assert main(command(images, kwargs, file="simclr")) == 0
+
+
+def test_a_key_is_no_hint_for_itself() -> None:
+    error = unknown("method_kwargs.temperature", ["method_kwargs.lamb"], elsewhere=["a.b"])
+    assert "did you mean" not in str(error)
+    again = unknown("a.temperature", ["a.lamb"], elsewhere=["a.temperature", "b.temperature"])
+    assert "did you mean b.temperature?" in str(again)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints_of_runs import write_run
+from runs import write_images
 
 from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.reading import load_backbone
@@ -127,3 +128,18 @@ def test_every_command_reads_it(
 def test_a_probe_has_no_projector(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["knn", str(written), "--features", "projector"]) == 2
     assert "has no projector" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["linear", "finetune"])
+def test_two_classes_are_enough(
+    command: str, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """solo-learn asks for the five best classes."""
+    two = write_images(tmp_path / "two", classes=2, train=10, val=3)
+    overrides = small(pretrained, two, tmp_path / "out")
+    assert run(command, "custom", *overrides, "--cfg-check") == 0
+    assert "ok: metamask-custom-linear" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+    assert run(command, "custom", *overrides) == 0
+    assert "val_acc1=" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from runs import write_images
 from torchvision.datasets import ImageFolder
 
 from metamask_solo.__main__ import main
@@ -114,3 +115,17 @@ def test_the_command_says_what_to_do_next(
 
     assert main(["data", "split", str(photographs), "--flat", "--out", str(out)]) == 0
     assert "data.no_labels=True" in capsys.readouterr().out
+
+
+def test_a_split_of_another_folder_is_not_replaced(tmp_path: Path) -> None:
+    one, other = (write_images(tmp_path / name, classes=2) / "train" for name in ("one", "two"))
+    out = tmp_path / "out"
+    split_folder(one, out, 0.3)
+    before = sorted(path.resolve() for path in out.rglob("*.png"))
+    with pytest.raises(UserError, match="holds the split of another folder.*--force"):
+        split_folder(other, out, 0.3)
+    assert sorted(path.resolve() for path in out.rglob("*.png")) == before
+    split_folder(one, out, 0.5)  # its own may change
+
+    split_folder(other, out, 0.3, force=True)
+    assert all(path.resolve().is_relative_to(other) for path in out.rglob("*.png"))

@@ -214,3 +214,9 @@ def test_what_does_not_fit_is_named(evaluate: Any, place: int, change: Any, said
 
     with pytest.raises(UserError, match=said):
         evaluate(*features)
+
+
+def test_a_class_without_training_images_is_in_no_guess() -> None:
+    train = torch.eye(3)[[1, 2, 1, 2]] + 0.01
+    found = knn_accuracy(train, torch.tensor([1, 2, 1, 2]), train[:2], torch.tensor([0, 0]))
+    assert found == (0.0, 0.0)

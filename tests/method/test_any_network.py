@@ -406,7 +406,7 @@ def test_a_loss_that_reaches_nothing_is_refused(method: Any) -> None:
         hypergradient(lambda p, a: (p["w"] ** 2).sum(), {"w": W}, A, TrialStep(0.1), method)
 
 
-@pytest.mark.parametrize("method", ["exact", "finite_difference", "first_order"])
+@pytest.mark.parametrize("method", ["exact", "double_backward", "finite_difference", "first_order"])
 def test_a_loss_that_changes_from_call_to_call_is_refused(method: Any) -> None:
     generator = torch.Generator().manual_seed(0)
 
@@ -421,7 +421,25 @@ def test_exact_sees_noise_before_the_last_layer() -> None:
     """Its second pass takes the outputs of layers from the first one."""
     layers = nn.Sequential(nn.Linear(6, 8), OwnNoise(), nn.Tanh(), nn.Linear(8, 8))
     with pytest.raises(UserError, match="other inputs when it is evaluated again"):
-        Setting(layers, X).hypergradient()
+        Setting(layers, X).hypergradient(check=False)
+
+
+@pytest.mark.parametrize("method", ["exact", "double_backward", "finite_difference", "first_order"])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_of_a_few_rows_is_seen(method: Any, seed: int) -> None:
+    """The first layers' inputs are the same in most rows, and the tape looks at some alone."""
+
+    class FewRows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = torch.Generator().manual_seed(seed)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (torch.rand(len(x), 1, generator=self.generator) > 0.3)
+
+    network = nn.Sequential(FewRows(), nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8))
+    with pytest.raises(UserError, match="when it is evaluated again"):
+        Setting(network, torch.randn(12, 6)).hypergradient(method)
 
 
 def test_state_in_numbers_dictionaries_and_queues_is_kept() -> None:

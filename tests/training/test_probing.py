@@ -46,6 +46,7 @@ def probe_config(data: Path, checkpoint: Path, **changes: Any) -> DictConfig:
     cfg = pretrain_config(data, checkpoint.parent / "runs")
     for key in ("augmentations", "method", "method_kwargs"):
         del cfg[key]
+    del cfg.optimizer.classifier_lr
     cfg.pretrained_feature_extractor = str(checkpoint)
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)

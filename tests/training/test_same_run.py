@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import pretrain_config, train
+from runs import pretrain_config, train, write_images
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import complete_pretrain_config, pl
-from metamask_solo.training.config_checks import check_pretrain_config
+from metamask_solo.hosts import pl
+from metamask_solo.training.pretraining import prepare_pretraining
 from metamask_solo.training.probing import prepare_probe
 from metamask_solo.training.runs import (
     FINISHED,
@@ -41,13 +41,7 @@ def config(images: Path, out: Path, **overrides: Any) -> Any:
 
 
 def completed(cfg: Any) -> Any:
-    check_pretrain_config(cfg)
-    cfg = complete_pretrain_config(cfg)
-    from metamask_solo.hosts import build_method
-
-    build_method(cfg)
-    identify_start(cfg)
-    return cfg
+    return prepare_pretraining(cfg)[1]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +163,7 @@ def test_a_run_from_a_named_checkpoint_goes_on_where_it_was_stopped(
     train(further(), Count())
     assert steps == [4, 5]  # the second epoch was there
     (folder,) = (tmp_path / "simclr").iterdir()
-    assert read_config(folder)["started_from"].keys() == {"resume_from_checkpoint"}
+    assert read_config(folder)["started_from"].keys() == {"images", "resume_from_checkpoint"}
 
 
 def probe_config(images: Path, out: Path, checkpoint: Path, **overrides: Any) -> Any:
@@ -212,3 +206,35 @@ def test_a_probe_of_another_checkpoint_is_another_run(images: Path, tmp_path: Pa
     assert prepared.started_from == read_config(newer.folder)["started_from"]
     model, same = probe(probe_config(images, tmp_path, moved))
     assert same.folder == folder and model.trainer.global_step == 4
+
+
+@pytest.mark.parametrize("change", ["size", "name", "class"])
+def test_other_images_in_the_same_folder_are_another_run(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_images(tmp_path / "data", classes=3)
+    cfg = config(data, tmp_path / "out")
+    with pytest.raises(InterruptedError):
+        train(cfg, StopAfterAnEpoch())
+    (folder,) = (tmp_path / "out" / "simclr").iterdir()
+
+    image = sorted((data / "train").rglob("*.png"))[0]
+    if change == "size":
+        with image.open("ab") as file:
+            file.write(b"\0")
+    elif change == "name":
+        image.rename(image.with_name("other.png"))
+    else:
+        image.rename(sorted((data / "train").iterdir())[1] / "other.png")
+    _, other = train(config(data, tmp_path / "out"))
+    assert other.folder != folder
+    assert f"{folder} is another run, started_from.images differs" in capsys.readouterr().out
+
+
+def test_a_runs_folder_can_be_named_to_go_on_from(images: Path, tmp_path: Path) -> None:
+    _, first = train(config(images, tmp_path / "out"))
+    cfg = config(images, tmp_path / "further", max_epochs=3)
+    cfg.resume_from_checkpoint = str(first.folder)
+    model, _ = train(cfg)
+    assert model.trainer.global_step == 6
+    assert first.checkpoint.is_file()
