@@ -20,6 +20,8 @@ from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.progress import Bar
 from metamask_solo.training.runs import read_metrics
 
+SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[Path]:
@@ -134,6 +136,7 @@ def test_without_labels_no_next_command_needs_them(
     cfg = pretrain_config(
         images, tmp_path, method="simclr", data__no_labels=True, data__val_path=None
     )
+    cfg.method_kwargs = SIMCLR
     result = pretrain_run(cfg)
     printed = capsys.readouterr().out
     assert "metamask-solo knn" not in printed
@@ -143,12 +146,20 @@ def test_without_labels_no_next_command_needs_them(
 def test_a_run_begins_with_the_size_of_its_model(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {"method": "simclr", "fast_dev_run": True}
-    pretrain_run(pretrain_config(images, tmp_path, **changes, enable_model_summary=None))
+    cfg = pretrain_config(
+        images,
+        tmp_path,
+        "simclr",
+        fast_dev_run=True,
+        method_kwargs=SIMCLR,
+        enable_model_summary=None,
+    )
+    pretrain_run(cfg)
     printed = capsys.readouterr().out
     # ResNet-18, its projector and the online classifier of five classes
     assert re.search(r"^parameters: 1[12],\d{3},\d{3}, trained: 1[12],\d{3},\d{3}$", printed, re.M)
     assert "FLOP" not in printed
 
-    pretrain_run(pretrain_config(images, tmp_path, **changes))
+    cfg.enable_model_summary = False
+    pretrain_run(cfg)
     assert "parameters:" not in capsys.readouterr().out

@@ -87,6 +87,7 @@ def test_a_checkpoint_with_code_is_refused_by_every_command(
             cfg.pretrained_feature_extractor = str(checkpoint)
             for key in ("method", "method_kwargs", "augmentations", "knn_eval"):
                 cfg.pop(key, None)  # a probe's file has none of these
+            del cfg.optimizer.classifier_lr
         (tmp_path / "run.yaml").write_text(OmegaConf.to_yaml(cfg))
         argv = ["--config-path", str(tmp_path), "--config-name", "run.yaml"]
         argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
