@@ -15,8 +15,8 @@ from metamask_solo.checkpoints.reading import load_raw
 
 pytestmark = pytest.mark.ddp
 
-# run by Python at its start, in every process: writes down each crop box with the first pixels of
-# its image, and chooses the way to start processes
+# run by Python at its start, in every process: writes down each crop box, and chooses how processes
+# start
 SITE = """
 import multiprocessing, os
 from pathlib import Path
@@ -29,7 +29,7 @@ def note_boxes(module):
     def noted(image, scale, ratio):
         box = own(image, scale, ratio)
         with open(Path("boxes") / f"{os.environ.get('LOCAL_RANK', 0)}.txt", "a") as file:
-            print(*box, image.tobytes().hex()[:32], file=file)
+            print(*box, file=file)
         return box
 
     module.RandomResizedCrop.get_params = staticmethod(noted)
@@ -92,8 +92,9 @@ def boxes(out: Path, rank: int) -> list[str]:
 
 def test_processes_draw_other_crops(two_processes: Path) -> None:
     first, second = boxes(two_processes, 0), boxes(two_processes, 1)
-    assert len(first) == len(second) >= 20
-    assert not set(first) & set(second)
+    assert len(first) == len(second) == 20  # ten images each, two views
+    # with the same random numbers, all would be equal
+    assert sum(one == other for one, other in zip(first, second, strict=True)) <= 3
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork"])
