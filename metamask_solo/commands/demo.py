@@ -8,6 +8,11 @@ from typing import Any
 HELP = "from nothing to a table: data, three methods, two evaluations, one figure"
 # the files that the presets take for MetaMask
 PRESETS = {"fast": "metamask_fast", "paper": "metamask"}
+MEANING = (
+    "kNN: a vote of the nearest training images; linear: a linear classifier on the features.\n"
+    "This is one run of each, on easy images: differences of two points may be chance, and an\n"
+    "untrained backbone or the pixels may be better. `metamask-solo benchmark` takes several seeds."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +75,8 @@ def main(argv: list[str]) -> int:
         )
     print(f"\n{args.dataset}, {args.epochs} epochs; accuracy in % on the val images\n")
     print(table)
-    print(f"\nfigure: {figure}\ncheckpoint of MetaMask: {trained['metamask']}")
+    print(f"\n{MEANING}\n\nfigure: {figure}\ncheckpoint of MetaMask: {trained['metamask']}")
+    print(f"next: metamask-solo analyze {trained['metamask']}")
     return 0
 
 
