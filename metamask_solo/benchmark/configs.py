@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +18,7 @@ from metamask_solo.benchmark.file import RESERVED, BenchmarkFile, Folders
 from metamask_solo.errors import UserError
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.hydra_app import open_config, reason
-from metamask_solo.training.overrides import add_known_keys
+from metamask_solo.training.overrides import compose_pretraining
 
 # folder that torchvision's copy of a data set is in
 TORCHVISION = {
@@ -108,8 +108,7 @@ def _compose(
     path = found[0].resolve()
     try:
         with initialize_config_dir(str(path.parent), version_base="1.2"):
-            known = add_known_keys(overrides, "pretrain", compose(path.stem))
-            cfg = open_config(compose(path.stem, known))
+            cfg = open_config(compose_pretraining(path.stem, overrides))
     except UserError as error:
         raise UserError(f"methods.{label}: {error}") from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:

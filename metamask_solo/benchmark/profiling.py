@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE, pl
 from metamask_solo.training.hydra_app import reason
-from metamask_solo.training.overrides import add_known_keys
+from metamask_solo.training.overrides import compose_pretraining
 from metamask_solo.training.pretraining import prepare_pretraining
 from metamask_solo.training.sampling import trains_on_gpu
 from metamask_solo.training.trainer import fit
@@ -231,7 +231,7 @@ def _config(path: Path, overrides: list[str], folder: str, steps: int | None) ->
         raise UserError(f"{path}: no such file; give the YAML file of a pretraining run")
     try:
         with initialize_config_dir(str(path.parent.resolve()), version_base="1.2"):
-            cfg = compose(path.stem, add_known_keys(overrides, "pretrain", compose(path.stem)))
+            cfg = compose_pretraining(path.stem, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {reason(error)}") from error
     OmegaConf.set_struct(cfg, False)

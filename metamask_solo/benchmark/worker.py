@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.runs import FitResult, read_metrics
 from metamask_solo.training.sampling import workers_of
+from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
 LARGEST_RAW = 64  # pixels a side
@@ -115,7 +115,10 @@ def _run(folder: Path) -> None:
             seconds_per_epoch=trained.seconds_per_epoch,
             **dict(Cost.read(folder)),
         )
-    versions = {**{name: _version(name) for name in PACKAGES}, "python": platform.python_version()}
+    versions = {
+        **{name: version_of(name) for name in PACKAGES},
+        "python": platform.python_version(),
+    }
     where = {"epochs": config.max_epochs, "commit": _commit(), "versions": versions}
     result.model_copy(update=where).write(folder)
     if trained is not None and not task.keep_checkpoints:
@@ -234,15 +237,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    if package == "metamask-solo":  # pip knows the version that it installed, not the code of now
-        return metamask_solo.__version__
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _end_with_parent() -> None:

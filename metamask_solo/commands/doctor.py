@@ -11,10 +11,11 @@ import shutil
 import textwrap
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import metamask_solo
+from metamask_solo.versions import version_of
 
 HELP = "say what is installed, what is bridged on solo-learn, and which devices there are"
 # what solo-learn and this package cannot do without
@@ -116,7 +117,7 @@ def _system() -> Iterator[Line]:
 
 
 def _packages(troubles: list[str]) -> Iterator[Line]:
-    found = {name: _version(name) for name in (*NEEDED, *OPTIONAL)}
+    found = {name: version_of(name) for name in (*NEEDED, *OPTIONAL)}
     for name, number in found.items():
         if number:
             yield name, number
@@ -129,7 +130,7 @@ def _packages(troubles: list[str]) -> Iterator[Line]:
 
 
 def _solo_learn(troubles: list[str]) -> Iterator[Line]:
-    said = _version("solo-learn") or "nothing"
+    said = version_of("solo-learn") or "nothing"
     yield "pip says", said + _commit("solo-learn")
     spec = importlib.util.find_spec("solo")
     if spec is not None:
@@ -179,15 +180,6 @@ def _devices(troubles: list[str]) -> Iterator[Line]:
     else:
         yield "CUDA devices", "none"
     yield "MPS", "yes" if torch.backends.mps.is_available() else "no"
-
-
-def _version(name: str) -> str | None:
-    if name == "metamask-solo":  # pip knows the version that it installed, not the code of now
-        return metamask_solo.__version__
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit(name: str) -> str:

@@ -18,7 +18,12 @@ from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import sweeps
 from metamask_solo.training.console import quiet
 from metamask_solo.training.endings import scripts_folder
-from metamask_solo.training.overrides import add_known_keys, check_overrides, composed_config
+from metamask_solo.training.overrides import (
+    add_known_keys,
+    check_overrides,
+    compose_pretraining,
+    composed_config,
+)
 
 # keys of paths, in which `~` is the home
 PATHS = (
@@ -180,8 +185,8 @@ def reason(error: Exception) -> str:
 
 def compose_config(dataset: str, name: str, overrides: list[str]) -> Any:
     """The config of one of the package's own pretraining files."""
-    from hydra import compose, initialize_config_dir
+    from hydra import initialize_config_dir
 
     folder = scripts_folder() / "pretrain" / dataset
     with initialize_config_dir(str(folder), version_base="1.2"):
-        return compose(name, add_known_keys(overrides, "pretrain", compose(name)))
+        return compose_pretraining(name, overrides)

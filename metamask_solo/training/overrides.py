@@ -67,6 +67,11 @@ def add_known_keys(argv: list[str], command: str, composed: DictConfig | None) -
     return result
 
 
+def compose_pretraining(name: str, overrides: list[str]) -> DictConfig:
+    """Composes a file of the folder that Hydra was started in; known keys need no ``+``."""
+    return compose(name, add_known_keys(overrides, "pretrain", compose(name)))
+
+
 def _is_of_the_config(key: str) -> bool:
     return not (key.startswith(("hydra.", "augmentations")) or key == "hydra" or "/" in key)
 
