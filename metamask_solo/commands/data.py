@@ -4,6 +4,7 @@ import argparse
 
 HELP = "write small data sets made from Python packages, or split a folder of your own images"
 SPLIT = "split"
+MOST_NAMED = 5
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
         commands = []
         if arguments.out == "datasets" and name in ("digits", "textured-digits"):
             path = config_path(f"pretrain/{name}")
-            commands = [f"pretrain --config-path {path} --config-name metamask.yaml"]
+            commands = [["pretrain", "--config-path", path, "--config-name", "metamask.yaml"]]
         print_ending(made, *commands)
     return 0
 
@@ -81,8 +82,9 @@ def split(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="replace a split of another folder")
     arguments = parser.parse_args(argv)
 
+    from metamask_solo.data.reading import shown
     from metamask_solo.data.splitting import split_folder
-    from metamask_solo.training.endings import config_path, print_ending
+    from metamask_solo.training.endings import config_path, override, print_ending
 
     made = split_folder(
         arguments.folder,
@@ -96,13 +98,19 @@ def split(argv: list[str]) -> int:
     line = f"{made.out}: {made.train} training and {made.val} validation images, {kind}"
     if not made.written:
         line += "; already there"
+    if made.empty:
+        names = ", ".join(map(shown, made.empty[:MOST_NAMED]))
+        more = ", …" if len(made.empty) > MOST_NAMED else ""
+        folders = "1 folder" if len(made.empty) == 1 else f"{len(made.empty)} folders"
+        line += f"; left out, without an image: {folders} ({names}{more})"
     if made.beside:
         line += f"; {made.beside} images beside the class folders were left out"
-    place = f"--config-path {config_path('pretrain/custom')} --config-name metamask.yaml"
-    overrides = [] if arguments.out == "datasets/custom" else [f"data.train_path={made.out}/train"]
+    place = ["--config-path", config_path("pretrain/custom"), "--config-name", "metamask.yaml"]
+    elsewhere = arguments.out != "datasets/custom"
+    overrides = [override("data.train_path", made.out / "train")] if elsewhere else []
     if made.classes:
-        overrides += [f"data.val_path={made.out}/val"] if overrides else []
+        overrides += [override("data.val_path", made.out / "val")] if elsewhere else []
     else:
         overrides += ["data.no_labels=True", "data.val_path=null", "knn_eval.enabled=False"]
-    print_ending(line, " ".join(["pretrain", place, *overrides]))
+    print_ending(line, ["pretrain", *place, *overrides])
     return 0

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.rows import read_rows
     from metamask_solo.data import digits
-    from metamask_solo.training.endings import scripts_folder
+    from metamask_solo.training.endings import print_ending, scripts_folder
 
     files = {"metamask": PRESETS[args.preset], "simclr": "simclr", "barlow": "barlow"}
     plan = read_plan(
@@ -75,8 +75,9 @@ def main(argv: list[str]) -> int:
         )
     print(f"\n{args.dataset}, {args.epochs} epochs; accuracy in % on the val images\n")
     print(table)
-    print(f"\n{MEANING}\n\nfigure: {figure}\ncheckpoint of MetaMask: {trained['metamask']}")
-    print(f"next: metamask-solo analyze {trained['metamask']}")
+    print(f"\n{MEANING}\n\nfigure: {figure}")
+    checkpoint = trained["metamask"]
+    print_ending(f"checkpoint of MetaMask: {checkpoint}", ["analyze", checkpoint])
     return 0
 
 

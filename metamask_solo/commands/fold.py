@@ -37,13 +37,13 @@ def main(argv: list[str]) -> int:
 
     from metamask_solo.checkpoints.exporting import CONFIG
     from metamask_solo.checkpoints.folding import fold_checkpoint
+    from metamask_solo.training.endings import print_ending
 
     folded = fold_checkpoint(arguments.checkpoint, arguments.out, arguments.form, arguments.force)
-    print(f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0")
+    made = f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0"
+    print_ending(made, *([["knn", folded.path]] if arguments.form == "host" else []))
     if arguments.form == "timm" and folded.path.is_dir():
         architecture = json.loads((folded.path / CONFIG).read_text())["architecture"]
         knows = "import metamask_solo; " if architecture.endswith("_3x3") else ""
         print(f'open it: {knows}timm.create_model("local-dir:{folded.path}", pretrained=True)')
-    elif arguments.form == "host":
-        print(f"next: metamask-solo knn {folded.path}")
     return 0

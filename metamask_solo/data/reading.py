@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from metamask_solo.errors import UserError
 
@@ -95,6 +95,9 @@ def read_image(
             return _to_rgb(image, rule.background, deep)
     except UserError as error:
         raise UserError(f"{shown(name or file)}: {error}") from error
+    except UnidentifiedImageError as error:
+        reason = "empty, or of a kind that Pillow does not know"
+        raise UserError(f"{shown(name or file)}: cannot be read ({reason})") from error
     except Exception as error:  # Pillow raises almost anything for a damaged file
         reason = str(error).strip() or type(error).__name__
         # its own messages repeat the path

@@ -19,6 +19,7 @@ class Split:
         out: the folder that holds train/ and val/.
         train, val: numbers of images.
         classes: names of the classes; empty where the images are flat, without labels.
+        empty: names of class folders without an image, which were left out.
         beside: images beside the class folders, which were left out.
         written: False where all of it was there already.
     """
@@ -27,6 +28,7 @@ class Split:
     train: int
     val: int
     classes: list[str]
+    empty: list[str]
     beside: int
     written: bool
 
@@ -67,7 +69,7 @@ def split_folder(
         raise UserError(f"--out={out}: lies in {folder}, and would be split the next time")
     if all((folder / split).is_dir() for split in SPLITS):
         raise UserError(f"{folder}: holds train/ and val/ already: it is split")
-    groups = _groups(folder, flat)
+    groups, empty = _groups(folder, flat)
     beside = 0
     if "" not in groups:
         beside = sum(image.parent == folder for image in images_below(folder))
@@ -84,21 +86,25 @@ def split_folder(
         _check_own(out, folder.resolve())
     written = _write(out, links)
     names = [name for name in groups if name]
-    return Split(out, counts["train"], counts["val"], names, beside, written)
+    return Split(out, counts["train"], counts["val"], names, empty, beside, written)
 
 
-def _groups(folder: Path, flat: bool) -> dict[str, list[Path]]:
-    """The images of each class; of a set without labels, all of them under an empty name."""
+def _groups(folder: Path, flat: bool) -> tuple[dict[str, list[Path]], list[str]]:
+    """The images of each class; of a set without labels, all of them under an empty name.
+
+    Returns:
+        The images, and the names of class folders that hold none.
+    """
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     folders = [entry for entry in entries if entry.is_dir()]
     classes = {} if flat else {entry.name: images_below(entry) for entry in folders}
-    classes = {name: images for name, images in classes.items() if images}
-    if classes:
-        return classes
+    empty = [name for name, images in classes.items() if not images]
+    if len(empty) < len(classes):
+        return {name: images for name, images in classes.items() if images}, empty
     images = images_below(folder)
     if not images:
         raise UserError(f"{folder}: holds no image")
-    return {"": images}
+    return {"": images}, []
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -40,6 +40,7 @@ OPTIMIZERS = BaseMethod._OPTIMIZERS
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
 CLASSES: dict[str, int] = _N_CLASSES_PER_DATASET
+DINO_WARMUP = 0
 LARGE_CROPS: dict[str, tuple[float, float]] = {
     "byol": (2, math.inf),
     "mae": (1, math.inf),

@@ -15,6 +15,7 @@ class Host(Protocol):
         BACKBONE_PREFIX: what the keys of a backbone begin with in a checkpoint.
         CLASSES: number of classes of the built-in data sets.
         LARGE_CROPS: methods that take other than two large crops, with the least and the most.
+        DINO_WARMUP: DINO's ``warmup_teacher_temperature_epochs`` where a config does not give it.
         LINEAR_OPTIMIZER_KEYS: keys of ``optimizer`` that only linear training reads.
         METHODS: name of a method to its class, as solo-learn keeps them.
         OPTIMIZERS: value of ``optimizer.name`` to the class.
@@ -32,6 +33,7 @@ class Host(Protocol):
     RELEASE: str
     BACKBONE_PREFIX: str
     CLASSES: dict[str, int]
+    DINO_WARMUP: int
     LARGE_CROPS: dict[str, tuple[float, float]]
     LINEAR_OPTIMIZER_KEYS: tuple[str, ...]
     METHODS: Any

@@ -56,6 +56,7 @@ OPTIMIZERS: dict[str, Any] = {
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ()
 BACKBONE_PREFIX = "encoder."
 CLASSES: dict[str, int] = N_CLASSES_PER_DATASET
+DINO_WARMUP = 50
 LARGE_CROPS: dict[str, tuple[float, float]] = {"byol": (2, math.inf), "wmse": (2, math.inf)}
 SMALL_CROPS: tuple[str, ...] = ("byol", "simclr")
 

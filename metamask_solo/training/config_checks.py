@@ -16,6 +16,7 @@ from metamask_solo.checkpoints.reading import check_backbone_name
 from metamask_solo.data.datasets import check_folders
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
+    DINO_WARMUP,
     LARGE_CROPS,
     METHODS,
     OPTIMIZERS,
@@ -69,6 +70,7 @@ def check_pretrain_config(cfg: DictConfig) -> None:
     base, final = run.momentum.base_tau, run.momentum.final_tau
     if base > final:
         raise UserError(f"momentum.base_tau={base}: must be at most final_tau={final}")
+    _check_warmup(run)
     check_folders(cfg, labels=not run.data.no_labels)
     if run.data.val_path is not None and run.optimizer.classifier_lr is None:
         raise UserError("optimizer.classifier_lr: missing; give it a number of at least 0")
@@ -144,6 +146,16 @@ def check_first_step(model: Any, cfg: DictConfig, loader: Any) -> None:
     elif isinstance(limit, int):
         batches = min(batches, limit)
     check_sizes(model, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, batches)
+
+
+def _check_warmup(run: Pretraining) -> None:
+    """DINO makes a list of the epochs after its warm-up, whose length would be negative."""
+    key = "warmup_teacher_temperature_epochs"
+    warmup = run.method_kwargs.get(key, DINO_WARMUP)
+    if run.method == "dino" and isinstance(warmup, int) and warmup > run.max_epochs:
+        raise UserError(
+            f"method_kwargs.{key}={warmup}: must be at most max_epochs, {run.max_epochs}"
+        )
 
 
 def _check_crops(run: Pretraining) -> None:

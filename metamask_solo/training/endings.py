@@ -1,13 +1,25 @@
 """What a command prints at its end, and where the YAML files lie that it names."""
 
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def print_ending(made: str | Path, *commands: str) -> None:
-    """Prints ``made`` and one line for each command that may follow."""
+def print_ending(made: str | Path, *commands: Sequence[object]) -> None:
+    """Prints ``made`` and one line for each command that may follow, quoted for a shell."""
     print(made)
-    for number, command in enumerate(commands):
-        print(f"{'next: ' if number == 0 else '      '}metamask-solo {command}")
+    for number, words in enumerate(commands):
+        command = shlex.join(["metamask-solo", *map(str, words)])
+        print(f"{'next: ' if number == 0 else '      '}{command}")
+
+
+def override(key: str, value: str | Path) -> str:
+    """``key=value`` as Hydra reads it, whatever a path is made of."""
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z0-9_./+-]+", text) is None:
+        text = '"' + re.sub(r'(\\*)"', r'\1\1\\"', text) + '"'
+    return f"{key}={text}"
 
 
 def scripts_folder() -> Path:

@@ -60,7 +60,7 @@ def pretrain_run(
             labelled = cfg.data.get("val_path") is not None and not cfg.data.get("no_labels", False)
             after += ["knn", "umap"] if labelled else ["umap"]
         if folder.is_dir():  # fast_dev_run leaves nothing
-            print_ending(f"folder: {folder}", *(f"{command} {folder}" for command in after))
+            print_ending(f"folder: {folder}", *([command, folder] for command in after))
     if result.stopped is not None:
         raise result.stopped
     return result

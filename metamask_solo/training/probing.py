@@ -41,7 +41,7 @@ def probe_run(cfg: DictConfig) -> FitResult:
     result = fit(model, cfg, train_loader, val_loader, "linear")
     if model.global_rank == 0:
         print(result)
-        print_ending(f"folder: {result.folder}", f"plot {result.folder}")
+        print_ending(f"folder: {result.folder}", ["plot", result.folder])
     if result.stopped is not None:
         raise result.stopped
     return result

@@ -165,3 +165,13 @@ def test_exif_data_turn_an_image_where_that_is_asked_for(turn: bool, tmp_path: P
 def test_a_background_that_is_no_colour_is_refused(value: Any) -> None:
     with pytest.raises(UserError, match=r"data\.background="):
         reading_rule(OmegaConf.create({"data": {"background": value}}))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all"])
+def test_an_unknown_kind_is_said(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_image(path)
+    reason = "cannot be read (empty, or of a kind that Pillow does not know)"
+    assert str(caught.value) == f"{path}: {reason}"

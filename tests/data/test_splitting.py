@@ -1,9 +1,11 @@
 """Splitting a folder of images by links."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from runs import write_images
 from torchvision.datasets import ImageFolder
@@ -110,11 +112,32 @@ def test_the_command_says_what_to_do_next(
     out = tmp_path / "out"
     assert main(["data", "split", str(photographs), "--val", "0.5", "--out", str(out)]) == 0
     made, after = capsys.readouterr().out.splitlines()
-    assert made == f"{out}: 16 training and 16 validation images, 3 classes"
+    assert made == (
+        f"{out}: 16 training and 16 validation images, 3 classes; "
+        "left out, without an image: 1 folder (empty)"
+    )
     assert after.startswith("next: metamask-solo pretrain") and f"{out}/train" in after
 
     assert main(["data", "split", str(photographs), "--flat", "--out", str(out)]) == 0
     assert "data.no_labels=True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["my photos, (2024)", "it's", 'a"b', "été", "a=b$HOME"])
+def test_the_next_command_can_be_pasted_into_a_shell(
+    name: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / name
+    assert main(["data", "split", str(photographs), "--out", str(out)]) == 0
+    command = capsys.readouterr().out.splitlines()[1].removeprefix("next: ")
+    words = subprocess.run(
+        ["sh", "-c", f'for word in {command}; do printf "%s\\0" "$word"; done'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    parser = OverridesParser.create()
+    read = [parser.parse_override(word).value() for word in words if word.startswith("data.")]
+    assert [str(value).strip("'\"") for value in read] == [f"{out}/train", f"{out}/val"]
 
 
 def test_a_split_of_another_folder_is_not_replaced(tmp_path: Path) -> None:

@@ -90,6 +90,19 @@ def test_a_falling_momentum_is_refused(images: Path) -> None:
         check_run(cfg)
 
 
+def test_a_warm_up_of_dino_longer_than_the_run_is_refused(images: Path) -> None:
+    key = "warmup_teacher_temperature_epochs"
+    cfg = config("dino", images, **{key: 3})
+    with pytest.raises(UserError, match=f"{key}=3: must be at most max_epochs, 1"):
+        check_run(cfg)
+    del cfg.method_kwargs[key]
+    if hosts.DINO_WARMUP:  # the release's own value is longer than this run
+        with pytest.raises(UserError, match=f"{key}=50: must be at most max_epochs, 1"):
+            check_run(cfg)
+    else:
+        check_run(cfg)
+
+
 @pytest.mark.parametrize("backbone, size", [("vit_tiny", 48), ("swin_tiny", 64)])
 def test_backbones_are_built_for_the_size_of_the_crops(
     backbone: str, size: int, images: Path
