@@ -147,7 +147,7 @@ class MetaMask(PluginMethod):
         return barlow + own.alpha * contrastive + out["loss"]
 
     def on_train_start(self) -> None:
-        """Starts the mask's optimiser, and warns of settings that do nothing."""
+        """Starts the mask's optimiser; warns of settings that do nothing, and of half precision."""
         super().on_train_start()
         watch_dropped_steps(self.trainer)
         meta = self.settings.meta
@@ -160,6 +160,19 @@ class MetaMask(PluginMethod):
         idle = idle_settings(self.settings, steps, sgd=self.optimizer_name == "sgd")
         if idle and self.trainer.is_global_zero:
             print(f"warning: settings that do nothing: {'; '.join(idle)}", file=sys.stderr)
+        if self.trainer.is_global_zero and self.trainer.global_step == 0:
+            self._say_what_half_precision_does()
+
+    def _say_what_half_precision_does(self) -> None:
+        meta, precision = self.settings.meta, str(self.trainer.precision)
+        mixed_term = meta.enabled and meta.hypergradient not in ("plain", "first_order")
+        if mixed_term and meta.trial_scope == "all" and "16" in precision:
+            print(
+                f"note: precision={precision}: the first updates of the mask, of a backbone that "
+                "has learned nothing yet, are mostly noise; not so with precision=32 or "
+                "meta.trial_scope=heads",
+                file=sys.stderr,
+            )
 
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
         """The meta-update hook (algorithm 1, lines 5 to 7).

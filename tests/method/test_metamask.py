@@ -470,6 +470,31 @@ def test_settings_that_do_nothing_get_one_warning(
     assert line.startswith(f"mask updates: {updates}")
 
 
+@pytest.mark.parametrize(
+    ("precision", "settings", "said"),
+    [
+        ("bf16-mixed", {}, True),
+        ("bf16-mixed", {"meta": {"trial_scope": "heads"}}, False),
+        ("bf16-mixed", {"meta": {"hypergradient": "plain"}}, False),
+        ("32", {}, False),
+    ],
+)
+def test_half_precision_is_told_of_where_it_spoils_the_first_updates(
+    precision: str,
+    settings: dict[str, Any],
+    said: bool,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = pretrain_config(images, tmp_path)
+    cfg.data.val_path = None
+    cfg.precision = precision
+    cfg.method_kwargs.update(settings)
+    train(cfg, small=True)
+    assert (f"note: precision={precision}" in capsys.readouterr().err) == said
+
+
 def test_a_run_is_continued_with_its_own_settings(images: Path, tmp_path: Path) -> None:
     """Another rate is refused in one line, and nothing is written."""
     _, first = train(pretrain_config(images, tmp_path / "first"), small=True)
