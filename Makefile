@@ -9,6 +9,9 @@ SOLO_LEARN ?=
 
 RUN = "$(VENV)/bin/python" -m
 SOURCES = metamask_solo scripts tests tools
+# where most tests take less than a second
+QUICK = $(addprefix tests/,method data evaluation analysis checkpoints test_validation.py) \
+  $(addprefix tests/benchmark/test_,tables.py plan.py) tests/training/test_run_config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lint types format soak faults docs dist clean
@@ -28,8 +31,9 @@ demo: setup ## Make a data set, train MetaMask and its baselines on it, and prin
 test: lint types ## Check format, lint and types, and run all tests but the soak tests
 	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 
-quick: lint types ## Check format, lint and types, and run the quick tests
-	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not soak and not ddp and not faults and not resume"
+quick: lint types ## Check format, lint and types, and run the quick tests of the core
+	$(RUN) pytest -n auto --maxprocesses 8 --dist worksteal \
+	  -m "not slow and not soak and not ddp and not precision" $(QUICK)
 
 lint: setup ## Check format, lint and the layers of the package, change nothing
 	$(RUN) ruff format --check $(SOURCES)

@@ -79,6 +79,7 @@ def test_every_figure_has_names_and_units_on_its_axes(studies):
             assert named_bars or re.search(r"\(.+\)", axis.get_ylabel()), (name, axis.get_ylabel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "spread"),
     [
@@ -125,6 +126,7 @@ def test_curves_that_coincide_say_so(confounded):
     assert figure.axes[0].get_title().endswith("\n2 coincides with 1")
 
 
+@pytest.mark.slow
 def test_figures_are_png_files_and_the_same_every_time(studies):
     first = draw_figures(studies)
     assert list(first) == list(FIGURES)
@@ -145,6 +147,7 @@ def test_figures_of_a_constant_mask_without_history(confounded):
     assert set(FIGURES) - set(draw_figures([found])) == {"information"}
 
 
+@pytest.mark.slow
 def test_folder_and_page_are_whole_and_load_nothing(studies, tmp_path):
     out = tmp_path / "new" / "out"
     write_output(out, DATA, SETTINGS, studies)

@@ -154,6 +154,7 @@ def test_a_search_is_every_combination(benchmark_file: Callable[..., Path]) -> N
     assert plan.file.searched
 
 
+@pytest.mark.slow
 def test_the_digest_is_that_of_what_decides_the_result(
     benchmark_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -211,6 +212,7 @@ def test_class_folders_instead_of_torchvisions_files(
         dataset(*(f"data.{split}_path={tmp_path / 'empty'}" for split in ("train", "val")))
 
 
+@pytest.mark.slow
 def test_references_seeds_and_only(benchmark_file: Callable[..., Path]) -> None:
     methods = {"simclr": SIMCLR, "metamask": {"config": "metamask.yaml", "seeds": [1]}}
     file = benchmark_file(methods=methods, references=["pixels", "random"], seeds=[0, 1])
@@ -245,6 +247,7 @@ def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) ->
     assert found(comparisons="[[joint,simclr]]") == [("joint", "simclr")]
 
 
+@pytest.mark.slow
 def test_the_report_tells_which_baselines_several_processes_change(
     benchmark_file: Callable[..., Path],
 ) -> None:

@@ -277,6 +277,7 @@ def test_pixels_are_the_same_with_every_seed() -> None:
     assert clear_winner(groups, "knn") is None
 
 
+@pytest.mark.slow
 def test_bold_only_where_it_is_clear() -> None:
     a, b = rows("a", [53.0, 61.0, 72.0]), rows("b", [50.0, 58.0, 68.9])  # 3, 3, 3.1
     c = rows("c", [55.0, 58.0, 69.0])  # -2, 3, 3

@@ -31,6 +31,7 @@ torch.save(features, "features.pt")
 """
 
 
+@pytest.mark.slow
 def test_timm_opens_the_folders(images: Path, tmp_path: Path) -> None:
     x = torch.randn(2, 3, 32, 32)
     torch.save(x, tmp_path / "x.pt")
@@ -53,6 +54,7 @@ def test_timm_opens_the_folders(images: Path, tmp_path: Path) -> None:
         assert mean == pytest.approx([0.485, 0.456, 0.406])
 
 
+@pytest.mark.slow
 def test_an_export_is_overwritten_by_force_and_nothing_else_is(
     images: Path, tmp_path: Path
 ) -> None:

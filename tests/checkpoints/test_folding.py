@@ -168,6 +168,7 @@ def ends_in_norm(name: str) -> bool:
     return not name.startswith(("resnet", "wide_resnet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dataset"), CASES)
 def test_folded_features_are_the_masked_ones(name, dataset):
     torch.manual_seed(0)
@@ -721,6 +722,7 @@ def torchvision_model(name: str, dataset: str) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dataset"),
     [("resnet18", "imagenet100"), ("resnet18", "cifar10"), ("resnet50", "imagenet100")],
@@ -745,6 +747,7 @@ TIMM_MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TIMM_MODELS if name in backbone_names()])
 def test_timm_loads_its_state_dict(tmp_path, name):
     run = write_run(tmp_path / "run", name)

@@ -47,6 +47,7 @@ def metadata(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "train", "val"),
     [
@@ -81,6 +82,7 @@ def test_no_background_pixel_is_in_two_parts() -> None:
     assert len(owners) == 2 * 640
 
 
+@pytest.mark.slow
 def test_the_background_tells_nothing_about_the_label(textured: Path) -> None:
     rows = metadata(textured)
     labels = np.array([int(row["label"]) for row in rows])
@@ -138,6 +140,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_images(textured: Path) -> None:
     digest = hashlib.sha256()
     for split, example in examples("textured-digits"):

@@ -49,6 +49,7 @@ def stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_stl10(tmp_path / "stl10")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["metamask", "metamask_fast", "simclr"])
 def test_the_stl10_files_run_to_their_end(file: str, stl10: Path, tmp_path: Path) -> None:
     overrides = [

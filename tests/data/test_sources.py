@@ -140,6 +140,7 @@ def test_two_processes_draw_different_numbers(data: Path, monkeypatch: pytest.Mo
     assert first | second == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 def test_every_way_to_start_a_worker(start: str, data: Path) -> None:
     transform = transforms.Compose([transforms.RandomResizedCrop(8), transforms.ToTensor()])

@@ -104,6 +104,7 @@ def test_small_and_odd_features() -> None:
         linear_probe(same, labels, same * float("nan"), labels)
 
 
+@pytest.mark.slow
 def test_the_features_of_cifar_take_seconds() -> None:
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(10_000) % 10

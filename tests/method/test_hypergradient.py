@@ -36,6 +36,7 @@ def vit() -> Network:
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {"mlp": mlp, "resnet18": resnet, "vit_tiny": vit}
+NAMES = ["mlp", pytest.param("resnet18", marks=pytest.mark.slow), "vit_tiny"]
 
 
 class Problem:
@@ -98,7 +99,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("lr", "momentum", "weight_decay"),
     [(1e-3, 0.0, 0.0), (1e-3, 0.9, 5e-4), (0.05, 0.9, 0.0), (0.4, 0.0, 5e-4), (0.4, 0.9, 5e-4)],
@@ -115,7 +116,7 @@ def test_exact_is_the_double_backward(
     assert relative(first, expected) > 1e-6  # the term that first_order leaves out is there
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NAMES)
 def test_first_order_and_finite_difference_are_their_formulas(name: str) -> None:
     problem = Problem(name)
     lr, decay, radius = 0.05, 5e-4, 1e-2
@@ -192,6 +193,7 @@ def test_rates_and_decays_for_each_parameter() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_loss_scale_changes_nothing() -> None:
     problem = Problem("resnet18")
     trial = problem.trial(0.05, 0.9, 5e-4)
@@ -205,6 +207,7 @@ def test_a_loss_scale_changes_nothing() -> None:
         assert relative(scaled, plain) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_else_changes(method: str) -> None:
     problem = Problem("resnet18")

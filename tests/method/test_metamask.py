@@ -69,6 +69,7 @@ def test_registered() -> None:
     assert METHODS["metamask"] is MetaMask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", TWO_VIEW_METHODS)
 @pytest.mark.parametrize("labels", [True, False])
 def test_every_method_trains_two_steps(
@@ -96,6 +97,7 @@ def test_every_method_trains_two_steps(
     assert load_raw(result.checkpoint)["global_step"] == 2  # read without running code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meta",
     [
@@ -119,6 +121,7 @@ def test_the_update_leaves_everything_but_the_mask(
     assert watch.moved == 2
 
 
+@pytest.mark.slow
 def test_the_joint_loss_and_its_gradient(images: Path, tmp_path: Path) -> None:
     """training_step against plain definitions of both losses, in float64."""
     cfg = pretrain_config(images, tmp_path, precision="64-true", log_every_n_steps=1)
@@ -181,6 +184,7 @@ def by_double_backward(model: Any, views: list[torch.Tensor]) -> torch.Tensor:
     return torch.autograd.grad(loss(moved), logits)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_the_update_is_one_optimiser_step_along_the_hypergradient(
     momentum: float, images: Path, tmp_path: Path
@@ -225,6 +229,7 @@ def test_the_trial_step_is_the_optimisers_next_step() -> None:
     torch.testing.assert_close(w.detach(), virtual.detach())
 
 
+@pytest.mark.slow
 def test_every_n_steps_and_accumulation(images: Path, tmp_path: Path) -> None:
     """The update follows real optimiser steps, and uses the last accumulated batch."""
     calls: list[tuple[int, int]] = []
@@ -249,6 +254,7 @@ def test_every_n_steps_and_accumulation(images: Path, tmp_path: Path) -> None:
     assert calls == [(2, 3), (4, 3)]
 
 
+@pytest.mark.slow
 def test_gradient_clipping_leaves_the_mask_alone(images: Path, tmp_path: Path) -> None:
     """Clipping to nothing stops the network, not the mask; mask.clip_grad bounds the mask."""
     free, _ = train(pretrain_config(images, tmp_path / "a", gradient_clip_val=1e-12))
@@ -259,6 +265,7 @@ def test_gradient_clipping_leaves_the_mask_alone(images: Path, tmp_path: Path) -
     assert 0 < float(clipped.mask.logits.norm()) <= 2.1e-6
 
 
+@pytest.mark.slow
 def test_a_bad_hypergradient_is_skipped_counted_and_logged(images: Path, tmp_path: Path) -> None:
     class Poison(pl.Callback):  # type: ignore[name-defined]
         def on_train_start(self, trainer: Any, model: Any) -> None:
@@ -277,6 +284,7 @@ def test_a_bad_hypergradient_is_skipped_counted_and_logged(images: Path, tmp_pat
     assert float(logged[-1]) == 1.0
 
 
+@pytest.mark.slow
 def test_logged_statistics(images: Path, tmp_path: Path) -> None:
     model, result = train(pretrain_config(images, tmp_path, log_every_n_steps=1))
     last = [r for r in rows(result.folder) if r.get("mask_mean")][-1]
@@ -285,6 +293,7 @@ def test_logged_statistics(images: Path, tmp_path: Path) -> None:
     assert float(last["hypergradient_norm"]) > 0
 
 
+@pytest.mark.slow
 def test_masked_features_everywhere(images: Path, tmp_path: Path) -> None:
     model, _ = train(pretrain_config(images, tmp_path))
     model.eval()
@@ -349,6 +358,7 @@ def test_configuration_errors(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_other_optimisers_with_a_trial_rate(optimizer: str, images: Path, tmp_path: Path) -> None:
     cfg = pretrain_config(images, tmp_path, optimizer__name=optimizer)
@@ -434,6 +444,7 @@ def test_the_help_shows_every_setting() -> None:
         assert f"{name} = " in text and setting.description in text and allowed(setting) in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words", "updates"),
     [
@@ -523,6 +534,7 @@ def test_maximize_is_refused_before_training(images: Path, tmp_path: Path) -> No
     assert not calls
 
 
+@pytest.mark.slow
 def test_unfreezing_leaves_the_mask_to_its_own_optimiser(images: Path, tmp_path: Path) -> None:
     model, _ = train(pretrain_config(images, tmp_path))
     model.freeze()

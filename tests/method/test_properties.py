@@ -208,6 +208,7 @@ SIZES = st.floats(-58.0, 58.0).map(lambda exponent: 2.0**exponent)
 PATTERN = st.lists(SIZES | st.sampled_from([0.0, 1.0, SMALLEST / 4]), min_size=1, max_size=16)
 
 
+@pytest.mark.slow
 @given(PATTERN)
 @settings(deadline=None, max_examples=25)
 def test_a_folded_resnet_computes_the_masked_features(pattern: list[float]) -> None:
