@@ -28,6 +28,7 @@ from metamask_solo.data.unlabelled import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import build_backbone
+from metamask_solo.training.runs import say_other_images
 
 METADATA = "metadata.csv"
 MOST_PIXELS = 64 * 64 * 3
@@ -189,6 +190,8 @@ def load_subject(
     backbone, checkpoint = load_backbone(path, masked=False)
     train, files = _split(backbone, checkpoint, name, "train", reading)
     val, val_files = _split(backbone, checkpoint, name, "val", reading)
+    if reading.data is None and checkpoint.config is not None:
+        say_other_images(checkpoint.config)
     views = None
     if two_views:
         chosen = [val_files[index] for index in bracket_images(val.labels, reading.seed)]

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     from metamask_solo.data.images import folder_loader, split_loader
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import feature_extractor, pick_device
+    from metamask_solo.training.runs import say_other_images
 
     check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     out: Path = arguments.out
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
         loader = folder_loader(arguments.data, checkpoint.config, *batches)
     else:
         loader = split_loader(arguments.split, checkpoint.config, None, *batches, labelled=False)
+        say_other_images(checkpoint.config)
     shape = write_features(module, loader, device, out)
     masked = checkpoint.mask is not None and arguments.masked is not False
     kind = f"{'masked' if masked else 'plain'} {arguments.features} features"

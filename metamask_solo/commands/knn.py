@@ -67,8 +67,10 @@ def main(argv: list[str]) -> int:
 def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Training and validation images, of the same classes and enough of them."""
     from metamask_solo.data.datasets import say_doubts
-    from metamask_solo.data.images import class_names, split_loader
+    from metamask_solo.data.images import split_loader
+    from metamask_solo.data.reading import shown
     from metamask_solo.errors import UserError
+    from metamask_solo.training.runs import say_other_images
 
     loaders: dict[str, Any] = {
         split: split_loader(
@@ -76,11 +78,14 @@ def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
         )
         for split in ("train", "val")
     }
-    say_doubts(loaders["train"].dataset, loaders["val"].dataset)
-    odd = set(class_names(loaders["train"])) ^ set(class_names(loaders["val"]))
+    datasets = [loader.dataset for loader in loaders.values()]
+    say_doubts(*datasets)
+    if arguments.data is None:
+        say_other_images(config)
+    odd = set(datasets[0].classes) ^ set(datasets[1].classes)
     if odd:
         raise UserError(
-            f"data: train and val must have the same classes; {min(odd)} is in one only"
+            f"data: train and val must have the same classes; {shown(min(odd))} is in one only"
         )
     images = len(loaders["train"].dataset)
     if max(arguments.k) > images:

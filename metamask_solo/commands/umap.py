@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         feature_extractor,
         pick_device,
     )
+    from metamask_solo.training.runs import say_other_images
 
     if importlib.util.find_spec("umap") is None:
         raise UserError("umap-learn: not installed; install it with `pip install umap-learn`")
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> int:
         arguments.seed,
         labelled=False,
     )
+    if arguments.data is None:
+        say_other_images(checkpoint.config)
     images = len(loader.dataset)
     if images <= NEIGHBOURS:
         raise UserError(f"{images} images: UMAP needs more than {NEIGHBOURS}")

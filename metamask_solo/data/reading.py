@@ -3,13 +3,16 @@
 The rule, which docs/data.md repeats for users:
 
 - transparency of any kind goes onto one colour, white if nothing else is said;
-- integers of more than 8 bits are scaled by the range that the file declares, never clipped;
+- integers of more than 8 bits are scaled by the range that the file declares, never clipped, and
+  negative ones are refused;
+- where a TIFF says that 0 is white, it is;
 - floating-point images whose values lie in 0..1 are scaled by that range, those in 0..255 are taken
   as they are, and others are refused;
 - of several frames the first is taken;
 - a mode that has no rule is refused by its name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +25,10 @@ from metamask_solo.errors import UserError
 
 DIRECT_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # tags of TIFF
-UNSIGNED = 1
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WHITE_IS_ZERO = 0
+UNSIGNED, SIGNED = 1, 2
+Tags = Mapping[int, Any]
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,12 @@ def read_image(
             # PNG's transparent colour has 16 bits where its samples have, but Pillow's has 8
             deep = image.mode == "RGB" and any("RGB;16" in str(t[-1]) for t in image.tile)
             image.load()
+            # a turned image has no tags any more
+            tags: Tags = dict(getattr(image, "tag_v2", {}))
+            _refuse_signed(image, tags)
             if rule.exif_orientation:
                 image = ImageOps.exif_transpose(image)  # type: ignore[assignment]
-            return _to_rgb(image, rule.background, deep)
+            return _to_rgb(image, rule.background, deep, tags)
     except UserError as error:
         raise UserError(f"{shown(name or file)}: {error}") from error
     except UnidentifiedImageError as error:
@@ -110,10 +118,22 @@ def shown(name: Any) -> str:
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int], deep: bool) -> Image.Image:
+def _refuse_signed(image: Image.Image, tags: Tags) -> None:
+    """Signed integers whose negative ones Pillow gives as large positive ones."""
+    if image.mode == "L" and SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        raise UserError("its 8-bit integers are signed; no rule says what is black")
+    if image.format == "FITS" and image.mode.startswith("I"):
+        raise UserError(
+            "a FITS image of signed integers, whose offset Pillow does not read; save it as PNG"
+        )
+
+
+def _to_rgb(
+    image: Image.Image, background: tuple[int, int, int], deep: bool, tags: Tags
+) -> Image.Image:
     mode = image.mode
     if mode.startswith("I") or mode == "F":
-        return _scaled(image, background)
+        return _scaled(image, background, tags)
     palette = image.palette.mode if mode == "P" and image.palette is not None else ""
     if mode in ALPHA_MODES or (mode in DIRECT_MODES and "transparency" in image.info):
         return _over(_to_rgba(image, deep), background)
@@ -140,14 +160,16 @@ def _over(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     return flat.convert("RGB")
 
 
-def _scaled(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _scaled(image: Image.Image, background: tuple[int, int, int], tags: Tags) -> Image.Image:
     """Integers of more than 8 bits, and floating-point values."""
     values = np.asarray(image)
     if image.mode == "F":
         grey = np.rint(_float_values(values)).astype(np.uint8)
     else:
-        values, most = _integers(image, values)
+        values, most = _integers(image, values, tags)
         grey = ((values * 255 + most // 2) // most).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns those of 8 bits, and no others
+        grey = 255 - grey
     flat = Image.fromarray(grey).convert("RGB")
     key = image.info.get("transparency")
     if isinstance(key, int) and image.mode != "F":
@@ -167,9 +189,10 @@ def _float_values(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return values * 255.0 if most <= 1 else values
 
 
-def _integers(image: Image.Image, values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], int]:
+def _integers(
+    image: Image.Image, values: np.ndarray[Any, Any], tags: Tags
+) -> tuple[np.ndarray[Any, Any], int]:
     """Values and the largest that the file could hold."""
-    tags = getattr(image, "tag_v2", {})
     bits, unsigned = 16, False
     if BITS_PER_SAMPLE in tags:
         bits = int(tags[BITS_PER_SAMPLE][0])

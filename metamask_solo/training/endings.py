@@ -18,7 +18,8 @@ def override(key: str, value: str | Path) -> str:
     """``key=value`` as Hydra reads it, whatever a path is made of."""
     text = str(value)
     if re.fullmatch(r"[A-Za-z0-9_./+-]+", text) is None:
-        text = '"' + re.sub(r'(\\*)"', r'\1\1\\"', text) + '"'
+        # in Hydra's quotes, a backslash is one unless it stands before a quote
+        text = '"' + re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text)) + '"'
     return f"{key}={text}"
 
 

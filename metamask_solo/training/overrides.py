@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.errors import UserError
 from metamask_solo.training.config_keys import check_key, is_known
+from metamask_solo.training.endings import override
 
 OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|)(?P<key>[A-Za-z_][\w./@:-]*)=(?P<value>.*)", re.DOTALL)
 
@@ -35,10 +37,9 @@ def check_overrides(argv: list[str]) -> None:
         try:
             parser.parse_override(argument)
         except HydraException as error:
-            quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+            quoted = shlex.quote(f"{found['sign']}{override(key, value)}")
             raise UserError(
-                f"{argument}: Hydra cannot read the value; quote it: "
-                f"'{found['sign']}{key}=\"{quoted}\"'"
+                f"{argument}: Hydra cannot read the value; quote it: {quoted}"
             ) from error
 
 

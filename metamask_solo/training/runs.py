@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.data.datasets import is_folder
+from metamask_solo.data.folders import find_images, say
+from metamask_solo.data.reading import shown
 from metamask_solo.errors import RunStopped, UserError
 
 # What says only where a run is written, how it is logged, and which file it starts from, whose
@@ -178,13 +181,36 @@ def age(path: Path) -> tuple[int, float]:
 
 
 def identify_images(cfg: DictConfig, *datasets: Any) -> None:
-    """Writes into the config which images the run has: a SHA-256 of names, sizes and labels.
-
-    Other images in the same folder make another run.
+    """Writes into the config which images the run has: other ones make another run.
 
     Args:
         datasets: training and validation images; None for none.
     """
+    OmegaConf.update(cfg, STARTED_FROM, {IMAGES: _digest(datasets)}, force_add=True)
+
+
+def say_other_images(cfg: DictConfig) -> None:
+    """A note where the folders of a run's config hold other images than the run had.
+
+    A relative path, for instance, names another folder in another working directory.
+    """
+    known = OmegaConf.select(cfg, f"{STARTED_FROM}.{IMAGES}")
+    drawn = cfg.data.get("fraction", -1) not in (-1, None)
+    if known is None or drawn or cfg.data.get("no_labels", False) or not is_folder(cfg):
+        return
+    folders = {key: cfg.data.get(key.split(".")[1]) for key in ("data.train_path", "data.val_path")}
+    given = {key: folder for key, folder in folders.items() if folder is not None}
+    try:
+        found = {key: find_images(folder, key) for key, folder in given.items()}
+    except UserError:  # of the split that nobody asked for; the other's reader says it
+        return
+    if _digest(map(found.get, folders)) != known:
+        places = " and ".join(map(shown, given.values()))
+        say(f"data: the images in {places} are not those that the run had")
+
+
+def _digest(datasets: Iterable[Any]) -> str:
+    """A SHA-256 of names, sizes and labels."""
     digest = hashlib.sha256()
     for dataset in datasets:
         samples = getattr(dataset, "samples", None)  # torchvision's files are always the same
@@ -195,7 +221,7 @@ def identify_images(cfg: DictConfig, *datasets: Any) -> None:
             size = Path(path).stat().st_size if sized and path else ""
             digest.update(f"{path}\0{size}\0{label}\n".encode(errors="surrogateescape"))
         digest.update(b"\n")
-    OmegaConf.update(cfg, STARTED_FROM, {IMAGES: digest.hexdigest()}, force_add=True)
+    return digest.hexdigest()
 
 
 def identify_start(cfg: DictConfig) -> None:

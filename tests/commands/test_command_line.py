@@ -46,6 +46,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("augmentations.crop_size=32", "write augmentations.0.crop_size=32"),
         ("data.train_path=/data/a=b", "quote it: 'data.train_path=\"/data/a=b\"'"),
         ("name=a{b", "quote it: 'name=\"a{b\"'"),
+        ("name=it's", """quote it: 'name="it'"'"'s"'"""),
         ("data.train_path=${oc.env:NO_SUCH_PLACE}/train", "NO_SUCH_PLACE is not set"),
         ("data.train_path=${oc.env:NO_SUCH_PLACE}/train", "data.train_path="),
         ("name=${oc.env:NO_SUCH_PLACE}", "name="),

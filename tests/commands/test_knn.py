@@ -2,21 +2,25 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from checkpoints_of_runs import write_run
+from omegaconf import OmegaConf
+from runs import pretrain_config
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
-from metamask_solo.commands import knn
+from metamask_solo.commands import embed, knn, umap
 from metamask_solo.data.images import image_loader
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation import knn as neighbours
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.training.pretraining import prepare_pretraining
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +194,31 @@ def test_data_of_the_run_that_are_gone(
 
     with pytest.raises(UserError, match=message):
         knn.main([str(run), "--num-workers", "0"])
+
+
+def test_other_images_in_the_folder_of_the_run_are_told_of(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path, which means another folder elsewhere, or a folder that was changed."""
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    run = write_run(tmp_path / "run", data, "simclr").parent
+    _, trained, *_ = prepare_pretraining(pretrain_config(data, tmp_path))
+    config = json.loads((run / "args.json").read_text())
+    config["started_from"] = OmegaConf.to_container(trained.started_from)
+    (run / "args.json").write_text(json.dumps(config))
+    commands: list[tuple[Callable[[list[str]], int], list[str]]] = [
+        (knn.main, []),
+        (embed.main, ["--out", str(tmp_path / "a.npz"), "--force"]),
+        (umap.main, ["--out", str(tmp_path / "a.png"), "--split", "train"]),
+    ]
+    for changed in (False, True):
+        if changed:
+            shutil.copy(data / "train/class_0/0.png", data / "train/class_1/more.png")
+        for command, options in commands:
+            assert command([str(run), "--num-workers", "0", *options]) == 0
+            told = f"{data}/train and {data}/val are not those that the run had"
+            assert (told in capsys.readouterr().err) == changed
 
 
 def test_train_and_val_must_have_the_same_classes(

@@ -1,5 +1,6 @@
 """Reading one image, against what was drawn: every mode that Pillow opens."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def test_alpha_goes_onto_the_colour_that_is_asked_for(
         image = Image.fromarray(GREY).convert("P").convert("PA")
         image.putalpha(Image.fromarray(alpha))
     rule = reading_rule(OmegaConf.create({"data": {"background": background}}))
-    found = np.asarray(_to_rgb(image.convert(mode), rule.background, False)).astype(int)
+    found = np.asarray(_to_rgb(image.convert(mode), rule.background, False, {})).astype(int)
     # of premultiplied colours only 8 bits are left, fewer where alpha is small
     assert np.abs(found - over(colours, alpha, level)).max() <= (2 if mode[-1] == "a" else 1)
 
@@ -175,3 +176,61 @@ def test_an_unknown_kind_is_said(content: bytes, tmp_path: Path) -> None:
         read_image(path)
     reason = "cannot be read (empty, or of a kind that Pillow does not know)"
     assert str(caught.value) == f"{path}: {reason}"
+
+
+def tiff(values: np.ndarray[Any, Any], path: Path, photometric: int, orientation: int = 1) -> Path:
+    """A TIFF of one strip, as its specification says; Pillow itself writes no such tags."""
+    height, width = values.shape
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    tags = {
+        256: width,
+        257: height,
+        258: 8 * values.dtype.itemsize,
+        259: 1,  # not compressed
+        262: photometric,
+        273: 8,  # where the pixels begin
+        274: orientation,
+        277: 1,
+        278: height,
+        279: values.nbytes,
+        339: kind,
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + values.nbytes) + values.tobytes() + directory)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_where_zero_is_white_it_is(dtype: str, tmp_path: Path) -> None:
+    most = {"u1": 255, "u2": 65535, "f4": 1.0}[dtype]
+    values = (np.linspace(0, 1, 64).reshape(8, 8) * most).astype(f"<{dtype}")
+    for zero, expected in ((1, GREY), (0, 255 - GREY.astype(int))):
+        found = np.asarray(read_image(tiff(values, tmp_path / f"{zero}.tif", zero)))
+        assert np.abs(found[..., 0] - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [("u2", 0), ("u4", 1)])
+def test_a_turned_image_keeps_its_range(dtype: str, zero: int, tmp_path: Path) -> None:
+    values = (GREY.astype(np.uint32) * (2**24 if dtype == "u4" else 257)).astype(f"<{dtype}")
+    path = tiff(values, tmp_path / "a.tif", zero, orientation=6)
+    turned = np.asarray(read_image(path, ReadingRule(exif_orientation=True)))[..., 0]
+    expected = GREY if zero else 255 - GREY
+    assert np.abs(turned - np.rot90(expected, -1).astype(int)).max() <= 1
+
+
+def test_signed_integers_of_8_bits_are_refused(tmp_path: Path) -> None:
+    values = np.arange(-32, 32, dtype=np.int8).reshape(8, 8)
+    with pytest.raises(UserError, match="a.tif: its 8-bit integers are signed"):
+        read_image(tiff(values, tmp_path / "a.tif", 1))
+
+
+def test_a_fits_image_of_integers_is_refused(tmp_path: Path) -> None:
+    cards = ["SIMPLE  =                    T", "BITPIX  =                   16"]
+    cards += ["NAXIS   =                    2", "NAXIS1  =                    8"]
+    cards += ["NAXIS2  =                    8", "BZERO   =                32768", "END"]
+    header = "".join(card.ljust(80) for card in cards).ljust(2880).encode()
+    values = (GREY.astype(np.int32) * 257 - 32768).astype(">i2")
+    (tmp_path / "a.fits").write_bytes(header + values.tobytes().ljust(2880, b"\0"))
+    with pytest.raises(UserError, match="a.fits: a FITS image of signed integers"):
+        read_image(tmp_path / "a.fits")

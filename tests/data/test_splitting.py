@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from PIL import Image
 from runs import write_images
 from torchvision.datasets import ImageFolder
@@ -122,7 +123,9 @@ def test_the_command_says_what_to_do_next(
     assert "data.no_labels=True" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["my photos, (2024)", "it's", 'a"b', "été", "a=b$HOME"])
+@pytest.mark.parametrize(
+    "name", ["my photos, (2024)", "it's", 'a"b', "été", "a=b$HOME", "back\\slash", 'a\\"b']
+)
 def test_the_next_command_can_be_pasted_into_a_shell(
     name: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +140,8 @@ def test_the_next_command_can_be_pasted_into_a_shell(
     ).stdout.split("\0")
     parser = OverridesParser.create()
     read = [parser.parse_override(word).value() for word in words if word.startswith("data.")]
-    assert [str(value).strip("'\"") for value in read] == [f"{out}/train", f"{out}/val"]
+    texts = [value.text if isinstance(value, QuotedString) else value for value in read]
+    assert texts == [f"{out}/train", f"{out}/val"]
 
 
 def test_a_split_of_another_folder_is_not_replaced(tmp_path: Path) -> None:
