@@ -163,7 +163,7 @@ def render(example: Example, textured: bool) -> tuple[NDArray[np.uint8], NDArray
     """
     digits, _ = _digits()
     stroke = np.pad(digits[example.index], (IMAGE_SIZE - 28) // 2).astype(np.int64)[..., None]
-    background = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.int64)
+    background: NDArray[np.int64] = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.int64)
     if textured:
         _, photograph = _photographs()[example.photograph]
         rows = slice(example.row, example.row + IMAGE_SIZE)
