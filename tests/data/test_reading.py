@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image, features
+from PIL import __version__ as pillow_version
 
 from metamask_solo.data.reading import ReadingRule, _to_rgb, read_image, reading_rule
 from metamask_solo.errors import UserError
@@ -140,7 +141,12 @@ def test_other_modes_are_what_pillow_makes_of_them(mode: str, ending: str, tmp_p
         converted: Any = ImageCms.profileToProfile(image, srgb, lab, outputMode="LAB")
     else:
         converted = image.convert(mode)
-    found = read(converted, tmp_path / f"a.{ending}")
+    path = tmp_path / f"a.{ending}"
+    if mode == "YCbCr" and int(pillow_version.split(".")[0]) < 13:  # cannot read what it wrote
+        with pytest.raises(UserError, match="a.tiff: cannot be read"):
+            read(converted, path)
+        return
+    found = read(converted, path)
     assert np.array_equal(found, np.asarray(converted.convert("RGB")).astype(int))
     assert np.abs(found - COLOURS).mean() < (130 if mode == "1" else 6)
 
