@@ -103,13 +103,12 @@ def read_image(
             return _to_rgb(image, rule.background, deep, tags)
     except UserError as error:
         raise UserError(f"{shown(name or file)}: {error}") from error
-    except UnidentifiedImageError as error:
-        reason = "empty, or of a kind that Pillow does not know"
-        raise UserError(f"{shown(name or file)}: cannot be read ({reason})") from error
     except Exception as error:  # Pillow raises almost anything for a damaged file
         reason = str(error).strip() or type(error).__name__
         # its own messages repeat the path
         reason = reason.replace(repr(str(file)), "the file")
+        if isinstance(error, UnidentifiedImageError):
+            reason = "empty, or of a kind that Pillow does not know"
         raise UserError(f"{shown(name or file)}: cannot be read ({reason})") from error
 
 

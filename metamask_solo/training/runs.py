@@ -198,14 +198,13 @@ def say_other_images(cfg: DictConfig) -> None:
     drawn = cfg.data.get("fraction", -1) not in (-1, None)
     if known is None or drawn or cfg.data.get("no_labels", False) or not is_folder(cfg):
         return
-    folders = {key: cfg.data.get(key.split(".")[1]) for key in ("data.train_path", "data.val_path")}
-    given = {key: folder for key, folder in folders.items() if folder is not None}
+    folders = [cfg.data.get("train_path"), cfg.data.get("val_path")]
     try:
-        found = {key: find_images(folder, key) for key, folder in given.items()}
+        found = [folder and find_images(folder, "data") for folder in folders]
     except UserError:  # of the split that nobody asked for; the other's reader says it
         return
-    if _digest(map(found.get, folders)) != known:
-        places = " and ".join(map(shown, given.values()))
+    if _digest(found) != known:
+        places = " and ".join(shown(folder) for folder in folders if folder)
         say(f"data: the images in {places} are not those that the run had")
 
 

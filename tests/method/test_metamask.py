@@ -444,6 +444,13 @@ def test_the_help_shows_every_setting() -> None:
         assert f"{name} = " in text and setting.description in text and allowed(setting) in text
 
 
+def train_with(settings: dict[str, Any], cfg: Any) -> None:
+    """Trains a small network with settings of the method, without validation."""
+    cfg.data.val_path = None
+    cfg.method_kwargs.update(settings)
+    train(cfg, small=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words", "updates"),
@@ -469,10 +476,7 @@ def test_settings_that_do_nothing_get_one_warning(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cfg = pretrain_config(images, tmp_path)
-    cfg.data.val_path = None
-    cfg.method_kwargs.update(settings)
-    train(cfg, small=True)
+    train_with(settings, pretrain_config(images, tmp_path))
     out, err = capsys.readouterr()
     warnings = [line for line in err.splitlines() if line.startswith("warning: settings that do")]
     assert len(warnings) == bool(words)
@@ -498,11 +502,7 @@ def test_half_precision_is_told_of_where_it_spoils_the_first_updates(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cfg = pretrain_config(images, tmp_path)
-    cfg.data.val_path = None
-    cfg.precision = precision
-    cfg.method_kwargs.update(settings)
-    train(cfg, small=True)
+    train_with(settings, pretrain_config(images, tmp_path, precision=precision))
     assert (f"note: precision={precision}" in capsys.readouterr().err) == said
 
 
