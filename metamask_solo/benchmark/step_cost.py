@@ -184,6 +184,7 @@ def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
         optimizers=[optimizer],
         global_step=0,
         max_epochs=1,
+        is_global_zero=False,  # what a run says of its settings is said of runs alone
         sanity_checking=False,
         estimated_stepping_batches=1000,
         precision_plugin=SimpleNamespace(forward_context=precision),
