@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.knn import check_features, knn_accuracy
+from metamask_solo.evaluation.knn import check_features
 
 # inverse strengths of the penalty ½ ‖W‖², each ten times weaker than the one before
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -83,15 +83,6 @@ def linear_probe(
     fitted = _Fit()
     fitted.fit(train, labels, best)
     return LinearProbe(fitted.accuracy(val, val_classes), best)
-
-
-def evaluate_features(train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """``knn`` (k = 20, cosine, temperature 0.07) and ``linear`` accuracy in percent.
-
-    Args:
-        train, val: features (N × D) and labels (N).
-    """
-    return {"knn": knn_accuracy(*train, *val)[0], "linear": linear_probe(*train, *val).accuracy}
 
 
 def _held_out(labels: Integers) -> Booleans:

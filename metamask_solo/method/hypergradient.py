@@ -133,11 +133,6 @@ def hypergradient(
     return cast(Logits, result if isinstance(logits, Mapping) else result["logits"])
 
 
-def logits_gradient(loss_fn: LossFunction, params: Mapping[str, Tensor], logits: Logits) -> Logits:
-    """Partial derivative of ``loss_fn(params, logits)`` in ``logits``, the parameters fixed."""
-    return hypergradient(loss_fn, params, logits, TrialStep(0.0))
-
-
 def _check(
     params: Mapping[str, Tensor],
     masks: Params,

@@ -228,6 +228,8 @@ def by_passes(
         _, direction, direct = _gradients(outer, _leaves(moved), _leaves(masks), problem.given)
     del moved
     direction, rate = _times_rate(direction, {n: problem.trial.of(n)[0] for n in direction})
+    if exact and problem.scale != 1.0:
+        direction, rate = _of_norm_one(direction, rate)
     if exact:
         with layout if noisy else nullcontext():
             value_again, mixed = _mixed_exact(problem, direction, tape)
@@ -262,6 +264,19 @@ def _times_rate(direction: Params, rates: dict[str, float]) -> tuple[Params, flo
         for name, v in direction.items()
         if rates[name]
     }, largest
+
+
+@torch.no_grad()
+def _of_norm_one(direction: Params, rate: float) -> tuple[Params, float]:
+    """The same product, with a direction of a norm near 1 (by a power of two, which is exact).
+
+    A scaled direction times a scaled loss would leave the range of half precision.
+    """
+    norm = float(_norm(list(direction.values()))) if direction else 0.0
+    if norm == 0 or not math.isfinite(norm):
+        return direction, rate
+    factor = 2.0 ** -math.frexp(norm)[1]
+    return {name: v * factor for name, v in direction.items()}, rate / factor
 
 
 def _mixed_exact(problem: Problem, direction: Params, tape: Tape) -> tuple[Tensor, Params]:

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.linear import STRENGTHS, LinearProbe, evaluate_features, linear_probe
+from metamask_solo.evaluation.linear import STRENGTHS, LinearProbe, linear_probe
 
 CLASSES, DIMS, INFORMATIVE = 4, 24, 6
 Features = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -114,7 +114,7 @@ def test_the_features_of_cifar_take_seconds() -> None:
     x = (hidden @ mixed).relu()
     begin = time.process_time()
 
-    accuracy = evaluate_features((x[:8000], labels[:8000]), (x[8000:], labels[8000:]))["linear"]
+    accuracy = linear_probe(x[:8000], labels[:8000], x[8000:], labels[8000:]).accuracy
 
     assert accuracy > 50
     assert time.process_time() - begin < 60

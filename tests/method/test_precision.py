@@ -62,8 +62,9 @@ def test_cosine_to_single_precision(
     assert min(cosines) >= 0.8
 
 
-def test_fp16_needs_the_loss_scale_and_gets_it(record_property: Any) -> None:
-    """A loss so flat that its fp16 gradients vanish: the scale brings them back, and goes again.
+@pytest.mark.parametrize("steepness", [1e-4, 30.0])
+def test_fp16_takes_flat_and_steep_losses(steepness: float, record_property: Any) -> None:
+    """The scale brings gradients that vanish in fp16 back, and makes steep ones no infinity.
 
     On a multilayer perceptron: convolutions in fp16 take minutes on a CPU.
     """
@@ -74,10 +75,10 @@ def test_fp16_needs_the_loss_scale_and_gets_it(record_property: Any) -> None:
 
     def loss(p: dict[str, torch.Tensor], a: torch.Tensor) -> torch.Tensor:
         u = functional_call(network, p, (x,)) * torch.sigmoid(a)
-        return 1e-4 * (u @ u.t()).pow(2).mean()
+        return steepness * (u @ u.t()).pow(2).mean()
 
     logits = 0.3 * torch.randn(8)
-    trial = TrialStep(1e3)
+    trial = TrialStep(0.1 / steepness)
     single = hypergradient(loss, params, logits, trial)
     with torch.autocast("cpu", torch.float16):
         plain, scaled = (
@@ -86,10 +87,9 @@ def test_fp16_needs_the_loss_scale_and_gets_it(record_property: Any) -> None:
     cosines = [float(cosine_similarity(single, g, dim=0)) for g in (plain, scaled)]
     record_property("cosine", cosines[1])
     print(f"cosine of fp16 to single precision: {cosines[0]:.5f}, with the scale {cosines[1]:.5f}")
-    assert scaled.isfinite().all() and cosines[1] >= 0.98
-    assert cosines[1] > cosines[0]
-    ratio = float(scaled.norm() / single.norm())
-    assert 0.9 < ratio < 1.1
+    if steepness < 1:
+        assert cosines[0] < 0.9
+    torch.testing.assert_close(scaled, single, rtol=1e-2, atol=1e-2 * float(single.abs().max()))
 
 
 def test_overflow_falls_back_to_single_precision(
