@@ -32,7 +32,7 @@ def draw_figures(benchmark: BenchmarkFile, rows: Sequence[Row]) -> dict[str, byt
     groups = group(rows)
     if not groups:
         return {}
-    chosen = best_settings(rows, benchmark.measured[0]) if benchmark.searched else groups
+    chosen = best_settings(rows, benchmark.measured) if benchmark.searched else groups
     figures: dict[str, Figure | None] = {
         "accuracy": accuracy_figure(benchmark, groups),
         "time": time_figure(benchmark, chosen),

@@ -174,18 +174,23 @@ def clear_winner(
     return best if found and len(found) == len(others) and above else None
 
 
-def best_settings(rows: Sequence[Row], metric: str) -> dict[str, list[Row]]:
-    """Of each method the setting with the best mean; the first of equal ones."""
+def best_settings(rows: Sequence[Row], measures: Sequence[str]) -> dict[str, list[Row]]:
+    """Of each method the setting with the best mean; of equal ones, by the next measure."""
     methods = dict.fromkeys(row.method for row in rows)
     found = {}
     for method in methods:
         groups = group([row for row in rows if row.method == method])
         if groups:
-            best = best_of(groups, metric)
+            best = best_of(groups, *measures)
             found[best] = groups[best]
     return found
 
 
-def best_of(groups: dict[str, list[Row]], metric: str) -> str:
-    """The group with the highest mean."""
-    return max(groups, key=lambda g: statistics.fmean(row.metrics[metric] for row in groups[g]))
+def best_of(groups: dict[str, list[Row]], *measures: str) -> str:
+    """The group with the highest mean; of equal ones, by the next measure."""
+
+    def means(name: str) -> list[float]:
+        found = ([row.metrics[m] for row in groups[name] if m in row.metrics] for m in measures)
+        return [statistics.fmean(values) if values else -math.inf for values in found]
+
+    return max(groups, key=means)

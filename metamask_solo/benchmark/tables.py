@@ -193,10 +193,11 @@ def _best_table(benchmark: BenchmarkFile, rows: Sequence[Row]) -> list[str]:
             f"`{found[0].setting}`",
             _spread([row.metrics[metric] for row in found], ".2f"),
         ]
-        for found in best_settings(rows, metric).values()
+        for found in best_settings(rows, benchmark.measured).values()
     ]
+    equal = "".join(f", of equal ones by {NAMES[other]}" for other in benchmark.measured[1:])
     note = (
-        f"The best setting of each method by {NAMES[metric]} on the validation images, as "
+        f"The best setting of each method by {NAMES[metric]} on the validation images{equal}, as "
         "overrides. A best of several is no fair result: measure it on other images."
     )
     return ["## Best settings", note, _table(["method", "setting", NAMES[metric]], lines)]

@@ -369,12 +369,23 @@ def test_the_best_setting_of_each_method() -> None:
         *rows("b", [16.0, 16.0], "lr=2"),
     ]
 
-    assert list(best_settings(found, "knn")) == ["a lr=1", "b lr=2"]
+    assert list(best_settings(found, ["knn", "linear"])) == ["a lr=1", "b lr=2"]
 
     text = markdown(benchmark(search={"lr": [1, 2]}), found)
     assert "| a | `lr=1` | 51.00 ± 1.41 |" in text
     assert "| b | `lr=2` | 16.00 ± 0.00 |" in text
     assert "Paired" not in text and "**" not in text
+
+
+def test_of_equal_settings_the_next_measure_decides() -> None:
+    found = [
+        *rows("a", [50.0], "lr=1", metrics={"linear": 60.0}),
+        *rows("a", [50.0], "lr=2", metrics={"linear": 61.0}),
+    ]
+    assert list(best_settings(found, ["knn", "linear"])) == ["a lr=2"]
+    text = markdown(benchmark(search={"lr": [1, 2]}, evaluations=["knn", "linear"]), found)
+    assert "| a | `lr=2` | 50.00 |" in text
+    assert "of equal ones by linear %" in text
 
 
 def test_the_bold_one_is_above_over_the_seeds_in_common() -> None:
