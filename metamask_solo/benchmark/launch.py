@@ -159,15 +159,14 @@ def _progress(runs: list[Run]) -> Iterator[None]:
             done = failed or Result.is_in(run.folder)
             if run.folder not in started and (done or _size(run.folder / LOG) > logs[run.folder]):
                 started.add(run.folder)
-                print(f"run {number} of {len(runs)}: {run}{_left()}", flush=True)
+                print(f"run {number} of {len(runs)}: {run}", flush=True)
             if run.folder not in ended and done:
                 ended.add(run.folder)
                 print(f"  {run}: {_outcome(run.folder, failed)}{_left()}", flush=True)
 
     def _left() -> str:
-        if not ended:
-            return ""
-        seconds = (time.monotonic() - begin) / len(ended) * (len(runs) - len(ended))
+        done = len(ended) + len(started - ended) / 2  # of those that run, half on average
+        seconds = (time.monotonic() - begin) / done * (len(runs) - done)
         return f"; about {_duration(seconds)} left"
 
     def watch() -> None:

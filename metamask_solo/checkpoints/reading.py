@@ -8,7 +8,6 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,7 @@ def load_raw(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise ValueError(f"checksum of {damaged}")
-        with _allowed():
+        with torch.serialization.safe_globals(known_types()):
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
@@ -145,11 +144,6 @@ def load_raw(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: not a checkpoint of solo-learn (holds {type(raw).__name__})")
     return raw
-
-
-def _allowed() -> AbstractContextManager[Any]:
-    allow = getattr(torch.serialization, "safe_globals", None)  # torch 2.4 has none
-    return allow(known_types()) if allow is not None else nullcontext()
 
 
 @functools.cache
