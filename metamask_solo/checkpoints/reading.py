@@ -25,6 +25,13 @@ PREFIXES = ("backbone.", "encoder.")
 QUERY_PREFIX = "encoder_q."
 MASK_KEY = "mask.logits"
 NODES = ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "PathNode", "StringNode")
+# where releases of Lightning keep their AttributeDict
+LIGHTNINGS = (
+    "lightning.fabric.utilities.data",
+    "lightning_fabric.utilities.data",
+    "lightning.pytorch.utilities.parsing",
+    "pytorch_lightning.utilities.parsing",
+)
 # how a probe or a fine-tuned model holds a backbone with its mask (MaskedBackbone)
 WRAPPED_PREFIX, WRAPPED_MASK_KEY = "backbone.backbone.", "backbone.mask.logits"
 
@@ -158,12 +165,8 @@ def known_types() -> list[Any]:
     types += [getattr(nodes, name) for name in NODES]
     types += [Any, dict, list, int, float, str, bool, bytes, tuple, set, type(None)]
     types += [collections.defaultdict, collections.OrderedDict, pathlib.PosixPath]
-    # from 2.6 on, a type can stand for another
-    if torch.torch_version.TorchVersion(torch.__version__) >= "2.6":
-        names = ("lightning.fabric", "lightning_fabric")
-        types += [
-            (collections.OrderedDict, f"{name}.utilities.data.AttributeDict") for name in names
-        ]
+    # an ordinary dictionary stands for it
+    types += [(collections.OrderedDict, f"{module}.AttributeDict") for module in LIGHTNINGS]
     return types
 
 

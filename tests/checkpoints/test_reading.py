@@ -1,9 +1,13 @@
 """Checkpoints of other scripts: containers of settings, prefixes of wrappers, the newest one."""
 
+import contextlib
+import importlib
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ import torch
 from checkpoints_of_runs import write_run
 from omegaconf import OmegaConf
 
-from metamask_solo.checkpoints.reading import load_backbone, load_raw, newest_whole
+from metamask_solo.checkpoints.reading import LIGHTNINGS, load_backbone, load_raw, newest_whole
 from metamask_solo.errors import UserError
 
 
@@ -39,6 +43,20 @@ def test_lightnings_container_is_read(run: Path) -> None:
     module = pl.LightningModule()
     module.save_hyperparameters({"lr": 0.1})
     save(run, hyper_parameters=module.hparams)
+    assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("module", LIGHTNINGS)
+def test_the_container_of_every_lightning_is_read(
+    module: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(module)
+    kind = type("AttributeDict", (dict,), {"__module__": module})
+    with monkeypatch.context() as patch:  # as if that release had written it
+        patch.setitem(sys.modules, module, sys.modules.get(module) or ModuleType(module))
+        patch.setattr(sys.modules[module], "AttributeDict", kind, raising=False)
+        save(run, hyper_parameters=kind(lr=0.1))
     assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
 
 

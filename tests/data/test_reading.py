@@ -85,7 +85,12 @@ def test_a_transparent_colour_goes_onto_white(mode: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("ending", ["png", "tiff", "pgm"])
 def test_16_bits_are_scaled_and_not_clipped(ending: str, tmp_path: Path) -> None:
     deep = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
-    found = read(Image.fromarray(deep), tmp_path / f"a.{ending}")
+    path = tmp_path / f"a.{ending}"
+    if ending == "pgm":  # not every Pillow writes it
+        path.write_bytes(b"P5 8 8 65535 " + deep.astype(">u2").tobytes())
+    else:
+        Image.fromarray(deep).save(path)
+    found = np.asarray(read_image(path))
     assert np.array_equal(found[..., 0], np.rint(deep / 257).astype(int))
     assert found[0, 0, 0] == 0 and found[-1, -1, 0] == 255
 
