@@ -193,9 +193,9 @@ def test_rates_and_decays_for_each_parameter() -> None:
     )
 
 
-@pytest.mark.slow
-def test_a_loss_scale_changes_nothing() -> None:
-    problem = Problem("resnet18")
+@pytest.mark.parametrize("name", ["mlp", "vit_tiny"])
+def test_a_loss_scale_changes_nothing(name: str) -> None:
+    problem = Problem(name)
     trial = problem.trial(0.05, 0.9, 5e-4)
     for method in METHODS:
         plain, scaled = (

@@ -31,6 +31,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tupl
         cfg.data.val_path = None
         cfg.method_kwargs.temperature = 0.2
         cfg.checkpoint.enabled = False
+        cfg.method_kwargs.meta = {"enabled": False}  # quick: the state is of a trained network
         views = _LastViews()
         model, _ = train(cfg, views)
         states.append((model, views.views))
