@@ -272,7 +272,7 @@ def _of_norm_one(direction: Params, rate: float) -> tuple[Params, float]:
 
     A scaled direction times a scaled loss would leave the range of half precision.
     """
-    norm = float(_norm(list(direction.values()))) if direction else 0.0
+    norm = _norm(direction)
     if norm == 0 or not math.isfinite(norm):
         return direction, rate
     factor = 2.0 ** -math.frexp(norm)[1]
@@ -313,7 +313,7 @@ def _mixed_exact(problem: Problem, direction: Params, tape: Tape) -> tuple[Tenso
 
 def _mixed_difference(problem: Problem, direction: Params, radius: float) -> Params:
     """∂_a ⟨∇_Θ L(Θ, a), direction⟩ as a central difference of ∂_a L (the official way)."""
-    norm = float(_norm(list(direction.values()))) if direction else 0.0
+    norm = _norm(direction)
     if norm == 0 or not math.isfinite(norm):
         return {n: a * norm for n, a in problem.masks.items()}  # zero, or the NaN to be seen
     step = radius / norm
@@ -329,14 +329,11 @@ def _mixed_difference(problem: Problem, direction: Params, radius: float) -> Par
     return {n: (side - sides[1][n]) / (2 * step) for n, side in sides[0].items()}
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(
-        torch.stack(
-            [
-                torch.linalg.vector_norm(
-                    t, dtype=torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else None
-                )
-                for t in tensors
-            ]
+def _norm(tensors: Params) -> float:
+    norms = [
+        torch.linalg.vector_norm(
+            t, dtype=torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else None
         )
-    )
+        for t in tensors.values()
+    ]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

@@ -25,6 +25,10 @@ def over(colours: np.ndarray[Any, Any], alpha: np.ndarray[Any, Any], background:
 
 def read(image: Image.Image, path: Path, **options: Any) -> Any:
     image.save(path, **options)
+    return rgb(path)
+
+
+def rgb(path: Path) -> Any:
     found = read_image(path)
     assert found.mode == "RGB"
     return np.asarray(found).astype(int)
@@ -90,7 +94,7 @@ def test_16_bits_are_scaled_and_not_clipped(ending: str, tmp_path: Path) -> None
         path.write_bytes(b"P5 8 8 65535 " + deep.astype(">u2").tobytes())
     else:
         Image.fromarray(deep).save(path)
-    found = np.asarray(read_image(path))
+    found = rgb(path)
     assert np.array_equal(found[..., 0], np.rint(deep / 257).astype(int))
     assert found[0, 0, 0] == 0 and found[-1, -1, 0] == 255
 

@@ -193,7 +193,7 @@ def test_rates_and_decays_for_each_parameter() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", "vit_tiny"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_loss_scale_changes_nothing(name: str) -> None:
     problem = Problem(name)
     trial = problem.trial(0.05, 0.9, 5e-4)
