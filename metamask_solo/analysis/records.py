@@ -168,7 +168,7 @@ class Settings:
     draws: int
     knn_k: int
     knn_temperature: float
-    ridge: float
+    penalties: list[float]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from metamask_solo.analysis.measures import Array, IntArray, blocks, moments, one_hot
+from metamask_solo.analysis.measures import Array, IntArray, blocks, one_hot
 from metamask_solo.evaluation.knn import DEFAULT_K as KNN_K
 from metamask_solo.evaluation.knn import DEFAULT_TEMPERATURE as KNN_TEMPERATURE
 
 RATES = tuple(tenths / 10 for tenths in range(1, 11))
-RIDGE = 1e-3  # penalty of the linear probe, in units of N × mean variance of a dimension
+# penalties that the linear probe may take, in units of N × mean variance of a dimension; a fixed
+# weak one overfits with all dimensions, and then any subset looks better
+PENALTIES = tuple(10.0**exponent for exponent in range(2, -5, -1))
 
 
 @dataclass(frozen=True)
@@ -91,51 +93,81 @@ def _lengths(features: Array, cuts: list[int]) -> Array:
 
 @dataclass(frozen=True)
 class RidgeSystem:
-    """Normal equations of a ridge regression of one-hot labels on centred features.
+    """What a ridge regression of one-hot labels on centred features is computed from.
 
-    ``gram`` (D, D) includes the penalty on its diagonal; ``cross`` has shape (D, C).
+    ``covariance`` (D, D) of the features, ``cross`` (D, C) of features and labels; ``scale`` is
+    the mean variance of a dimension, the unit of ``PENALTIES``.
     """
 
+    count: int
     mean: Array
-    gram: Array
+    covariance: Array
     cross: Array
     prior: Array
+    scale: float
 
 
 def ridge_system(train: Split) -> RidgeSystem:
-    """Builds the normal equations that all subsets of dimensions share.
+    """Builds the moments that all subsets of dimensions share.
 
-    The penalty is ``RIDGE`` × N × mean variance, fixed and never tuned. Features are not scaled
-    dimension by dimension, since that would undo a mask.
+    Features are not scaled dimension by dimension, since that would undo a mask.
     """
-    stats = moments(train.features)
+    count, dims = train.features.shape
     classes = int(train.labels.max()) + 1
-    prior = np.bincount(train.labels, minlength=classes) / stats.count
-    sums = np.zeros((train.features.shape[1], classes))
-    for rows in blocks(stats.count, train.features.shape[1]):
-        hot = one_hot(train.labels[rows], classes)
-        sums += train.features[rows].astype(np.float64).T @ hot
-    cross = sums / stats.count - np.outer(stats.mean, prior)
-    covariance = stats.covariance
-    penalty = RIDGE * max(float(np.diag(covariance).mean()), np.finfo(float).tiny)
-    return RidgeSystem(stats.mean, covariance + penalty * np.eye(len(covariance)), cross, prior)
+    mean = train.features.mean(axis=0, dtype=np.float64)
+    covariance, cross = np.zeros((dims, dims)), np.zeros((dims, classes))
+    for rows in blocks(count, dims):
+        centred = train.features[rows] - mean
+        covariance += centred.T @ centred / count
+        cross += centred.T @ one_hot(train.labels[rows], classes) / count
+    prior = np.bincount(train.labels, minlength=classes) / count
+    scale = float(np.diag(covariance).mean())
+    return RidgeSystem(count, mean, covariance, cross, prior, scale if scale > 0 else 1.0)
+
+
+def ridge_along(system: RidgeSystem, order: IntArray, cuts: list[int]) -> list[Array]:
+    """Weights of the ridge regression on the first ``cuts`` dimensions of ``order``.
+
+    Each subset has the penalty of ``PENALTIES`` with the smallest error of generalised
+    cross-validation (Golub, Heath and Wahba, 1979) on the training images, the strongest of equal
+    ones: mean squared residual / (1 − degrees of freedom / N)². The leading block of a Cholesky
+    factor is the factor of the leading block, and the same holds of its inverse, so one
+    factorisation serves all subsets.
+
+    Returns:
+        An array (cut, C) for each of ``cuts``.
+    """
+    covariance, cross = system.covariance[np.ix_(order, order)], system.cross[order]
+    label_variance = 1 - float(system.prior @ system.prior)
+    weights: list[Array] = []
+    errors = np.full(len(cuts), np.inf)
+    for strength in PENALTIES:
+        penalty = strength * system.scale
+        factor = linalg.cholesky(covariance + penalty * np.eye(len(order)), lower=True)
+        inverse, _ = linalg.lapack.dtrtri(factor, lower=1)
+        half_solved = inverse @ cross
+        traces = np.square(inverse).sum(axis=1).cumsum()  # of the inverse of each leading block
+        for index, cut in enumerate(cuts):
+            weight = inverse[:cut, :cut].T @ half_solved[:cut]
+            explained = np.sum(weight * cross[:cut]) + penalty * np.sum(weight**2)
+            residual = max(0.0, label_variance - float(explained))
+            left = 1 - (1 + cut - penalty * traces[cut - 1]) / system.count
+            error = residual / left**2 if left > 0 else np.inf
+            if len(weights) == index:
+                weights.append(weight)
+            elif error < errors[index]:
+                weights[index] = weight
+            errors[index] = min(error, errors[index])
+    return weights
 
 
 def linear_along(system: RidgeSystem, val: Split, order: IntArray, cuts: list[int]) -> Array:
     """What the ridge classifier gets right on the first ``cuts`` dimensions of ``order``.
 
-    The leading block of a Cholesky factor is the factor of the leading block, so one
-    factorisation serves all subsets.
-
     Returns:
         Whether each image of ``val`` is classified correctly, booleans (len(cuts), N).
     """
-    factor = linalg.cholesky(system.gram[np.ix_(order, order)], lower=True)
-    half_solved = linalg.solve_triangular(factor, system.cross[order], lower=True)
-    weights = [
-        linalg.solve_triangular(factor[:cut, :cut].T, half_solved[:cut], lower=False)
-        for cut in cuts
-    ]
+    weights = ridge_along(system, order, cuts)
     correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
     for rows in blocks(len(val.labels), 2 * len(order)):
         centred = (val.features[rows] - system.mean)[:, order]

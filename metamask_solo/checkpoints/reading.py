@@ -185,7 +185,9 @@ def newest_whole(folder: Path) -> Path:
         print(refusal)
     if steps:  # of equal steps, the one written last
         return max(reversed(steps), key=lambda path: steps[path])
-    raise UserError(f"{folder}: holds no whole checkpoint (*.ckpt)")
+    deeper = [path for depth in range(1, 4) for path in folder.glob("*/" * depth + "*.ckpt")]
+    hint = f"; look in {min(deeper).parent}" if deeper else ""
+    raise UserError(f"{folder}: holds no whole checkpoint (*.ckpt){hint}")
 
 
 def config_beside(path: str | Path) -> DictConfig | None:

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         draws=arguments.draws,
         knn_k=subsets.KNN_K,
         knn_temperature=subsets.KNN_TEMPERATURE,
-        ridge=subsets.RIDGE,
+        penalties=list(subsets.PENALTIES),
     )
     write_output(out, images, settings, studies)
     what = "checkpoints" if len(studies) > 1 else "checkpoint"

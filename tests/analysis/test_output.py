@@ -23,7 +23,9 @@ from metamask_solo.errors import UserError
 
 DIMS = 24
 DATA = Data(folder="data/<set>", classes=4, train_images=200, val_images=80, background=True)
-SETTINGS = Settings(seed=0, samples=1000, draws=3, knn_k=5, knn_temperature=1.0, ridge=1e-3)
+SETTINGS = Settings(
+    seed=0, samples=1000, draws=3, knn_k=5, knn_temperature=1.0, penalties=[1.0, 0.1]
+)
 
 
 @pytest.fixture(scope="module")

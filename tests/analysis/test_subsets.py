@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.neighbors import KNeighborsClassifier
 
 from metamask_solo.analysis import measures
 from metamask_solo.analysis.subsets import (
-    RIDGE,
+    PENALTIES,
     Split,
     SubsetCurves,
     cuts_of,
@@ -65,19 +65,79 @@ def test_knn_survives_dead_dimensions_and_few_images():
     )
 
 
-def test_linear_probe_equals_scikit_learn_on_every_subset(rng, monkeypatch):
-    train, val = blobs(120, 10, rng), blobs(60, 10, rng)
-    order, cuts = rng.permutation(10), [1, 4, 10]
+def plain_choice(features: np.ndarray, labels: np.ndarray, unit: float) -> float:
+    """The penalty that generalised cross-validation chooses, from the matrices themselves."""
+    count = len(labels)
+    centred = features - features.mean(axis=0)
+    targets = np.eye(labels.max() + 1)[labels]
+    targets = targets - targets.mean(axis=0)
+    errors = {}
+    for strength in PENALTIES:
+        gram = centred.T @ centred + strength * unit * count * np.eye(centred.shape[1])
+        hat = centred @ np.linalg.solve(gram, centred.T)
+        residual = np.mean(np.sum((targets - hat @ targets) ** 2, axis=1))
+        errors[strength * unit * count] = residual / (1 - (1 + np.trace(hat)) / count) ** 2
+    return min(errors, key=errors.__getitem__)
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_linear_probe_equals_scikit_learn_on_every_subset(noise, rng, monkeypatch):
+    train, val = blobs(120, 80, rng, noise), blobs(60, 80, rng, noise)
+    order, cuts = rng.permutation(80), [1, 12, 80]
     found = linear_along(ridge_system(train), val, order, cuts)
     wide = train.features.astype(np.float64)
-    alpha = RIDGE * 120 * wide.var(axis=0).mean()
+    chosen = []
     for correct, cut in zip(found, cuts, strict=True):
         kept = order[:cut]
+        alpha = plain_choice(wide[:, kept], train.labels, wide.var(axis=0).mean())
         reference = Ridge(alpha=alpha).fit(wide[:, kept], np.eye(3)[train.labels])
         predicted = reference.predict(val.features[:, kept]).argmax(axis=1)
         np.testing.assert_array_equal(correct, predicted == val.labels)
+        chosen.append(alpha)
+    assert len(set(chosen)) > 1
     monkeypatch.setattr(measures, "BLOCK_VALUES", 70)
     np.testing.assert_array_equal(linear_along(ridge_system(train), val, order, cuts), found)
+
+
+def test_the_penalty_is_about_as_good_as_that_of_leave_one_out(rng):
+    train, val = blobs(150, 140, rng, 4.0), blobs(600, 140, rng, 4.0)
+    found = linear_along(ridge_system(train), val, np.arange(140), [140]).mean()
+    wide = train.features.astype(np.float64)
+    alphas = np.array(PENALTIES) * 150 * wide.var(axis=0).mean()
+    reference = RidgeCV(alphas=alphas).fit(wide, np.eye(3)[train.labels])
+    expected = np.mean(reference.predict(val.features).argmax(axis=1) == val.labels)
+    weak = Ridge(alpha=alphas[-1]).fit(wide, np.eye(3)[train.labels])
+    overfitted = np.mean(weak.predict(val.features).argmax(axis=1) == val.labels)
+    assert found == pytest.approx(expected, abs=0.02)
+    assert found > overfitted + 0.1
+
+
+def test_no_subset_is_better_where_all_dimensions_are_alike(rng):
+    # every dimension tells the same of the class, with noise of its own, and the images are few:
+    # a probe that overfits with all dimensions would find that some are better left out
+    gains = []
+    for _ in range(10):
+        train, val = alike(300, rng), alike(1000, rng)
+        gains.append(subset_curves(train, val, None, draws=10, rng=rng)["linear"].gain)
+    assert np.mean(gains) < 2 * np.std(gains) / np.sqrt(10)
+
+
+def alike(count: int, rng: np.random.Generator) -> Split:
+    """Four classes in eight directions, spread over 200 dimensions by a fixed random map."""
+    labels = np.arange(count) % 4
+    hidden = np.eye(8)[labels] * 2 + rng.normal(size=(count, 8))
+    spread = np.random.default_rng(3).normal(size=(8, 200))
+    features = hidden @ spread + rng.normal(scale=3, size=(count, 200))
+    return Split(features.astype(np.float32), labels)
+
+
+def test_linear_probe_survives_collapsed_features(rng):
+    # all images have the same features, up to rounding in single precision
+    labels = np.arange(60) % 3
+    features = np.full((60, 40), 3.7) * (1 + 1e-7 * rng.normal(size=(60, 40)))
+    train = Split(features.astype(np.float32), labels)
+    found = linear_along(ridge_system(train), train, np.arange(40), [4, 40])
+    assert found.shape == (2, 60)
 
 
 def test_linear_probe_survives_constant_features():

@@ -102,6 +102,16 @@ def test_the_newest_has_the_most_steps(run: Path) -> None:
     assert newest_whole(run.parent) == later
 
 
+def test_a_folder_above_says_where_checkpoints_are(run: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "benchmark" / "seed-0" / "training" / "simclr"
+    deep.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no whole checkpoint \(\*\.ckpt\)$"):
+        newest_whole(deep.parents[1])
+    os.link(run, deep / "last.ckpt")
+    with pytest.raises(UserError, match=f"no whole checkpoint .*; look in {deep}$"):
+        newest_whole(deep.parents[1])
+
+
 def test_a_damaged_config_of_another_run_is_no_matter(run: Path) -> None:
     (run.parent / "args.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(UserError, match="args.json: not valid JSON"):
