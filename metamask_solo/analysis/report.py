@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -54,12 +55,24 @@ def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
     }
     template = environment.get_template(TEMPLATE)
     answered = answers(analysis.checkpoints)
-    return template.render(vars(analysis), figures=figures, probes=PROBES, answers=answered)
+    rows = sum(len(one.subsets.curves) for one in analysis.checkpoints if one.subsets is not None)
+    return template.render(
+        vars(analysis),
+        figures=figures,
+        probes=PROBES,
+        answers=answered,
+        clear_errors=clear_errors(max(rows, 1)),
+    )
 
 
 def answers(found: Sequence[Numbers]) -> list[str]:
     """Three sentences: did the mask move, are there confounders, accuracy with and without it."""
     return [_did_it_move(found), _are_there_confounders(found), _does_it_help(found)]
+
+
+def clear_errors(rows: int) -> float:
+    """Standard errors that the best of ``rows`` gains passes by chance, in 2.5 % of cases."""
+    return NormalDist().inv_cdf(1 - 0.025 / rows)
 
 
 def _did_it_move(found: Sequence[Numbers]) -> str:
@@ -84,7 +97,8 @@ def _are_there_confounders(found: Sequence[Numbers]) -> str:
     ]
     if not curves:
         return "Whether dimensions confound cannot be said without labels."
-    clear = [name for name, one in curves if one.held_out_gain > 2 * one.held_out_gain_error]
+    least = clear_errors(len(curves))
+    clear = [name for name, one in curves if one.held_out_gain > least * one.held_out_gain_error]
     if not clear:
         return (
             "There is no evidence of confounders: no subset of dimensions, chosen on one half of "

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from drawn import misplaced
 from PIL import Image
+from scipy import stats
 
 from metamask_solo.analysis import drawing
 from metamask_solo.analysis.figures import FIGURES, draw_figures
 from metamask_solo.analysis.output import check_output, write_output
 from metamask_solo.analysis.records import Analysis, Data, Settings
-from metamask_solo.analysis.report import report_html
+from metamask_solo.analysis.report import answers, clear_errors, report_html
 from metamask_solo.analysis.study import Study, study
 from metamask_solo.errors import UserError
 
@@ -222,3 +223,27 @@ def test_a_folder_without_permission_is_refused_before_the_work(tmp_path, monkey
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     with pytest.raises(UserError, match="no permission for"):
         check_output(tmp_path / "a" / "b")
+
+
+def test_one_of_many_gains_is_clear_by_chance_as_rarely_as_a_single_one():
+    assert clear_errors(1) == pytest.approx(stats.norm.isf(0.025))
+    rng = np.random.default_rng(0)
+    for rows in (1, 8, 40):
+        largest = rng.normal(size=(20_000, rows)).max(axis=1)
+        assert np.mean(largest > clear_errors(rows)) == pytest.approx(0.025, abs=0.004)
+
+
+def test_a_gain_is_named_where_it_is_clear_among_all_rows(studies):
+    def answer(copies: int) -> str:
+        gained = []
+        for name in [f"run {number}" for number in range(copies)]:
+            numbers = studies[0].numbers
+            assert numbers.subsets is not None
+            none = replace(numbers.subsets.knn, held_out_gain=0.0, held_out_gain_error=0.01)
+            some = replace(none, held_out_gain=0.024 if not gained else 0.0)
+            found = replace(numbers.subsets, knn=some, linear=none)
+            gained.append(replace(numbers, name=name, subsets=found))
+        return answers(gained)[1]
+
+    assert "better left out, in run 0 (kNN)." in answer(1)
+    assert "no evidence" in answer(20)
