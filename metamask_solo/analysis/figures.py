@@ -179,7 +179,7 @@ def _subset_panel(axis: Axes, study: Study, probe: str) -> None:
     axis.axhline(
         found.full, color=BLACK, linestyle="--", linewidth=1.1, label="all dimensions, plain"
     )
-    references = study.numbers.references or {}
+    references = subsets.references or {}
     for (name, accuracy), line in zip(references.items(), (":", (0, (5, 1, 1, 1))), strict=False):
         axis.axhline(accuracy[probe], color=GREY, linestyle=line, linewidth=1.1, label=name)
     if found.top_by_mask is not None and found.bottom_by_mask is not None:

@@ -1,6 +1,7 @@
 """What an analysis reads: the data folder, its backgrounds, checkpoints and their features."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +75,25 @@ def has_own_labels(checkpoint: Checkpoint) -> bool:
         raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; give --data FOLDER")
     data = checkpoint.config.data
     return data.get("val_path") is not None and not data.get("no_labels", False)
+
+
+def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raises UserError unless the runs' own data are the same: the report compares accuracies."""
+    kept = ("dataset", "train_path", "val_path", "no_labels", "format")
+    first, *others = [checkpoint.config.data for checkpoint in checkpoints if checkpoint.config]
+    for other in others:
+        for key in kept:
+            values = [_place(data.get(key)) for data in (first, other)]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"runs of different data: data.{key} is {values[0]} and {values[1]}; analyse "
+                    "them one by one, or give --data FOLDER with images for all"
+                )
+
+
+def _place(value: Any) -> Any:
+    """A folder as the file system knows it."""
+    return str(Path(value).resolve()) if isinstance(value, str) and os.sep in value else value
 
 
 def check_data(root: Path) -> int:
@@ -213,10 +233,8 @@ def load_unlabelled(path: Path, name: str, reading: Reading) -> Subject:
     return Subject(name, str(path), checkpoint.method, train, None, mask, history)
 
 
-def load_references(
-    path: Path, reading: Reading, train_part: IntArray, val_part: IntArray
-) -> dict[str, tuple[Split, Split]]:
-    """Features of an untrained backbone, and the pixels, of some images of both splits.
+def load_references(path: Path, reading: Reading) -> dict[str, tuple[Split, Split]]:
+    """Features of an untrained backbone, and the pixels, of the same images of both splits.
 
     Pixels are left out where an image has more of them than ``MOST_PIXELS``.
     """
@@ -224,21 +242,17 @@ def load_references(
     config = checkpoint.config
     assert config is not None  # load_backbone needs it
     torch.manual_seed(reading.seed)
-    modules = {"random backbone": build_backbone(config), "raw pixels": nn.Flatten()}
+    untrained = f"random backbone ({config.backbone.name})"
+    modules = {untrained: build_backbone(config), "raw pixels": nn.Flatten()}
     found: dict[str, tuple[Split, Split]] = {}
     for name, module in modules.items():
         splits = []
-        for split, part in (("train", train_part), ("val", val_part)):
-            loader: Any = _loader(checkpoint, split, reading)
+        for split in ("train", "val"):
+            loader = _loader(checkpoint, split, reading)
             shape = loader.dataset[0][0].shape
             if name == "raw pixels" and shape.numel() > MOST_PIXELS:
                 break
-            chosen = DataLoader(
-                Subset(loader.dataset, part.tolist()),
-                batch_size=reading.batch_size,
-                num_workers=reading.num_workers,
-            )
-            features, labels = extract_features(module, chosen, reading.device, f"{name} {split}")
+            features, labels = extract_features(module, loader, reading.device, f"{name} {split}")
             splits.append(Split(features.numpy(), labels.numpy()))
         if len(splits) == 2:
             found[name] = splits[0], splits[1]

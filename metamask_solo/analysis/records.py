@@ -78,6 +78,7 @@ class Subsets:
     kept_dims: list[int]
     knn: Curve
     linear: Curve
+    references: References | None  # on the images of the experiment
 
     @property
     def curves(self) -> dict[str, Curve]:
@@ -145,7 +146,7 @@ class Numbers:
     subsets: Subsets | None
     mask: MaskNumbers | None
     bracket: Brackets | None
-    references: References | None
+    references: References | None  # on all images
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ INFORMATION = {
     "colour": ("background's mean colour", -1),
     "deviation": ("standard deviation (control)", 0),
 }
-# a mask whose largest and smallest weights are closer than this hardly moved
-LEAST_SPREAD = 0.05
+# a mask whose largest and smallest weights are closer, relative to the largest, weighs all alike
+LEAST_SPREAD = 0.1
 
 
 def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
@@ -66,8 +66,8 @@ def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
 
 
 def answers(found: Sequence[Numbers]) -> list[str]:
-    """Three sentences: did the mask move, are there confounders, accuracy with and without it."""
-    return [_did_it_move(found), _are_there_confounders(found), _does_it_help(found)]
+    """Three sentences: did the mask spread, are there confounders, accuracy with and without."""
+    return [_did_it_spread(found), _are_there_confounders(found), _does_it_help(found)]
 
 
 def clear_errors(rows: int) -> float:
@@ -75,14 +75,16 @@ def clear_errors(rows: int) -> float:
     return NormalDist().inv_cdf(1 - 0.025 / rows)
 
 
-def _did_it_move(found: Sequence[Numbers]) -> str:
+def _did_it_spread(found: Sequence[Numbers]) -> str:
     parts = []
     for one in found:
         if one.mask is None:
             continue
         values = one.mask.statistics
-        verdict = "spread out" if values.max - values.min >= LEAST_SPREAD else "hardly moved"
-        parts.append(f"{one.name} {verdict}, to {values.min:.4f} to {values.max:.4f}")
+        largest = max(abs(values.min), abs(values.max))
+        spread = values.max - values.min >= LEAST_SPREAD * largest > 0
+        verdict = "spread out" if spread else "weighs all dimensions nearly alike"
+        parts.append(f"{one.name} {verdict}, from {values.min:.4g} to {values.max:.4g}")
     return (
         f"The mask of {'; of '.join(parts)}." if parts else "No checkpoint has a mask of its own."
     )

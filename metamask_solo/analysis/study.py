@@ -1,10 +1,12 @@
 """Everything that is measured of one checkpoint, from its features to numbers for a report."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from metamask_solo.analysis.bounds import Bracket, balanced_indices, bracket
@@ -109,17 +111,19 @@ def study(
     seed: int,
     draws: int,
     advance: Callable[[], object] = lambda: None,
-    references: References | None = None,
+    references: tuple[References, References] | None = None,
 ) -> Study:
     """Measures one checkpoint; without labels, redundancy and the mask's values alone.
 
     Args:
         draws: number of random subsets at each rate.
         advance: called after each of the ``steps_of(subject, draws)`` orders of dimensions.
-        references: those of the same images, which stand in the report beside it.
+        references: what stands beside it in the report, on all images and on those of the
+            subset experiment.
     """
     labelled = subject.val is not None
     redundancy, correlation = _redundancy(subject)
+    on_all, on_subset = references or (None, None)
     numbers = Numbers(
         name=subject.name,
         path=subject.path,
@@ -127,10 +131,10 @@ def study(
         dims=subject.train.features.shape[1],
         accuracy=_accuracy(subject) if labelled else None,
         redundancy=redundancy,
-        subsets=_subsets(subject, seed, draws, advance) if labelled else None,
+        subsets=_subsets(subject, seed, draws, advance, on_subset) if labelled else None,
         mask=_mask(subject, background, seed),
         bracket=_brackets(subject, seed) if labelled else None,
-        references=references,
+        references=on_all,
     )
     return Study(subject.name, numbers, correlation, subject.mask, subject.history)
 
@@ -143,7 +147,7 @@ def subset_images(subject: Subject, seed: int) -> tuple[IntArray, IntArray]:
 
 
 def reference_accuracies(references: dict[str, tuple[Split, Split]]) -> References:
-    """Accuracy of both probes on all dimensions of other features of the subset's images."""
+    """Accuracy of both probes on all dimensions of other features of the same images."""
     with threadpool_limits(limits=1):
         return {
             name: {probe: float(correct.mean()) for probe, correct in _probes(*splits).items()}
@@ -173,7 +177,7 @@ def _draw(count: int, limit: int, seed: int) -> IntArray:
     return np.sort(chosen)
 
 
-def _probes(train: Split, val: Split) -> dict[str, Array]:
+def _probes(train: Split, val: Split) -> dict[str, NDArray[np.bool_]]:
     """Which validation images each probe gets right with all dimensions."""
     dims = train.features.shape[1]
     return {
@@ -191,12 +195,24 @@ def _accuracy(subject: Subject) -> dict[str, Accuracy]:
     masked = _probes(subject.train.masked(subject.mask), subject.val.masked(subject.mask))
     found = {}
     for name, correct in masked.items():
-        gain = correct.astype(float) - plain[name]
-        half = 1.96 * float(gain.std()) / np.sqrt(len(gain))
-        mean = float(gain.mean())
-        difference = Difference(mean, mean - half, mean + half)
+        difference = paired_difference(correct, plain[name])
         found[name] = Accuracy(float(plain[name].mean()), float(correct.mean()), difference)
     return found
+
+
+def paired_difference(correct: NDArray[np.bool_], before: NDArray[np.bool_]) -> Difference:
+    """Accuracy gained on the same images, with the 95 % interval of Bonett and Price (2012).
+
+    They add an image to either kind of change, so that the interval holds for few images and few
+    changes, too: where no image changed, the difference may still not be 0.
+    """
+    count = len(correct) + 2
+    gained = (np.count_nonzero(correct & ~before) + 1) / count
+    lost = (np.count_nonzero(before & ~correct) + 1) / count
+    middle = gained - lost
+    margin = 1.96 * math.sqrt((gained + lost - middle**2) / count)
+    mean = float(correct.mean() - before.mean())
+    return Difference(mean, max(-1.0, middle - margin), min(1.0, middle + margin))
 
 
 def _redundancy(subject: Subject) -> tuple[Versions[Redundancy], Array]:
@@ -220,7 +236,13 @@ def _redundancy_of(found: Moments, correlation: Array) -> Redundancy:
     )
 
 
-def _subsets(subject: Subject, seed: int, draws: int, advance: Callable[[], object]) -> Subsets:
+def _subsets(
+    subject: Subject,
+    seed: int,
+    draws: int,
+    advance: Callable[[], object],
+    references: References | None,
+) -> Subsets:
     assert subject.val is not None
     train, val = subset_images(subject, seed)
     # matrices of this size gain nothing from threads, and one thread is the same everywhere
@@ -238,6 +260,7 @@ def _subsets(subject: Subject, seed: int, draws: int, advance: Callable[[], obje
         val_images=len(val),
         rates=list(RATES),
         kept_dims=cuts_of(subject.train.features.shape[1]),
+        references=references,
         **{probe: _summary(curve) for probe, curve in curves.items()},
     )
 

@@ -20,7 +20,9 @@ from metamask_solo.evaluation.knn import DEFAULT_TEMPERATURE as KNN_TEMPERATURE
 RATES = tuple(tenths / 10 for tenths in range(1, 11))
 # penalties that the linear probe may take, in units of N × mean variance of a dimension; a fixed
 # weak one overfits with all dimensions, and then any subset looks better
-PENALTIES = tuple(10.0**exponent for exponent in range(2, -5, -1))
+PENALTIES = tuple(10.0**exponent for exponent in range(2, -11, -1))
+WITHOUT_GAIN = 3  # so many weaker penalties in a row that are better for no subset: none follows
+ERROR_BLOCKS = 40  # of the images of a held-out gain
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,11 @@ def knn_along(
     cuts: list[int],
     k: int = KNN_K,
     temperature: float = KNN_TEMPERATURE,
-) -> Array:
+) -> NDArray[np.bool_]:
     """What the cosine kNN classifier gets right on the first ``cuts`` dimensions of ``order``.
 
-    The k nearest training images vote with weight exp(cosine / temperature).
+    The k nearest training images vote with weight exp(cosine / temperature). In double precision:
+    features that all point nearly the same way differ in what single precision rounds off.
 
     Args:
         order: indices of dimensions, or ``slice(None)`` for their own order without a copy.
@@ -63,21 +66,21 @@ def knn_along(
     """
     k = min(k, len(train.labels))
     classes = int(train.labels.max()) + 1
-    votes_for = one_hot(train.labels, classes).astype(np.float32)
-    bank = train.features[:, order]
+    votes_for = one_hot(train.labels, classes)
+    bank = train.features[:, order].astype(np.float64)
     bank_length = _lengths(bank, cuts)
     correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
     for rows in blocks(len(val.labels), 4 * len(bank)):
-        queries = val.features[rows][:, order]
+        queries = val.features[rows][:, order].astype(np.float64)
         query_length = _lengths(queries, cuts)
-        products = np.zeros((len(queries), len(bank)), dtype=np.float32)
+        products = np.zeros((len(queries), len(bank)))
         for index, (start, stop) in enumerate(pairwise([0, *cuts])):
             products += queries[:, start:stop] @ bank[:, start:stop].T
             cosine = products / bank_length[index]
             nearest = np.argpartition(cosine, -k, axis=1)[:, -k:]
             similar = np.take_along_axis(cosine, nearest, axis=1) / query_length[index][:, None]
             weight = np.exp(similar / temperature)
-            votes = np.zeros((len(queries), classes), dtype=np.float32)
+            votes = np.zeros((len(queries), classes))
             for neighbour in range(k):
                 votes += weight[:, neighbour, None] * votes_for[nearest[:, neighbour]]
             correct[index, rows] = votes.argmax(axis=1) == val.labels[rows]
@@ -88,7 +91,7 @@ def _lengths(features: Array, cuts: list[int]) -> Array:
     """Length of each vector over its first ``cuts`` entries, shape (len(cuts), N)."""
     parts = [features[:, start:stop] for start, stop in pairwise([0, *cuts])]
     squared = np.stack([np.einsum("nd,nd->n", part, part) for part in parts])
-    return np.sqrt(np.maximum(squared.cumsum(axis=0), np.finfo(np.float32).tiny))
+    return np.sqrt(np.maximum(squared.cumsum(axis=0), np.finfo(float).tiny))
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,11 @@ def ridge_along(system: RidgeSystem, order: IntArray, cuts: list[int]) -> list[A
 
     Each subset has the penalty of ``PENALTIES`` with the smallest error of generalised
     cross-validation (Golub, Heath and Wahba, 1979) on the training images, the strongest of equal
-    ones: mean squared residual / (1 − degrees of freedom / N)². The leading block of a Cholesky
-    factor is the factor of the leading block, and the same holds of its inverse, so one
-    factorisation serves all subsets.
+    ones: mean squared residual / (1 − degrees of freedom / N)². The search goes from the strongest
+    on, and ends after ``WITHOUT_GAIN`` that are better for no subset.
+
+    The leading block of a Cholesky factor is the factor of the leading block, and the same holds
+    of its inverse, so one factorisation serves all subsets.
 
     Returns:
         An array (cut, C) for each of ``cuts``.
@@ -141,7 +146,11 @@ def ridge_along(system: RidgeSystem, order: IntArray, cuts: list[int]) -> list[A
     label_variance = 1 - float(system.prior @ system.prior)
     weights: list[Array] = []
     errors = np.full(len(cuts), np.inf)
+    without_gain = 0
     for strength in PENALTIES:
+        if without_gain == WITHOUT_GAIN:
+            break
+        without_gain += 1
         penalty = strength * system.scale
         factor = linalg.cholesky(covariance + penalty * np.eye(len(order)), lower=True)
         inverse, _ = linalg.lapack.dtrtri(factor, lower=1)
@@ -157,11 +166,14 @@ def ridge_along(system: RidgeSystem, order: IntArray, cuts: list[int]) -> list[A
                 weights.append(weight)
             elif error < errors[index]:
                 weights[index] = weight
+                without_gain = 0
             errors[index] = min(error, errors[index])
     return weights
 
 
-def linear_along(system: RidgeSystem, val: Split, order: IntArray, cuts: list[int]) -> Array:
+def linear_along(
+    system: RidgeSystem, val: Split, order: IntArray, cuts: list[int]
+) -> NDArray[np.bool_]:
     """What the ridge classifier gets right on the first ``cuts`` dimensions of ``order``.
 
     Returns:
@@ -229,35 +241,52 @@ def subset_curves(
         knn.append(knn_along(train, val, order, cuts))
         linear.append(linear_along(system, val, order, cuts))
         advance()
-    return {"knn": _curves(np.stack(knn), draws), "linear": _curves(np.stack(linear), draws)}
+    probes = {"knn": np.stack(knn), "linear": np.stack(linear)}
+    return {name: _curves(correct, draws, val.labels) for name, correct in probes.items()}
 
 
-def _curves(correct: NDArray[np.bool_], draws: int) -> SubsetCurves:
+def _curves(correct: NDArray[np.bool_], draws: int, labels: IntArray) -> SubsetCurves:
     """Curves from (orders, rates, N) booleans, the ranked orders after the random ones."""
     correct[:, -1] = correct[0, -1]  # every order ends in the same full set, up to rounding
     accuracy = correct.mean(axis=2)
     top, bottom = accuracy[draws:] if len(accuracy) > draws else (None, None)
-    gain, gain_error = held_out_gain(correct[:draws])
+    gain, gain_error = held_out_gain(correct[:draws], labels)
     return SubsetCurves(float(accuracy[0, -1]), accuracy[:draws], top, bottom, gain, gain_error)
 
 
-def held_out_gain(correct: NDArray[np.bool_]) -> tuple[float, float]:
+def held_out_gain(correct: NDArray[np.bool_], labels: IntArray) -> tuple[float, float]:
     """Accuracy that the best subset gains over the full set, free of the bias of choosing it.
 
-    The best draw on every other image is compared with the full set on the images between, then
-    the other way round.
+    The best draw on one half of each class is compared with the full set on the other half, then
+    the other way round. A half is what comes first, or last, in the order of the images:
+    neighbours may be alike (frames of a film, an image and its mirror image), and with one of
+    each pair in either half, nothing would be held out. The error is that of single images, or of
+    the means of ``ERROR_BLOCKS`` blocks of neighbours where this is larger.
 
     Args:
         correct: shape (draws, rates, N); the last rate is the full set.
+        labels: shape (N,).
 
     Returns:
         The mean of both gains, and its standard error.
     """
+    half = np.zeros(len(labels), dtype=int)
+    for label in np.unique(labels):
+        images = np.flatnonzero(labels == label)
+        half[images[(len(images) + 1) // 2 :]] = 1
     full = correct[0, -1]
     subsets = correct.reshape(-1, correct.shape[2])
     differences = np.zeros(len(full))
     for chosen_on in (0, 1):
-        best = subsets[:, chosen_on::2].mean(axis=1).argmax()
-        held_out = slice(1 - chosen_on, None, 2)
+        best = subsets[:, half == chosen_on].mean(axis=1).argmax()
+        held_out = half != chosen_on
         differences[held_out] = subsets[best, held_out].astype(float) - full[held_out]
-    return float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
+    neighbours = differences[np.lexsort((labels, half))]  # in each of both: their own order
+    blocks_of = np.array_split(neighbours, min(ERROR_BLOCKS, len(neighbours)))
+    errors = [_error(differences), _error(np.array([block.mean() for block in blocks_of]))]
+    return float(differences.mean()), max(errors)
+
+
+def _error(values: Array) -> float:
+    """Standard error of the mean of independent values."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
     paths, names = [checkpoint.path for checkpoint in read], loading.titles(read)
     if data is None:
         labelled = all(loading.has_own_labels(checkpoint) for checkpoint in read)
+        loading.check_same_data(read)
     # one kind of positives for all, so that the brackets can be compared
     two_views = labelled and all(
         loading.two_view_data(one, loading.val_folder(one, data)) is not None for one in read
@@ -61,8 +62,13 @@ def main(argv: list[str]) -> int:
         else:
             subject = loading.load_unlabelled(path, name, reading)
         if labelled and references is None and arguments.references:
-            parts = subset_images(subject, arguments.seed)
-            references = reference_accuracies(loading.load_references(path, reading, *parts))
+            everything = loading.load_references(path, reading)
+            train_part, val_part = subset_images(subject, arguments.seed)
+            part = {
+                reference: (train.take(train_part), val.take(val_part))
+                for reference, (train, val) in everything.items()
+            }
+            references = reference_accuracies(everything), reference_accuracies(part)
         with tqdm(
             total=steps_of(subject, arguments.draws), desc=f"{name} subsets", leave=False
         ) as bar:

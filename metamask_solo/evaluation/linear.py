@@ -12,6 +12,7 @@ from metamask_solo.evaluation.knn import check_features
 
 # inverse strengths of the penalty ½ ‖W‖², each ten times weaker than the one before
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+WEAKER = (1e2, 1e3, 1e4)  # tried as long as the last one was the best
 # every so many images of a class, one is held out to choose among them
 HELD_OUT = 5
 ITERATIONS = 500
@@ -26,7 +27,7 @@ class LinearProbe:
 
     Attributes:
         accuracy: in percent of the validation images.
-        strength: the C that was chosen among ``STRENGTHS``.
+        strength: the C that was chosen among ``STRENGTHS`` and ``WEAKER``.
     """
 
     accuracy: float
@@ -45,7 +46,8 @@ def linear_probe(
 
     The C of the penalty is that of ``STRENGTHS`` with the highest accuracy on a fifth of each
     class of the *training* images (the smallest of equal ones), after training on the rest; then
-    the probe is trained on all of them. ``metamask-solo linear`` trains solo-learn's own probe on
+    the probe is trained on all of them. Where the last of them is the best, those of ``WEAKER``
+    follow until one is no better. ``metamask-solo linear`` trains solo-learn's own probe on
     augmented images instead, which takes longer.
 
     Args:
@@ -75,11 +77,14 @@ def linear_probe(
 
     held_out = _held_out(labels)
     fitted = _Fit()
-    scores = {}
-    for strength in STRENGTHS:  # from the strongest penalty on: each starts where the last ended
+    scores: dict[float, float] = {}
+    best = last = STRENGTHS[0]
+    for strength in (*STRENGTHS, *WEAKER):  # each starts where the stronger penalty ended
+        if strength in WEAKER and best != last:
+            break
         fitted.fit(train[~held_out], labels[~held_out], strength)
         scores[strength] = fitted.accuracy(train[held_out], labels[held_out])
-    best = max(STRENGTHS, key=lambda strength: scores[strength])
+        best, last = max(scores, key=lambda tried: scores[tried]), strength
     fitted = _Fit()
     fitted.fit(train, labels, best)
     return LinearProbe(fitted.accuracy(val, val_classes), best)

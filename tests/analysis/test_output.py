@@ -247,3 +247,21 @@ def test_a_gain_is_named_where_it_is_clear_among_all_rows(studies):
 
     assert "better left out, in run 0 (kNN)." in answer(1)
     assert "no evidence" in answer(20)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.38, 0.65, "spread out"),
+        (0.0005, 0.04, "spread out"),  # 80 times as much, however small
+        (0.49, 0.51, "nearly alike"),
+        (0.1, 0.1, "nearly alike"),  # wherever it came from
+        (0.0, 0.0, "nearly alike"),
+        (-0.5, -0.1, "spread out"),
+    ],
+)
+def test_a_mask_is_spread_out_relative_to_its_largest_weight(studies, low, high, verdict):
+    numbers = studies[0].numbers
+    statistics = replace(numbers.mask.statistics, min=low, max=high)
+    numbers = replace(numbers, mask=replace(numbers.mask, statistics=statistics))
+    assert verdict in answers([numbers])[0]

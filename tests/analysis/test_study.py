@@ -36,6 +36,32 @@ def test_damped_dimensions_are_found_to_be_confounders(confounded):
     assert numbers.subsets.knn.top_by_mask[4] > numbers.subsets.knn.bottom_by_mask[4]
 
 
+def test_an_interval_of_few_images_holds_the_difference():
+    """Coverage by simulation, where few images change, as a mask changes few."""
+    rng = np.random.default_rng(0)
+    for images, gained, lost in ((20, 0.05, 0.02), (50, 0.03, 0.03), (500, 0.004, 0.001)):
+        held = 0
+        for _ in range(1000):
+            drawn = rng.random(images)
+            before = drawn >= gained
+            correct = (drawn < gained) | (drawn >= gained + lost)
+            found = study_module.paired_difference(correct, before)
+            assert found.mean == pytest.approx(correct.mean() - before.mean())
+            assert -1 <= found.low < found.mean < found.high <= 1
+            held += found.low <= gained - lost <= found.high
+        assert held / 1000 > 0.94
+
+
+def test_the_interval_of_many_images_is_the_usual_one():
+    rng = np.random.default_rng(0)
+    correct, before = rng.random(20_000) < 0.7, rng.random(20_000) < 0.6
+    found = study_module.paired_difference(correct, before)
+    gain = correct.astype(float) - before
+    margin = 1.96 * gain.std() / np.sqrt(20_000)
+    assert found.low == pytest.approx(gain.mean() - margin, abs=1e-4)
+    assert found.high == pytest.approx(gain.mean() + margin, abs=1e-4)
+
+
 def test_mask_numbers_hold_its_history(confounded):
     subject, background = confounded()
     mask = study(subject, background, seed=0, draws=2).numbers.mask

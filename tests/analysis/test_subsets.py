@@ -50,6 +50,27 @@ def test_knn_equals_scikit_learn_on_every_subset(rng, monkeypatch):
     np.testing.assert_array_equal(knn_along(train, val, order, cuts, k=7, temperature=0.2), found)
 
 
+@pytest.mark.parametrize("change", ["offset", "constant", "large", "small"])
+def test_knn_of_features_that_single_precision_blurs(change, rng):
+    train, val = blobs(300, 20, rng), blobs(200, 20, rng)
+    for split in (train, val):
+        if change == "offset":
+            split.features[:] += 3000
+        elif change == "constant":
+            split.features[:, 3] = 30_000
+        else:
+            split.features[:] *= 1e19 if change == "large" else 1e-25
+    found = knn_along(train, val, np.arange(20), [20]).mean()
+    near = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
+    )
+    size = float(np.abs(train.features).max())  # scikit-learn takes tiny ones for zeros
+    near.fit(train.features.astype(np.float64) / size, train.labels)
+    expected = near.score(val.features.astype(np.float64) / size, val.labels)
+    assert expected > 0.7
+    assert found == pytest.approx(expected, abs=0.01)
+
+
 def test_knn_in_the_order_of_the_features(rng):
     train, val = blobs(50, 6, rng), blobs(30, 6, rng)
     np.testing.assert_array_equal(
@@ -110,6 +131,18 @@ def test_the_penalty_is_about_as_good_as_that_of_leave_one_out(rng):
     overfitted = np.mean(weak.predict(val.features).argmax(axis=1) == val.labels)
     assert found == pytest.approx(expected, abs=0.02)
     assert found > overfitted + 0.1
+
+
+def test_directions_of_tiny_variance_are_used_where_they_tell_the_class(rng):
+    spread = 1 / np.arange(1, 201) ** 2
+    train, val = blobs(600, 200, rng, 1.0), blobs(400, 200, rng, 1.0)
+    train, val = train.masked(spread), val.masked(spread)
+    found = linear_along(ridge_system(train), val, np.arange(200), [200]).mean()
+    wide = train.features.astype(np.float64)
+    alphas = 10.0 ** np.arange(2, -13, -1) * 600 * wide.var(axis=0).mean()
+    reference = RidgeCV(alphas=alphas).fit(wide, np.eye(3)[train.labels])
+    expected = np.mean(reference.predict(val.features).argmax(axis=1) == val.labels)
+    assert found == pytest.approx(expected, abs=0.02)
 
 
 def test_no_subset_is_better_where_all_dimensions_are_alike(rng):
@@ -194,26 +227,50 @@ def test_curves_are_deterministic_and_count_their_progress(rng):
     assert any((first[p].random != other[p].random).any() for p in first)
 
 
-def test_held_out_gain_of_a_better_subset():
-    full = np.arange(80) // 2 % 4 != 0  # 75 % of both halves
+def test_held_out_gain_of_a_better_subset(rng):
+    full = rng.permutation(80) % 4 != 0  # 75 %
     better, worse = np.ones(80, dtype=bool), np.zeros(80, dtype=bool)
-    gain, error = held_out_gain(np.stack([[worse, full], [better, full]]))
+    gain, error = held_out_gain(np.stack([[worse, full], [better, full]]), np.arange(80) % 5)
     assert gain == pytest.approx(0.25)
-    assert error == pytest.approx(np.sqrt(0.25 * 0.75 / 80))
+    assert error >= np.sqrt(0.25 * 0.75 / 79)
+    assert error == pytest.approx(np.sqrt(0.25 * 0.75 / 80), rel=0.25)
+
+
+def test_the_best_subset_is_chosen_on_one_half_of_each_class():
+    # right where a class's images come first, or last; never both
+    labels = np.array([1, 0, 1, 0, 1, 0, 1, 0, 0])
+    first = np.array([1, 1, 1, 1, 0, 1, 0, 0, 0], dtype=bool)
+    full = np.zeros(9, dtype=bool)
+    # the first one is chosen on the first halves, and right nowhere else
+    assert held_out_gain(np.stack([[first, full], [~first, full]]), labels)[0] == 0
 
 
 def test_held_out_gain_of_lucky_subsets_is_none(rng):
     # every subset is as good as the full set: the best of them looks better and is not
+    labels = np.arange(100) % 4
     gains, lucky = [], []
     for _ in range(200):
         correct = rng.random((20, 3, 100)) < 0.8
         correct[:, -1] = correct[0, -1]
-        gains.append(held_out_gain(correct)[0])
+        gains.append(held_out_gain(correct, labels)[0])
         lucky.append(correct.mean(axis=2).max() - correct[0, -1].mean())
     assert np.mean(lucky) > 0.05
     assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(200)
 
 
+@pytest.mark.parametrize("copies", [1, 2, 5])
+def test_copies_among_the_images_are_no_evidence(copies, rng):
+    # no subset is better than the full set; a film's frames stand side by side, class by class
+    labels = np.repeat(np.arange(5), 400)
+    found = 0
+    for _ in range(200):
+        correct = np.repeat(rng.random((20, 3, 2000 // copies)) < 0.5, copies, axis=2)
+        correct[:, -1] = correct[0, -1]
+        gain, error = held_out_gain(correct, labels)
+        found += gain > 2 * error
+    assert found <= 14  # 2.3 % of 200 are 5; more than 14 are one case in 1,000
+
+
 def test_held_out_gain_is_zero_where_the_full_set_is_best():
     full, worse = np.ones(10, dtype=bool), np.zeros(10, dtype=bool)
-    assert held_out_gain(np.stack([[worse, full]])) == (0, 0)
+    assert held_out_gain(np.stack([[worse, full]]), np.arange(10) % 2) == (0, 0)

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision.datasets import ImageFolder
 
-from metamask_solo.analysis import drawing, figures, loading, output
+from metamask_solo.analysis import drawing, figures, loading, output, study
 from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.commands import analyze
 from metamask_solo.data import images
@@ -287,7 +287,7 @@ def test_the_runs_own_data_are_the_default(data, tmp_path, monkeypatch, dataset,
         given = run(checkpoint, out="given")["checkpoints"][0]
         assert found["checkpoints"][0]["accuracy"] == given["accuracy"]
         references = found["checkpoints"][0]["references"]
-        assert list(references) == ["random backbone", "raw pixels"]
+        assert list(references) == ["random backbone (resnet18)", "raw pixels"]
         assert references == given["references"]
 
 
@@ -298,8 +298,20 @@ def _cifar(data):
     return dataset
 
 
-def test_pixels_are_those_of_scikit_learn(data, tmp_path, run):
-    """The kNN of raw pixels against scikit-learn's, k = 20 of 24 images and temperature 0.07."""
+def test_pixels_are_those_of_scikit_learn(data, tmp_path, run, monkeypatch):
+    """The kNN of raw pixels against scikit-learn's, k = 20 of 24 images and temperature 0.07.
+
+    On all images as the accuracies beside them, however few the subset experiment takes.
+    """
+    monkeypatch.setattr(study, "SUBSET_TRAIN", 12)
+    monkeypatch.setattr(study, "SUBSET_VAL", 6)
+    measured, counts = study.reference_accuracies, []
+
+    def counted(references):
+        counts.append([len(split.labels) for split in references["raw pixels"]])
+        return measured(references)
+
+    monkeypatch.setattr(study, "reference_accuracies", counted)
     found = run(write_run(tmp_path / "run", "simclr", False))["checkpoints"][0]
     pixels, labels = {}, {}
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -317,6 +329,24 @@ def test_pixels_are_those_of_scikit_learn(data, tmp_path, run):
     assert found["references"]["raw pixels"]["knn"] == pytest.approx(
         knn.score(pixels["val"], labels["val"])
     )
+    assert found["subsets"]["references"].keys() == found["references"].keys()
+    assert counts == [[24, 12], [found["subsets"]["train_images"], found["subsets"]["val_images"]]]
+    assert counts[1] == [12, 6]
+
+
+def test_runs_of_different_data_are_not_compared(data, tmp_path, run):
+    def own(**changes):
+        folders = {f"{split}_path": str(data / split) for split in ("train", "val")}
+        return {"dataset": "custom", "num_classes": 3, **folders, **changes}
+
+    first = write_run(tmp_path / "a", "simclr", False, data=own())
+    same = write_run(tmp_path / "b", "simclr", False, data=own(val_path=f"{data}/train/../val"))
+    other = write_run(tmp_path / "c", "simclr", False, data=own(val_path=str(data / "train")))
+    options = ["--out", str(tmp_path / "out"), "--draws", "2", "--num-workers", "0"]
+    with pytest.raises(UserError, match=r"different data: data.val_path is .*val and .*train; "):
+        analyze.main([str(first), str(other), *options])
+    assert analyze.main([str(first), str(same), *options]) == 0
+    assert len(run(first, other)["checkpoints"]) == 2  # with images for all
 
 
 def test_runs_of_one_name_are_told_apart_and_the_page_begins_with_the_answers(data, tmp_path, run):
@@ -328,7 +358,7 @@ def test_runs_of_one_name_are_told_apart_and_the_page_begins_with_the_answers(da
     page = (tmp_path / "out" / "report.html").read_text()
     answer = re.search(r'<p class="answer">(.*?)</p>', page)
     assert answer is not None and page.index("<p") == answer.start()
-    assert answer[1].startswith("The mask of 1: metamask-run (a1) spread out, to 0.1")
+    assert answer[1].startswith("The mask of 1: metamask-run (a1) spread out, from 0.1")
     assert "evidence" in answer[1] and "Accuracy with the mask and without it" in answer[1]
     accuracy = found["checkpoints"][0]["accuracy"]["knn"]
     assert accuracy["difference"]["mean"] == pytest.approx(accuracy["masked"] - accuracy["plain"])

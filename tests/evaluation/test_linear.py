@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.linear import STRENGTHS, LinearProbe, linear_probe
+from metamask_solo.evaluation.linear import STRENGTHS, WEAKER, LinearProbe, linear_probe
 
 CLASSES, DIMS, INFORMATIVE = 4, 24, 6
 Features = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -83,6 +83,19 @@ def test_it_is_the_logistic_regression_of_the_chosen_penalty(features: Features)
     expected = 100 * model.score((val - centre) / scale, val_labels)
 
     assert found.accuracy == pytest.approx(expected, abs=0.2)  # two of the 1,000 images
+
+
+def test_a_weaker_penalty_than_the_usual_ones_is_found(features: Features) -> None:
+    train, train_labels, val, val_labels = features
+    spread = 1 / torch.arange(1, train.shape[1] + 1) ** 3.0
+    found = linear_probe(train * spread, train_labels, val * spread, val_labels)
+    assert found.strength in WEAKER
+    middle, usual = train.double().mean(0), LogisticRegression(C=STRENGTHS[-1], max_iter=1000)
+    train, val = ((each - middle) * spread for each in (train, val))
+    scale = train.square().mean().sqrt()
+    usual.fit((train / scale).numpy(), train_labels.numpy())
+    before = 100 * usual.score((val / scale).numpy(), val_labels.numpy())
+    assert found.accuracy > before + 1
 
 
 def test_the_validation_images_do_not_choose_the_penalty(features: Features) -> None:
