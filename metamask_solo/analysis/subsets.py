@@ -21,7 +21,7 @@ RATES = tuple(tenths / 10 for tenths in range(1, 11))
 # penalties that the linear probe may take, in units of N × mean variance of a dimension; a fixed
 # weak one overfits with all dimensions, and then any subset looks better
 PENALTIES = tuple(10.0**exponent for exponent in range(2, -11, -1))
-WITHOUT_GAIN = 3  # so many weaker penalties in a row that are better for no subset: none follows
+WITHOUT_GAIN = 2  # so many weaker penalties in a row that are better for no subset: none follows
 ERROR_BLOCKS = 40  # of the images of a held-out gain
 
 
