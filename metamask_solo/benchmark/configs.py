@@ -96,6 +96,33 @@ def untrained_config(label: str, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def differ_in_still_mask(given: BenchmarkFile, one: str, other: str) -> bool:
+    """Whether two methods are MetaMask with a mask that never moves, and differ in that alone.
+
+    Args:
+        given: the keys of a benchmark's file; of other ones, nobody can tell.
+        one: the first method's name.
+        other: the second's.
+    """
+    if given.place is None:
+        return False
+    found = []
+    for label in (one, other):
+        method = given.methods[label]
+        overrides = [*given.overrides, *method.overrides]
+        try:
+            cfg = _compose(given.place, label, method.config, overrides, {})
+        except UserError:  # rows need no configs
+            return False
+        moves = OmegaConf.select(cfg, "method_kwargs.meta.enabled", default=True)
+        if OmegaConf.select(cfg, "method") != "metamask" or moves:
+            return False
+        OmegaConf.update(cfg, "name", None, force_add=True)
+        OmegaConf.update(cfg, "method_kwargs.mask", None, force_add=True)
+        found.append(OmegaConf.to_container(cfg))
+    return bool(found[0] == found[1])
+
+
 def _compose(
     file: Path, label: str, config: str, overrides: list[str], setting: dict[str, Any]
 ) -> DictConfig:

@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -151,6 +152,7 @@ class BenchmarkFile(Settings):
     noise_floor: Left[Annotated[list[str], Allowed("a list of two methods")]] = None
     rows: Left[Annotated[str, Allowed("the path of a CSV file")]] = None
     keep_checkpoints: bool = True
+    _place: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "BenchmarkFile":
@@ -189,6 +191,11 @@ class BenchmarkFile(Settings):
 
     def _are_two(self, pair: list[str]) -> bool:
         return len(pair) == len({*pair}) == 2 and {*pair} <= self.methods.keys()
+
+    @property
+    def place(self) -> Path | None:
+        """The YAML file itself, where the keys come from one."""
+        return self._place
 
     @property
     def without_labels(self) -> bool:
@@ -272,4 +279,6 @@ def read_file(file: str | Path, overrides: list[str]) -> BenchmarkFile:
         raise UserError(f"{file}: {reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: must be a mapping")
-    return validated(BenchmarkFile, content)
+    found = validated(BenchmarkFile, content)
+    found._place = file.resolve()
+    return found

@@ -39,6 +39,8 @@ class Run:
         config: the whole pretraining config, resolved.
         digest: of all that decides the result; another digest is another run. Of the data's
             folders, names and sizes of the files count, not the place.
+        config_digest: of the same without the seed, and without what is measured. The runs of a
+            variant that have the same one may be taken together.
         folder: where everything of the run lies.
     """
 
@@ -47,6 +49,7 @@ class Run:
     seed: int
     config: dict[str, Any]
     digest: str
+    config_digest: str
     folder: Path
 
     @property
@@ -189,11 +192,16 @@ def _run(
     decisive = json.dumps(
         {"config": config, "evaluations": measured, "solo-learn": RELEASE}, sort_keys=True
     )
+    seedless = json.dumps(
+        {"config": {**config, "seed": None}, "solo-learn": RELEASE}, sort_keys=True
+    )
     config["data"] = given
     digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
+    # in figures: older versions read no other column that they do not know
+    config_digest = str(int(hashlib.sha256(seedless.encode()).hexdigest()[:12], 16))
     folder = out / "runs" / label / f"seed-{seed}-{digest}"
     if isinstance(data, str):
         config["data"]["train_path"] = str(out / "datasets" / data / "train")
         config["data"]["val_path"] = str(out / "datasets" / data / "val")
     config["checkpoint"]["dir"] = str(folder / "training")
-    return Run(label, setting, seed, config, digest, folder)
+    return Run(label, setting, seed, config, digest, config_digest, folder)

@@ -18,27 +18,36 @@ COSTS = ("seconds_per_epoch", "seconds_per_step", "peak_memory_mib", "parameters
 VERSIONS = ("metamask-solo", "solo-learn", "torch", "lightning", "python")
 METRICS = (*EVALUATIONS, *(f"{name}_plain" for name in EVALUATIONS))
 CHOSEN = tuple(f"{name}_C" for name in METRICS if name.startswith("linear"))
+MEASURES = tuple(f"{name}_measure" for name in EVALUATIONS)
 COLUMNS = (
-    *("method", "setting", "seed", "status", *METRICS, *CHOSEN, *COSTS, "epochs"),
-    *("device", "commit", *VERSIONS, "digest", "folder", "curve"),
+    *("method", "setting", "seed", "status", *METRICS, *CHOSEN, *MEASURES, *COSTS, "epochs"),
+    *("device", "commit", *VERSIONS, "digest", "config_digest", "folder", "curve"),
 )
 # fields of a row that are columns of the same name
-IDENTITY = ("method", "setting", "seed", "status", "digest", "folder", "error")
+IDENTITY = ("method", "setting", "seed", "status", "digest", "config_digest", "folder", "error")
 FOUND = (*COSTS, "epochs", "device", "commit")
-TEXTS = {"method", "setting", "status", "device", "commit", *VERSIONS, "digest", "folder", "error"}
+TEXTS = {*IDENTITY, "device", "commit", *VERSIONS} - {"seed"}
+INTEGERS = ("seed", "epochs", *MEASURES)
 LOGGED = "logged/"
 Status = Literal["finished", "failed", "pending"]
 
 
 class Row(Result):
-    """A run and, where it is finished, its result."""
+    """A run and, where it is finished, its result.
+
+    Attributes:
+        measures: the number in ``EVALUATIONS`` of each evaluation when it measured this run.
+        config_digest: that of the :class:`Run`. Older rows have neither.
+    """
 
     method: str
     setting: str = ""
     seed: int
     status: Status
     metrics: dict[str, float] = {}
+    measures: dict[str, int] = {}
     digest: str | None = None
+    config_digest: str | None = None
     folder: str | None = None
     error: str | None = None
 
@@ -46,6 +55,12 @@ class Row(Result):
     def variant(self) -> str:
         """The method and its setting."""
         return f"{self.method} {self.setting}".strip()
+
+    def measure(self, name: str) -> int:
+        """The number of an evaluation when it measured this run."""
+        # a row that does not say: the second linear probe was the first that chose its C
+        unsaid = 2 if name == "linear" and name in self.chosen else 1
+        return self.measures.get(name, unsaid)
 
 
 def read_rows(plan: Plan) -> list[Row]:
@@ -81,11 +96,14 @@ def _row(plan: Plan, run: Run, known: dict[str, Row]) -> Row:
     identity: dict[str, Any] = {"method": run.method, "setting": setting, "seed": run.seed}
     if not (Result.is_in(run.folder) or run.digest in known or Failure.is_in(run.folder)):
         return Row(**identity, status="pending")
-    identity |= {"digest": run.digest, "folder": run.folder.relative_to(plan.out).as_posix()}
+    identity |= {"digest": run.digest, "config_digest": run.config_digest}
+    identity["folder"] = run.folder.relative_to(plan.out).as_posix()
+    # the digest is also of how is measured
+    measures = {"measures": {name: EVALUATIONS[name] for name in plan.file.measured}}
     if Result.is_in(run.folder):
-        return Row(**dict(Result.read(run.folder)), **identity, status="finished")
+        return Row(**dict(Result.read(run.folder)), **identity, **measures, status="finished")
     if run.digest in known:
-        return known[run.digest].model_copy(update=identity)
+        return known[run.digest].model_copy(update=identity | measures)
     return Row(**identity, status="failed", error=Failure.read(run.folder).error)
 
 
@@ -107,6 +125,7 @@ def _cells(row: Row) -> dict[str, str]:
         cells |= {name: getattr(row, name) for name in FOUND}
         cells |= row.metrics | row.versions
         cells |= {f"{name}_C": value for name, value in row.chosen.items()}
+        cells |= {f"{name}_measure": number for name, number in row.measures.items()}
         cells |= {f"{LOGGED}{name}": value for name, value in row.logged.items()}
         cells["curve"] = " ".join(f"{epoch}:{value}" for epoch, value in row.curve)
     # as texts, so that a logged NaN is no empty cell
@@ -176,7 +195,42 @@ def rows_of_report(benchmark: BenchmarkFile) -> tuple[list[Row], int]:
                     f"{file}: {run[0]}, seed {run[1]}: has no {name}, one of "
                     f"evaluations={benchmark.measured}"
                 )
+    _check_measures(file, benchmark.measured, rows)
+    _check_configs(file, rows)
     return rows, len(found) - len(rows)
+
+
+def _check_measures(file: Path, measured: Sequence[str], rows: Sequence[Row]) -> None:
+    """Refuses rows that an evaluation measured in another way than it does now."""
+    others = [
+        (name, row)
+        for name in measured
+        for row in rows
+        if row.status == "finished" and row.measure(name) != EVALUATIONS[name]
+    ]
+    if others:
+        name, row = others[0]
+        kept = ",".join(name for name in measured if name not in dict(others))
+        todo = f"evaluations=[{kept}] leaves it out" if kept else "choose others by evaluations="
+        raise UserError(
+            f"{file}: {row.variant}, seed {row.seed}: {name} was measured in another way than this "
+            f"version does; {todo}"
+        )
+
+
+def _check_configs(file: Path, rows: Sequence[Row]) -> None:
+    """Refuses runs of one variant with different configs; rows that do not say are left alone."""
+    for variant, runs in group(rows).items():
+        seeds: dict[str, list[str]] = {}
+        for run in sorted(runs, key=lambda run: run.seed):
+            if run.config_digest is not None:
+                seeds.setdefault(run.config_digest, []).append(str(run.seed))
+        if len(seeds) > 1:
+            told = " and ".join(f"seed{'s' * (len(s) > 1)} {', '.join(s)}" for s in seeds.values())
+            raise UserError(
+                f"{file}: {variant}: {told} have different configs, which are no runs of one "
+                "method; choose by seeds="
+            )
 
 
 def _is_of(benchmark: BenchmarkFile, row: Row) -> bool:
@@ -190,7 +244,7 @@ def _number(column: str, text: str, line: int) -> float:
     try:
         if "_" in text:  # Python's own form of a long number
             raise ValueError
-        return int(text) if column in ("seed", "epochs") else float(text)
+        return int(text) if column in INTEGERS else float(text)
     except ValueError:
         raise ValueError(f"line {line}: {column} {text}: must be a number") from None
 
@@ -222,6 +276,7 @@ def _typed(line: dict[str, str], number: int) -> Row:
             **{k: v for k, v in (texts | numbers).items() if k in (*IDENTITY, *FOUND)},
             metrics=metrics,
             chosen={k.removesuffix("_C"): numbers[k] for k in CHOSEN if k in numbers},
+            measures={k.removesuffix("_measure"): numbers[k] for k in MEASURES if k in numbers},
             logged={k.removeprefix(LOGGED): v for k, v in numbers.items() if k.startswith(LOGGED)},
             curve=[(int(epoch), float(value)) for epoch, value in points],
             versions={name: texts[name] for name in VERSIONS if name in texts},

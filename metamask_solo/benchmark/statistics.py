@@ -175,14 +175,20 @@ def clear_winner(
 
 
 def best_settings(rows: Sequence[Row], measures: Sequence[str]) -> dict[str, list[Row]]:
-    """Of each method the setting with the best mean; of equal ones, by the next measure."""
+    """Of each method the setting with the best mean; of equal ones, by the next measure.
+
+    A setting takes part if no other of its method has more finished runs: means over fewer seeds
+    are no match.
+    """
     methods = dict.fromkeys(row.method for row in rows)
     found = {}
     for method in methods:
         groups = group([row for row in rows if row.method == method])
         if groups:
-            best = best_of(groups, *measures)
-            found[best] = groups[best]
+            most = max(map(len, groups.values()))
+            whole = {name: runs for name, runs in groups.items() if len(runs) == most}
+            best = best_of(whole, *measures)
+            found[best] = whole[best]
     return found
 
 

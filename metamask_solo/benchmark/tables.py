@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from metamask_solo.benchmark.configs import differ_in_still_mask
 from metamask_solo.benchmark.file import LABEL_FREE, BenchmarkFile, Folders
 from metamask_solo.benchmark.rows import VERSIONS, Row, group
 from metamask_solo.benchmark.statistics import (
@@ -28,8 +29,8 @@ HOW = {
     "knn": "kNN with k = 20, the cosine distance and temperature 0.07",
     "linear": "linear: a logistic regression on the features of the plain images, which are "
     "divided by one number for all dimensions, with the C of "
-    f"{', '.join(f'{c:g}' for c in STRENGTHS)} that is best on every {HELD_OUT}th training image "
-    "of a class",
+    f"{', '.join(f'{c:g}' for c in STRENGTHS)} (weaker ones as long as the last is the best) that "
+    f"is best on every {HELD_OUT}th training image of a class",
     "rankme": "RankMe of the backbone's features of the training images, which is no accuracy",
 }
 REFERENCE_NAMES = {"random": "random backbone", "pixels": "raw pixels"}
@@ -111,7 +112,18 @@ def _results(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str
             " Bold: the best mean, where its paired differences to all others stay clear when "
             "corrected for their number."
         )
-    return ["## Results", note, _table(["method", "runs", *heads], lines)]
+    parts = ["## Results", note, _table(["method", "runs", *heads], lines)]
+    # the pixels are the same with every seed
+    seeds = {
+        frozenset(row.seed for row in rows) for name, rows in groups.items() if name != "pixels"
+    }
+    if len(seeds) > 1:
+        paired = "" if benchmark.searched else "; the paired differences use common seeds only"
+        parts.append(
+            "Not all lines have the same seeds: means of different seeds are not to be compared "
+            f"directly{paired}."
+        )
+    return parts
 
 
 def _noise_floor(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str]:
@@ -124,22 +136,41 @@ def _noise_floor(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list
         if floor is not None:
             shown = "–" if floor.detectable is None else f"{floor.detectable:.2f}"
             lines.append([NAMES[metric], str(floor.pairs), f"{floor.size:.2f}", shown])
-    note = (
+    if not lines:
+        return []
+    reason = (
         f"{one} and {other} are one method: a mask that stays where it is cancels in both heads, "
-        "which begin with a linear layer without bias and BatchNorm. Root mean square of the "
-        f"differences of their runs with the same seed, in {_units(benchmark)}, and the smallest "
-        "true difference that so many seeds would have shown (80 % power, two-sided test at 5 %) "
-        "if pairs differed by this noise alone."
+        "which begin with a linear layer without bias and BatchNorm."
+        if differ_in_still_mask(benchmark, one, other)
+        else f"The benchmark's file names {one} and {other} as one method."
+    )
+    note = (
+        f"{reason} Root mean square of the differences of their runs with the same seed, "
+        f"in {_units(benchmark)}, and the smallest true difference that so many seeds would have "
+        "shown (80 % power, two-sided test at 5 %) if pairs differed by this noise alone."
     )
     heads = ["metric", "pairs", "noise floor", "could have shown"]
-    return ["## Noise floor", note, _table(heads, lines)] if lines else []
+    return ["## Noise floor", note, _table(heads, lines)]
 
 
 def _comparisons(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str]:
-    pairs = [pair for pair in benchmark.pairs if set(pair) <= set(groups)]
+    wanted = [pair for pair in benchmark.pairs if set(pair) <= set(benchmark.trained)]
+    pairs = [pair for pair in wanted if set(pair) <= set(groups)]
     family = compare(pairs, groups, benchmark.measured)
-    if not family:
-        return []
+    compared = {(found.one, found.other) for found in family}
+    left_out = [f"{one} − {other}" for one, other in wanted if (one, other) not in compared]
+    parts = ["## Paired differences"] if wanted else []
+    if family:
+        parts += _differences(benchmark, pairs, family)
+    if left_out:
+        parts += [f"No seed has finished runs of both: {', '.join(left_out)}."]
+    return parts
+
+
+def _differences(
+    benchmark: BenchmarkFile, pairs: Sequence[tuple[str, str]], family: Sequence[Comparison]
+) -> list[str]:
+    """What the table of a family means, and the table."""
     lines = []
     for pair in pairs:
         cells: list[str] = []
@@ -162,7 +193,7 @@ def _comparisons(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list
     heads = ["difference", "seeds"]
     for metric in benchmark.measured:
         heads += [NAMES[metric], "p", "could have shown"]
-    return ["## Paired differences", note, _table(heads, lines)]
+    return [note, _table(heads, lines)]
 
 
 def _units(benchmark: BenchmarkFile) -> str:
@@ -187,20 +218,34 @@ def _cells(found: Comparison | None) -> list[str]:
 
 def _best_table(benchmark: BenchmarkFile, rows: Sequence[Row]) -> list[str]:
     metric = benchmark.measured[0]
+    best = {found[0].method: found for found in best_settings(rows, benchmark.measured).values()}
     lines = [
         [
-            found[0].method,
+            method,
             f"`{found[0].setting}`",
+            str(len(found)),
             _spread([row.metrics[metric] for row in found], ".2f"),
         ]
-        for found in best_settings(rows, benchmark.measured).values()
+        for method, found in best.items()
     ]
+    groups, fewer = group(rows), []
+    for variant, method in {row.variant: row.method for row in rows if row.method in best}.items():
+        runs, most = len(groups.get(variant, ())), len(best[method])
+        if runs < most:
+            fewer.append(f"{variant} ({runs} instead of {most})")
     equal = "".join(f", of equal ones by {NAMES[other]}" for other in benchmark.measured[1:])
     note = (
         f"The best setting of each method by {NAMES[metric]} on the validation images{equal}, as "
-        "overrides. A best of several is no fair result: measure it on other images."
+        "overrides. Those with a finished run of every seed take part or, where none has all, "
+        "those with the most. A best of several is no fair result: measure it on other images."
     )
-    return ["## Best settings", note, _table(["method", "setting", NAMES[metric]], lines)]
+    parts = ["## Best settings", note, _table(["method", "setting", "runs", NAMES[metric]], lines)]
+    if fewer:
+        parts.append(
+            "Left out, with fewer finished runs than another setting of the method: "
+            f"{', '.join(fewer)}."
+        )
+    return parts
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -1,5 +1,7 @@
 """A benchmark's YAML file: what it becomes, and what is refused before anything is written."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +10,10 @@ from typing import Any
 import pytest
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark.file import read_file
+from metamask_solo.benchmark.file import EVALUATIONS, read_file
 from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.errors import UserError
+from metamask_solo.hosts import RELEASE
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmark"
 FILES = sorted(file.name for file in SCRIPTS.glob("*.yaml"))
@@ -171,6 +174,45 @@ def test_the_digest_is_that_of_what_decides_the_result(
     assert not set(digests("epochs=2")) & set(first)
     assert not set(digests("overrides=[optimizer.lr=0.4]")) & set(first)
     assert not set(digests("evaluations=[knn]")) & set(first)
+
+
+def test_the_digest_of_a_config_is_of_all_but_the_seed(
+    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    file = benchmark_file(
+        methods={"simclr": SIMCLR}, seeds=[0, 1], references=["random"], evaluations=["knn"]
+    )
+
+    def digests(*overrides: str) -> list[str]:
+        return [run.config_digest for run in read_plan(file, list(overrides)).runs]
+
+    random, other_random, simclr, other = first = digests()
+    assert random == other_random != simclr == other
+    assert digests("seeds=[0,7]", f"out={tmp_path / 'other'}") == first
+    assert digests("evaluations=[knn,linear]") == first
+    assert not {*digests("overrides=[optimizer.lr=0.4]")[2:]} & {*first}
+    assert all(text.isdecimal() for text in first)  # older versions read no other column
+    # other data are another config; and the digest of a run is what it ever was
+    runs = read_plan(file, []).runs
+    known = {
+        "evaluations": {"knn": EVALUATIONS["knn"]},
+        "solo-learn": RELEASE,
+    }
+    files = {}
+    for split in ("train", "val"):
+        paths = sorted(path for path in (images / split).rglob("*") if path.is_file())
+        text = "".join(f"{p.relative_to(images / split)} {p.stat().st_size}\n" for p in paths)
+        files[f"{split}_path"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    for run in runs:
+        config = {**run.config, "data": {**run.config["data"], **files}}
+        config["checkpoint"] = {k: v for k, v in config["checkpoint"].items() if k != "dir"}
+        text = json.dumps({"config": config, **known}, sort_keys=True)
+        assert run.digest == hashlib.sha256(text.encode()).hexdigest()[:12]
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    next((copy / "val").rglob("*.png")).unlink()
+    elsewhere = [f"data.{split}_path={copy / split}" for split in ("train", "val")]
+    assert not {*digests(*elsewhere)} & {*first}
 
 
 def test_the_place_of_the_data_does_not_matter_but_what_they_are_does(

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metamask_solo.__main__ import main
 from metamask_solo.benchmark.file import BenchmarkFile, read_file
+from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.benchmark.records import Result
 from metamask_solo.benchmark.rows import VERSIONS, Row, csv_table, group, known_rows, read_csv
 from metamask_solo.benchmark.statistics import (
@@ -26,6 +30,7 @@ from metamask_solo.benchmark.tables import markdown
 from metamask_solo.commands.benchmark import report_of_rows
 from metamask_solo.errors import UserError
 
+FILES = Path(__file__).parents[2] / "scripts" / "benchmark"
 # of Student's distribution with 2 degrees of freedom, from a printed table
 T_975_2 = 4.302653
 
@@ -156,6 +161,74 @@ def test_the_noise_floor_is_what_one_method_differs_by() -> None:
     assert text.count("| heads − joint | 3 |") == 1
 
 
+CANCELS = "are one method: a mask that stays where it is cancels in both heads"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "cancels"),
+    [
+        ("smoke", [], True),
+        ("digits", [], True),
+        ("textured-digits", [], True),
+        ("cifar10", [], True),
+        ("cifar10_small", [], True),
+        ("imagenet-100", [], True),
+        ("stl10", [], True),
+        ("smoke", ["noise_floor=[simclr,barlow_twins]"], False),
+        ("smoke", ["noise_floor=[joint,simclr]"], False),
+        ("smoke", ["noise_floor=[joint,metamask]"], False),  # its mask moves
+        ("smoke", ["methods.joint.overrides=[optimizer.lr=0.5]"], False),
+        ("smoke", ["methods.joint.overrides=[method_kwargs.lamb=0.5]"], False),
+        ("smoke", ["methods.joint.overrides=[method_kwargs.mask.lr=0.5]"], True),
+        ("smoke", ["methods.joint.config=gone.yaml"], False),
+    ],
+)
+def test_the_reason_of_a_noise_floor_is_given_where_it_holds(
+    name: str, overrides: list[str], cancels: bool
+) -> None:
+    file = read_file(FILES / f"{name}.yaml", overrides)
+    one, other = file.floor or ("", "")
+
+    text = markdown(file, [*rows(one, [50.0]), *rows(other, [51.0])], ["evaluations=[knn]"])
+
+    assert (f"{one} and {other} {CANCELS}, which begin" in text) == cancels
+    named = f"The benchmark's file names {one} and {other} as one method. Root mean square"
+    assert (named in text) != cancels
+
+
+def test_means_of_other_seeds_are_told_of() -> None:
+    a, b = rows("a", [90.0, 70.0, 70.0]), rows("b", [89.0])
+    said = (
+        "Not all lines have the same seeds: means of different seeds are not to be compared "
+        "directly; the paired differences use common seeds only."
+    )
+
+    # the mean of b is 12.33 higher, and on its seed it is 1 lower
+    text = markdown(benchmark("a", "b"), [*a, *b])
+    assert said in text and "| a − b | 1 | +1.00 | – | – |" in text
+    # as many seeds need not be the same ones
+    assert said in markdown(benchmark("a", "b"), [a[0], rows("b", [0.0, 1.0])[1]])
+    same = [*a, *rows("b", [1.0, 2.0, 3.0]), *rows("pixels", [30.0])]
+    assert said not in markdown(benchmark("a", "b", references=["pixels"]), same)
+
+
+def test_a_comparison_without_a_common_seed_is_told_of() -> None:
+    a, b = rows("a", [80.0, 81.0]), rows("b", [70.0, 71.0, 72.0])[2:]
+    said = "No seed has finished runs of both: "
+
+    # of c nothing is finished, and b has another seed
+    text = markdown(benchmark(), [*a, *b])
+    assert f"## Paired differences\n\n{said}a − b, a − c." in text
+    text = markdown(benchmark(), [*a, *b, *rows("c", [60.0, 61.5])])
+    # 20 and 19.5
+    assert "| a − c | 2 | **+19.75 (" in text and "| a − b |" not in text
+    assert f"{said}a − b." in text
+    assert said not in markdown(benchmark("a", "c"), [*a, *rows("c", [60.0])])
+    # what was left out on purpose is not missed
+    only = benchmark(only=["a", "c"])
+    assert said not in markdown(only, [*a, *rows("c", [60.0])])
+
+
 def test_a_difference_needs_common_seeds() -> None:
     one, other = rows("a", [50.0, 60.0]), rows("b", [40.0, 41.0])
 
@@ -269,6 +342,110 @@ def test_a_report_of_rows_is_that_of_the_benchmarks_own(tmp_path: Path) -> None:
     assert "| a | 1 | 99.00 |" in report_of_rows(read_file(bench, ["epochs=200"]))
 
 
+def _linear(tmp_path: Path, *lines: str) -> Path:
+    file = tmp_path / "rows.csv"
+    head = "method,setting,seed,status,knn,linear,linear_C,linear_measure,epochs"
+    file.write_text("\n".join([head, *lines]) + "\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("a,,1,finished,51,95,,,1", "a, seed 1: linear"),  # standardised features, no C
+        ("b,,0,finished,51,95,,,1", "b, seed 0: linear"),  # the same, of another method
+        ("a,,1,finished,51,95,0.1,1,1", "a, seed 1: linear"),
+        ("a,,1,finished,51,95,0.1,3,1", "a, seed 1: linear"),
+    ],
+)
+def test_a_linear_accuracy_of_another_probe_is_refused(
+    tmp_path: Path, other: str, said: str
+) -> None:
+    """Beside rows of today's probe, or alone: the report describes that one."""
+    today = "a,,0,finished,50,90,0.1,2,1"
+    for lines in ([today, other], [other]):
+        file = str(_linear(tmp_path, *lines))
+
+        for evaluations, todo in (
+            (["knn", "linear"], r"evaluations=\[knn\] leaves it out"),
+            (["linear"], "choose others by evaluations="),
+        ):
+            with pytest.raises(UserError, match=f"rows.csv: {said} was measured in .*; {todo}"):
+                report_of_rows(benchmark(rows=file, evaluations=evaluations))
+
+        text = report_of_rows(benchmark(rows=file))  # by kNN alone
+        assert "kNN %" in text and "linear" not in text
+
+
+def test_rows_that_do_not_say_how_they_were_measured(tmp_path: Path) -> None:
+    """A C tells of today's probe: older rows stand beside new ones; the failed have no result."""
+    lines = ["a,,0,finished,50,90,0.1,,1", "a,,1,finished,52,92,10,2,1", "a,,2,failed,,,,,"]
+    file = str(_linear(tmp_path, *lines))
+
+    text = report_of_rows(benchmark(rows=file, evaluations=["knn", "linear"]))
+
+    assert "| a | 2 | 51.00 ± 1.41 | 91.00 ± 1.41 |" in text
+
+
+def test_runs_with_other_configs_are_no_runs_of_one_method(
+    tmp_path: Path, benchmark_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One file of rows, to which commands with other overrides add their seeds."""
+    rows_file, out = tmp_path / "rows.csv", tmp_path / "out"
+    file = benchmark_file(methods={"simclr": {"config": "simclr.yaml"}}, rows=str(rows_file))
+
+    def command(*keys: str) -> int:
+        return main(["benchmark", str(file), "evaluations=[knn]", *keys])
+
+    def finish(*keys: str) -> None:
+        for run in read_plan(file, ["evaluations=[knn]", *keys]).runs:
+            run.folder.mkdir(parents=True)
+            found = {"metrics": {"knn": 70 if run.seed == 0 else 90}, "epochs": 1}
+            (run.folder / "result.json").write_text(json.dumps(found))
+        assert command(*keys, "--tables-only") == 0
+
+    one, other = "overrides=[optimizer.lr=0.25]", "overrides=[optimizer.lr=0.125]"
+    finish("seeds=[0]", one)
+    finish("seeds=[1,2]", other)
+    capsys.readouterr()
+    assert command("seeds=[0,1,2]", "--from-rows") == 2
+    said = capsys.readouterr().err
+    assert f"{rows_file}: simclr: seed 0 and seeds 1, 2 have different configs" in said
+    assert said.count("\n") == 1
+    # each alone is a method; with a plan, the rows of the other config are not its own
+    assert command("seeds=[1,2]", "--from-rows") == 0
+    assert "| simclr | 2 | 90.00 ± 0.00 |" in capsys.readouterr().out
+    shutil.rmtree(out)
+    before = rows_file.read_text()
+    assert command("seeds=[0,1,2]", other, "--tables-only") == 1
+    assert "| simclr | 2 | 90.00 ± 0.00 |" in (out / "results.md").read_text()
+    assert rows_file.read_text() == before
+
+    # older rows do not say: they are not checked, and are known by the digest as ever
+    with rows_file.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    older = [
+        {k: v for k, v in line.items() if "_digest" not in k and "_measure" not in k}
+        for line in lines
+    ]
+    with rows_file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, older[0])
+        writer.writeheader()
+        writer.writerows(older)
+    assert command("seeds=[0,1,2]", "--from-rows") == 0
+    # 70, 90, 90
+    assert "| simclr | 3 | 83.33 ± 11.55 |" in capsys.readouterr().out
+    # a command adds the columns to those that are its runs; the file holds both kinds then
+    assert command("seeds=[1,2]", other, "--tables-only") == 0
+    with rows_file.open(newline="") as stream:
+        said_now = [
+            (line["seed"], bool(line["config_digest"]), line["knn_measure"])
+            for line in csv.DictReader(stream)
+        ]
+    assert said_now == [("1", True, "1"), ("2", True, "1"), ("0", False, "")]
+    assert command("seeds=[0,1,2]", "--from-rows") == 0
+
+
 def test_pixels_are_the_same_with_every_seed() -> None:
     groups = group([*rows("a", [53.0, 53.5, 54.0]), *rows("pixels", [30.0])])
 
@@ -343,7 +520,13 @@ def test_a_csv_is_read_as_what_was_written(tmp_path: Path) -> None:
     found = [
         *rows("a", [100 / 3, 1 / 7], "lr=1", commit="abc", curve=[(5, 41.25), (10, 1 / 3)]),
         *rows(
-            "pixels", [1.5], metrics={"linear": 2.5}, chosen={"linear": 0.01}, digest="0123456789ab"
+            "pixels",
+            [1.5],
+            metrics={"linear": 2.5},
+            chosen={"linear": 0.01},
+            measures={"knn": 1, "linear": 2},
+            digest="0123456789ab",
+            config_digest="281474976710655",
         ),
     ]
     file = tmp_path / "rows.csv"
@@ -372,9 +555,44 @@ def test_the_best_setting_of_each_method() -> None:
     assert list(best_settings(found, ["knn", "linear"])) == ["a lr=1", "b lr=2"]
 
     text = markdown(benchmark(search={"lr": [1, 2]}), found)
-    assert "| a | `lr=1` | 51.00 ± 1.41 |" in text
-    assert "| b | `lr=2` | 16.00 ± 0.00 |" in text
+    assert "| a | `lr=1` | 2 | 51.00 ± 1.41 |" in text
+    assert "| b | `lr=2` | 2 | 16.00 ± 0.00 |" in text
     assert "Paired" not in text and "**" not in text
+    assert "Left out" not in text and "same seeds" not in text
+
+
+def _not_finished(status: str, seed: int, setting: str) -> Row:
+    return Row(method="a", setting=setting, seed=seed, status=status)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lost", ["failed", "pending", None])
+def test_a_setting_whose_runs_are_not_all_there_is_not_the_best(lost: str | None) -> None:
+    """The seed that is left may be an easy one: on it, the other setting is better."""
+    whole, one = [92.0, 80.0, 80.0], 90.0
+    found = [*rows("a", whole, "lr=1"), *rows("a", [one], "lr=2")]
+    found += [_not_finished(lost, seed, "lr=2") for seed in (1, 2)] if lost else []
+    assert one > sum(whole) / 3 and one < whole[0]
+
+    assert list(best_settings(found, ["knn"])) == ["a lr=1"]
+    text = markdown(benchmark("a", search={"lr": [1, 2]}), found)
+    assert "| a | `lr=1` | 3 | 84.00 ± 6.93 |" in text
+    assert "Left out, with fewer finished runs than another setting of the method: a lr=2 (1 " in (
+        text
+    )
+    assert "(1 instead of 3)." in text
+    assert "means of different seeds are not to be compared directly." in text
+
+
+def test_where_no_setting_is_whole_those_with_the_most_runs_take_part() -> None:
+    found = [*rows("a", [50.0, 54.0], "lr=1"), *rows("a", [60.0, 40.0], "lr=2")]
+    found += [_not_finished("failed", 2, f"lr={n}") for n in (1, 2)]
+    found += [_not_finished("failed", seed, "lr=3") for seed in (0, 1, 2)]
+    found += [*rows("b", [99.0], "lr=1")]  # the runs of another method do not count
+
+    assert list(best_settings(found, ["knn"])) == ["a lr=1", "b lr=1"]
+    text = markdown(benchmark(search={"lr": [1, 2, 3]}), found)
+    assert "| a | `lr=1` | 2 | 52.00 ± 2.83 |" in text and "| b | `lr=1` | 1 | 99.00 |" in text
+    assert "the method: a lr=3 (0 instead of 2)." in text
 
 
 def test_of_equal_settings_the_next_measure_decides() -> None:
@@ -384,7 +602,7 @@ def test_of_equal_settings_the_next_measure_decides() -> None:
     ]
     assert list(best_settings(found, ["knn", "linear"])) == ["a lr=2"]
     text = markdown(benchmark(search={"lr": [1, 2]}, evaluations=["knn", "linear"]), found)
-    assert "| a | `lr=2` | 50.00 |" in text
+    assert "| a | `lr=2` | 1 | 50.00 |" in text
     assert "of equal ones by linear %" in text
 
 
