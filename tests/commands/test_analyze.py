@@ -334,19 +334,18 @@ def test_pixels_are_those_of_scikit_learn(data, tmp_path, run, monkeypatch):
     assert counts[1] == [12, 6]
 
 
-def test_runs_of_different_data_are_not_compared(data, tmp_path, run):
-    def own(**changes):
+def test_runs_of_different_data_are_not_compared(data, tmp_path):
+    def own(name, **changes):
         folders = {f"{split}_path": str(data / split) for split in ("train", "val")}
-        return {"dataset": "custom", "num_classes": 3, **folders, **changes}
+        own_data = {"dataset": "custom", "num_classes": 3, **folders, **changes}
+        return write_run(tmp_path / name, "simclr", False, data=own_data)
 
-    first = write_run(tmp_path / "a", "simclr", False, data=own())
-    same = write_run(tmp_path / "b", "simclr", False, data=own(val_path=f"{data}/train/../val"))
-    other = write_run(tmp_path / "c", "simclr", False, data=own(val_path=str(data / "train")))
-    options = ["--out", str(tmp_path / "out"), "--draws", "2", "--num-workers", "0"]
-    with pytest.raises(UserError, match=r"different data: data.val_path is .*val and .*train; "):
-        analyze.main([str(first), str(other), *options])
-    assert analyze.main([str(first), str(same), *options]) == 0
-    assert len(run(first, other)["checkpoints"]) == 2  # with images for all
+    first, same = own("a"), own("b", val_path=f"{data}/train/../val")
+    other, packed = own("c", val_path=str(data / "train")), own("d", format="h5")
+    for one, said in ((other, "data.val_path is .*val and .*train"), (packed, "data.format is")):
+        with pytest.raises(UserError, match=f"runs of different data: {said}.*; analyse"):
+            analyze.main([str(first), str(one), "--out", str(tmp_path / "out")])
+    loading.check_same_data([read_checkpoint(path) for path in (first, same)])
 
 
 def test_runs_of_one_name_are_told_apart_and_the_page_begins_with_the_answers(data, tmp_path, run):
