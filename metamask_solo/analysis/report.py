@@ -55,7 +55,7 @@ def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
     }
     template = environment.get_template(TEMPLATE)
     answered = answers(analysis.checkpoints)
-    rows = sum(len(one.subsets.curves) for one in analysis.checkpoints if one.subsets is not None)
+    rows = len(_named_curves(analysis.checkpoints))
     return template.render(
         vars(analysis),
         figures=figures,
@@ -90,13 +90,18 @@ def _did_it_spread(found: Sequence[Numbers]) -> str:
     )
 
 
-def _are_there_confounders(found: Sequence[Numbers]) -> str:
-    curves = [
+def _named_curves(found: Sequence[Numbers]) -> list[tuple[str, Curve]]:
+    """The rows of the table of gains."""
+    return [
         (f"{one.name} ({PROBES[probe]})", curve)
         for one in found
         if one.subsets is not None
         for probe, curve in one.subsets.curves.items()
     ]
+
+
+def _are_there_confounders(found: Sequence[Numbers]) -> str:
+    curves = _named_curves(found)
     if not curves:
         return "Whether dimensions confound cannot be said without labels."
     least = clear_errors(len(curves))
