@@ -164,10 +164,9 @@ def ridge_along(system: RidgeSystem, order: IntArray, cuts: list[int]) -> list[A
             error = residual / left**2 if left > 0 else np.inf
             if len(weights) == index:
                 weights.append(weight)
-            elif error < errors[index]:
-                weights[index] = weight
-                without_gain = 0
-            errors[index] = min(error, errors[index])
+            elif error >= errors[index]:
+                continue
+            weights[index], errors[index], without_gain = weight, error, 0
     return weights
 
 
