@@ -127,17 +127,18 @@ def _results(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str
 
 
 def _noise_floor(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str]:
-    if benchmark.floor is None or not set(benchmark.floor) <= set(groups):
+    if benchmark.floor is None or not set(benchmark.floor) <= set(benchmark.trained):
         return []
     one, other = benchmark.floor
     lines = []
     for metric in benchmark.measured:
-        floor = noise_floor(groups[one], groups[other], metric)
+        floor = noise_floor(groups.get(one, []), groups.get(other, []), metric)
         if floor is not None:
             shown = "–" if floor.detectable is None else f"{floor.detectable:.2f}"
             lines.append([NAMES[metric], str(floor.pairs), f"{floor.size:.2f}", shown])
     if not lines:
-        return []
+        missing = f"No seed has finished runs of both {one} and {other}: no noise floor is known."
+        return ["## Noise floor", missing]
     reason = (
         f"{one} and {other} are one method: a mask that stays where it is cancels in both heads, "
         "which begin with a linear layer without bias and BatchNorm."

@@ -229,6 +229,19 @@ def test_a_comparison_without_a_common_seed_is_told_of() -> None:
     assert said not in markdown(only, [*a, *rows("c", [60.0])])
 
 
+def test_a_noise_floor_without_a_common_seed_is_told_of() -> None:
+    a, b = rows("a", [80.0, 81.0]), rows("b", [70.0, 71.0, 72.0])
+    said = "## Noise floor\n\nNo seed has finished runs of both a and b: no noise floor is known."
+
+    file = benchmark(noise_floor=["a", "b"])
+    assert said in markdown(file, [*a, *b[2:]])
+    assert said in markdown(file, a)
+    assert said not in markdown(file, [*a, *b])
+    # not asked for: without two such methods, or with one of them left out on purpose
+    for other in (benchmark(), benchmark(noise_floor=["a", "b"], only=["a", "c"])):
+        assert "## Noise floor" not in markdown(other, a)
+
+
 def test_a_difference_needs_common_seeds() -> None:
     one, other = rows("a", [50.0, 60.0]), rows("b", [40.0, 41.0])
 
