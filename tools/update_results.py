@@ -4,6 +4,7 @@ Run it by ``python tools/update_results.py``. A table stands between two comment
 the arguments of ``metamask-solo benchmark`` that print it. Its headings are lowered by two.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -52,5 +53,6 @@ def draw(text: str) -> None:
 
 
 if __name__ == "__main__":
+    os.chdir(ROOT)  # a file names its rows from there
     PAGE.write_text(renewed(PAGE.read_text()))
     draw(PAGE.read_text())

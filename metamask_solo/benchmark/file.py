@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from annotated_types import Ge, Lt, MinLen
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
@@ -74,7 +74,24 @@ Seeds = Annotated[
 ]
 Overrides = Annotated[list[str], Allowed("a list of texts such as optimizer.lr=0.1")]
 Values = Annotated[list[bool | int | float | str | None], MinLen(1), Allowed("a list of values")]
-Search = Annotated[dict[str, Values], Allowed("a mapping of keys to lists of values")]
+
+
+def _dotted(search: Any, prefix: str = "") -> Any:
+    """``search.optimizer.lr=[0.1]`` of a command line, as the file has it: one key with dots."""
+    if not isinstance(search, dict):
+        return search
+    found: dict[str, Any] = {}
+    for key, values in search.items():
+        nested = isinstance(values, dict) and values
+        found |= _dotted(values, f"{prefix}{key}.") if nested else {f"{prefix}{key}": values}
+    return found
+
+
+Search = Annotated[
+    dict[str, Values],
+    BeforeValidator(_dotted),
+    Allowed("a mapping of keys to lists of values"),
+]
 
 
 class Method(Settings):
@@ -137,7 +154,7 @@ class BenchmarkFile(Settings):
         dict[Label, Annotated[Method, Allowed("a mapping with config")]],
         Allowed("a mapping of names to {config: FILE}"),
     ]
-    only: Left[Annotated[list[str], Allowed("a list of methods")]] = None
+    only: Left[Annotated[list[str], Allowed("a list of methods, such as [simclr]")]] = None
     seeds: Seeds = [0, 1, 2]
     epochs: Left[Annotated[int, Ge(1)]] = None
     overrides: Overrides = []
@@ -153,6 +170,7 @@ class BenchmarkFile(Settings):
     rows: Left[Annotated[str, Allowed("the path of a CSV file")]] = None
     keep_checkpoints: bool = True
     _place: Path | None = PrivateAttr(None)
+    _replaced: dict[str, list[str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "BenchmarkFile":
@@ -196,6 +214,11 @@ class BenchmarkFile(Settings):
     def place(self) -> Path | None:
         """The YAML file itself, where the keys come from one."""
         return self._place
+
+    @property
+    def replaced(self) -> dict[str, list[str]]:
+        """Lists of overrides that the command line replaced, by key: what was in the file only."""
+        return self._replaced
 
     @property
     def without_labels(self) -> bool:
@@ -261,7 +284,11 @@ class BenchmarkFile(Settings):
 
 
 def read_file(file: str | Path, overrides: list[str]) -> BenchmarkFile:
-    """Reads a benchmark's YAML file, with ``KEY=VALUE`` for dotted keys of it.
+    """Reads a benchmark's YAML file.
+
+    Args:
+        file: the YAML file.
+        overrides: ``KEY=VALUE`` for dotted keys of it; ``KEY+=LIST`` adds to a list.
 
     Raises:
         UserError: the first thing in it that is wrong.
@@ -273,12 +300,46 @@ def read_file(file: str | Path, overrides: list[str]) -> BenchmarkFile:
         if "=" not in override.lstrip("="):
             raise UserError(f"{override}: must be KEY=VALUE")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(overrides))
+        loaded: Any = OmegaConf.load(file)
+        keys = [override.partition("=")[0].rstrip("+") for override in overrides]
+        before = {key: _list(loaded, key) for key in keys if key.split(".")[-1] == "overrides"}
+        merged = loaded
+        for override in overrides:
+            merged = OmegaConf.merge(merged, _parsed(merged, override))
+        if "reference" in keys and "comparisons" not in keys:  # the later choice of two
+            merged = OmegaConf.merge(merged, {"comparisons": None})
         content: Any = OmegaConf.to_container(merged, resolve=True)
+        replaced = {
+            key: [str(text) for text in old if text not in _list(merged, key)]
+            for key, old in before.items()
+        }
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{file}: {reason(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: must be a mapping")
     found = validated(BenchmarkFile, content)
     found._place = file.resolve()
+    found._replaced = {key: texts for key, texts in replaced.items() if texts}
+    return found
+
+
+def _list(content: Any, key: str) -> list[Any]:
+    """A list as it is written; an empty one where there is none."""
+    found = OmegaConf.select(content, key)
+    return OmegaConf.to_container(found) if isinstance(found, ListConfig) else []  # type: ignore[return-value]
+
+
+def _parsed(content: Any, override: str) -> Any:
+    """A ``KEY=VALUE`` or ``KEY+=LIST`` as something to merge into the content so far."""
+    key, _, value = override.partition("=")
+    if not key.endswith("+"):
+        return OmegaConf.from_dotlist([override])
+    key = key[:-1]
+    found = OmegaConf.from_dotlist([f"{key}={value}"])
+    old = OmegaConf.select(content, key)
+    if not isinstance(OmegaConf.select(found, key), ListConfig) or (
+        old is not None and not isinstance(old, ListConfig)
+    ):
+        raise ValueError(f"{override}: += adds a list to a list, such as overrides+=[precision=32]")
+    OmegaConf.update(found, key, [*_list(content, key), *_list(found, key)])
     return found

@@ -1,6 +1,6 @@
 """What a reader of a benchmark's report must know of its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,13 +34,42 @@ SEVERAL_PROCESSES = {
 
 def notes_on(variants: Sequence[Variant], given: BenchmarkFile) -> list[str]:
     """Notes on the runs that are wanted."""
-    notes = [
+    notes = [*_of_overrides(given), *_of_seeds(given)]
+    notes += [
         f"{', '.join(labels)}: {SEVERAL_PROCESSES[method]}."
         for method, labels in _of_several_processes(variants).items()
     ]
     if isinstance(given.data, Folders):
         notes += _of_other_data(variants, given.data)
     return notes + ([NOT_ACCURACY] if {*given.measured} & {*LABEL_FREE} else [])
+
+
+def _of_overrides(given: BenchmarkFile) -> Iterator[str]:
+    """Overrides that are gone, or that change nothing."""
+    for key, texts in given.replaced.items():
+        yield f"{key}=… replaces {', '.join(texts)} of the file; {key}+=… would add to them."
+    names: dict[str, list[str]] = {}
+    for label in given.trained:
+        own = [_key(override) for override in given.methods[label].overrides]
+        for override in given.overrides:
+            if _key(override) in own:
+                names.setdefault(override, []).append(label)
+    for override, labels in names.items():
+        yield (
+            f"overrides: {override} does not reach {', '.join(labels)}, whose own overrides say "
+            "otherwise."
+        )
+
+
+def _of_seeds(given: BenchmarkFile) -> Iterator[str]:
+    for label in given.trained:
+        if not given.seeds_of(label):
+            own = given.methods[label].seeds
+            yield f"{label} has no run: none of its own seeds={own} is in seeds={given.seeds}."
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _of_several_processes(variants: Sequence[Variant]) -> dict[str, list[str]]:
@@ -65,7 +94,7 @@ def _of_other_data(variants: Sequence[Variant], folders: Folders) -> list[str]:
     size = _size_of_one(folders.train_path)
     return [
         f"The data were replaced, and {', '.join(labels)} keep the augmentations that were chosen "
-        f"for {what}{size}. Others: overrides=[augmentations=FILE, augmentations.0.crop_size=N]."
+        f"for {what}{size}. Others: overrides+=[augmentations=FILE,augmentations.0.crop_size=N]."
         for what, labels in found.items()
     ]
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from metamask_solo.benchmark.configs import compose_variants, untrained_config
+from metamask_solo.benchmark.configs import TORCHVISION, compose_variants, untrained_config
 from metamask_solo.benchmark.file import (
     EVALUATIONS,
     BenchmarkFile,
@@ -41,6 +42,7 @@ class Run:
             folders, names and sizes of the files count, not the place.
         config_digest: of the same without the seed, and without what is measured. The runs of a
             variant that have the same one may be taken together.
+        data_digest: of the data alone. Runs that have the same one may be compared.
         folder: where everything of the run lies.
     """
 
@@ -50,6 +52,7 @@ class Run:
     config: dict[str, Any]
     digest: str
     config_digest: str
+    data_digest: str
     folder: Path
 
     @property
@@ -115,8 +118,20 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
         for variant in wanted
         if seed in given.seeds_of(variant.method)
     ]
-    files = _fingerprints(given.data) if isinstance(given.data, Folders) else {}
+    if given.trained and not any(label in given.trained for label, *_ in planned):
+        label = given.trained[0]
+        raise UserError(
+            f"methods.{label}.seeds={given.methods[label].seeds}: none of them is in "
+            f"seeds={given.seeds}, so there is nothing to run"
+        )
+    files: dict[tuple[str, str], str] = {}
     runs = [_run(*one, given, files, out) for one in planned]
+    for run in runs:
+        if run.data_digest != runs[0].data_digest:
+            raise UserError(
+                f"{run}: its images are others than those of {runs[0]}: no comparison; give all "
+                "the same by data.train_path=FOLDER data.val_path=FOLDER"
+            )
     return Plan(given, out, runs, notes_on(wanted, given))
 
 
@@ -160,15 +175,24 @@ def _check_launcher(launcher: Launcher, out: Path) -> None:
         raise UserError(f"launcher={launcher.name}: {reason(error)}") from error
 
 
-def _fingerprints(folders: Folders) -> dict[str, str]:
-    """Of given folders, what their files are: relative names and sizes."""
-    found = {}
-    for key, folder in folders.given().items():
-        digest = hashlib.sha256()
-        for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-            digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-        found[key] = digest.hexdigest()[:16]
-    return found
+def _fingerprint(folder: str, dataset: str) -> str:
+    """What the files of a data set are: names below the folder, and sizes.
+
+    Links are followed, as training does. Beside torchvision's files other data sets may lie.
+    """
+    top = os.path.join(folder, TORCHVISION.get(dataset, ""))
+    files, seen = [], set()
+    for place, below, names in os.walk(top, followlinks=True):
+        if os.path.realpath(place) in seen:  # a link that leads back
+            below.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        below.sort()
+        files += [Path(place, name) for name in names]
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _run(
@@ -177,7 +201,7 @@ def _run(
     seed: int,
     config: dict[str, Any],
     benchmark: BenchmarkFile,
-    files: dict[str, str],
+    files: dict[tuple[str, str], str],
     out: Path,
 ) -> Run:
     data, config = benchmark.data, json.loads(json.dumps(config))
@@ -185,8 +209,13 @@ def _run(
     config.setdefault("checkpoint", {})
     given = dict(config["data"])
     # the place of data and results must not decide what they are
-    paths = ("train_path", "val_path")
-    config["data"].update(dict.fromkeys(paths, data) if isinstance(data, str) else files)
+    for key in ("train_path", "val_path"):
+        if isinstance(data, str):
+            config["data"][key] = data
+        elif given.get(key) is not None:
+            place = given[key], given["dataset"]
+            files[place] = files.get(place) or _fingerprint(*place)
+            config["data"][key] = files[place]
     config["checkpoint"].pop("dir", None)
     measured = {name: EVALUATIONS[name] for name in benchmark.measured}
     decisive = json.dumps(
@@ -195,13 +224,18 @@ def _run(
     seedless = json.dumps(
         {"config": {**config, "seed": None}, "solo-learn": RELEASE}, sort_keys=True
     )
+    images = json.dumps([config["data"].get("train_path"), config["data"].get("val_path")])
     config["data"] = given
     digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
-    # in figures: older versions read no other column that they do not know
-    config_digest = str(int(hashlib.sha256(seedless.encode()).hexdigest()[:12], 16))
+    config_digest, data_digest = _figures(seedless), _figures(images)
     folder = out / "runs" / label / f"seed-{seed}-{digest}"
     if isinstance(data, str):
         config["data"]["train_path"] = str(out / "datasets" / data / "train")
         config["data"]["val_path"] = str(out / "datasets" / data / "val")
     config["checkpoint"]["dir"] = str(folder / "training")
-    return Run(label, setting, seed, config, digest, config_digest, folder)
+    return Run(label, setting, seed, config, digest, config_digest, data_digest, folder)
+
+
+def _figures(text: str) -> str:
+    """A digest in figures: older versions read no other column that they do not know."""
+    return str(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))

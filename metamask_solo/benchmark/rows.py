@@ -19,12 +19,13 @@ VERSIONS = ("metamask-solo", "solo-learn", "torch", "lightning", "python")
 METRICS = (*EVALUATIONS, *(f"{name}_plain" for name in EVALUATIONS))
 CHOSEN = tuple(f"{name}_C" for name in METRICS if name.startswith("linear"))
 MEASURES = tuple(f"{name}_measure" for name in EVALUATIONS)
+DIGESTS = ("digest", "config_digest", "data_digest")
 COLUMNS = (
     *("method", "setting", "seed", "status", *METRICS, *CHOSEN, *MEASURES, *COSTS, "epochs"),
-    *("device", "commit", *VERSIONS, "digest", "config_digest", "folder", "curve"),
+    *("device", "commit", *VERSIONS, *DIGESTS, "folder", "curve"),
 )
 # fields of a row that are columns of the same name
-IDENTITY = ("method", "setting", "seed", "status", "digest", "config_digest", "folder", "error")
+IDENTITY = ("method", "setting", "seed", "status", *DIGESTS, "folder", "error")
 FOUND = (*COSTS, "epochs", "device", "commit")
 TEXTS = {*IDENTITY, "device", "commit", *VERSIONS} - {"seed"}
 INTEGERS = ("seed", "epochs", *MEASURES)
@@ -37,7 +38,7 @@ class Row(Result):
 
     Attributes:
         measures: the number in ``EVALUATIONS`` of each evaluation when it measured this run.
-        config_digest: that of the :class:`Run`. Older rows have neither.
+        config_digest, data_digest: those of the :class:`Run`. Older rows have none of the three.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Row(Result):
     measures: dict[str, int] = {}
     digest: str | None = None
     config_digest: str | None = None
+    data_digest: str | None = None
     folder: str | None = None
     error: str | None = None
 
@@ -91,12 +93,43 @@ def known_rows(benchmark: BenchmarkFile) -> dict[str, Row]:
     return found
 
 
+def check_rows(plan: Plan) -> None:
+    """Looks at the file of rows before any work: what is in it must be of use, and is not lost.
+
+    Raises:
+        UserError: a row that is wanted lacks a figure, or stands where another run would go.
+    """
+    file, known = plan.file.rows_file, known_rows(plan.file)
+    places = {(row.method, row.setting, row.seed): row for row in known.values()}
+    for run in plan.runs:
+        row = known.get(run.digest)
+        if row is None:
+            row = places.get((run.method, " ".join(override_list(run.setting)), run.seed))
+            if row is not None:
+                raise UserError(
+                    f"rows={file}: {run} is there with another config, other images, other "
+                    f"evaluations or another solo-learn (digest {row.digest}, not {run.digest}), "
+                    "and is not overwritten; give another file by rows=FILE, or take the row out"
+                )
+        else:
+            _check_measured(row, plan.file, f"rows={file}")
+
+
+def _check_measured(row: Row, benchmark: BenchmarkFile, where: str) -> None:
+    for name in benchmark.measured:
+        if name not in row.metrics:
+            raise UserError(
+                f"{where}: {row.variant}, seed {row.seed}: has no {name}, one of "
+                f"evaluations={benchmark.measured}"
+            )
+
+
 def _row(plan: Plan, run: Run, known: dict[str, Row]) -> Row:
     setting = " ".join(override_list(run.setting))
     identity: dict[str, Any] = {"method": run.method, "setting": setting, "seed": run.seed}
     if not (Result.is_in(run.folder) or run.digest in known or Failure.is_in(run.folder)):
         return Row(**identity, status="pending")
-    identity |= {"digest": run.digest, "config_digest": run.config_digest}
+    identity |= {name: getattr(run, name) for name in DIGESTS}
     identity["folder"] = run.folder.relative_to(plan.out).as_posix()
     # the digest is also of how is measured
     measures = {"measures": {name: EVALUATIONS[name] for name in plan.file.measured}}
@@ -145,7 +178,9 @@ def read_csv(file: Path) -> list[Row]:
             columns = list(reader.fieldnames or ())
             lacking = {"method", "setting", "seed", "status"} - {*columns}
             if lacking:
-                raise UserError(f"{file}: no column {min(lacking)}; it is no table of a benchmark")
+                other = any(mark in "".join(columns[:1]) for mark in ";\t")
+                hint = "cells must be separated by commas" if other else "no table of a benchmark"
+                raise UserError(f"{file}: no column {min(lacking)}; {hint}")
             for name in columns:
                 if columns.count(name) > 1:
                     raise UserError(f"{file}: column {name} is there twice")
@@ -170,9 +205,9 @@ def rows_of_report(benchmark: BenchmarkFile) -> tuple[list[Row], int]:
         raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
     found = read_csv(file)
     rows = [row for row in found if row.method in benchmark.shown and _is_of(benchmark, row)]
-    if not rows:
+    if not any(row.method in benchmark.trained for row in rows) and (benchmark.trained or not rows):
         raise UserError(
-            f"{file}: has no row of these methods, seeds and epochs ({len(found)} of others)"
+            f"{file}: has no row of these methods, seeds and epochs ({len(found)} others)"
         )
     lengths = sorted({row.epochs for row in rows if row.epochs})
     if len(lengths) > 1:
@@ -189,12 +224,7 @@ def rows_of_report(benchmark: BenchmarkFile) -> tuple[list[Row], int]:
         if run in seen:
             raise UserError(f"{file}: {run[0]}, seed {run[1]}: is there twice")
         seen.add(run)
-        for name in benchmark.measured:
-            if name not in row.metrics:
-                raise UserError(
-                    f"{file}: {run[0]}, seed {run[1]}: has no {name}, one of "
-                    f"evaluations={benchmark.measured}"
-                )
+        _check_measured(row, benchmark, str(file))
     _check_measures(file, benchmark.measured, rows)
     _check_configs(file, rows)
     return rows, len(found) - len(rows)
@@ -219,18 +249,32 @@ def _check_measures(file: Path, measured: Sequence[str], rows: Sequence[Row]) ->
 
 
 def _check_configs(file: Path, rows: Sequence[Row]) -> None:
-    """Refuses runs of one variant with different configs; rows that do not say are left alone."""
+    """Refuses runs of one variant with different configs, and runs of different images.
+
+    Rows that do not say are left alone, where none of the others says it either.
+    """
     for variant, runs in group(rows).items():
-        seeds: dict[str, list[str]] = {}
+        seeds: dict[str | None, list[str]] = {}
         for run in sorted(runs, key=lambda run: run.seed):
-            if run.config_digest is not None:
-                seeds.setdefault(run.config_digest, []).append(str(run.seed))
+            seeds.setdefault(run.config_digest, []).append(str(run.seed))
         if len(seeds) > 1:
             told = " and ".join(f"seed{'s' * (len(s) > 1)} {', '.join(s)}" for s in seeds.values())
+            what = "do not all say their config" if None in seeds else "have different configs"
             raise UserError(
-                f"{file}: {variant}: {told} have different configs, which are no runs of one "
-                "method; choose by seeds="
+                f"{file}: {variant}: {told} {what}, which are no runs of one method; choose by "
+                "seeds="
             )
+    images: dict[str | None, Row] = {}
+    for row in rows:
+        if row.status == "finished":
+            images.setdefault(row.data_digest, row)
+    if len(images) > 1:
+        one, other = list(images.values())[:2]
+        what = "do not both say their images" if None in images else "are of different images"
+        raise UserError(
+            f"{file}: {one.variant}, seed {one.seed}, and {other.variant}, seed {other.seed}, "
+            f"{what}, which cannot be compared; choose by only=[METHOD] references=[]"
+        )
 
 
 def _is_of(benchmark: BenchmarkFile, row: Row) -> bool:
@@ -250,6 +294,8 @@ def _number(column: str, text: str, line: int) -> float:
 
 
 def _typed(line: dict[str, str], number: int) -> Row:
+    if line["method"] == "method":
+        raise ValueError(f"line {number}: the names of the columns once more")
     if None in line or None in line.values():
         raise ValueError(f"line {number}: has another number of cells than the first")
     for name in ("method", "seed"):
@@ -259,7 +305,11 @@ def _typed(line: dict[str, str], number: int) -> Row:
         allowed = ", ".join(get_args(Status))
         raise ValueError(f"line {number}: status {line['status']}: must be {allowed}")
     texts = {name: line[name] for name in TEXTS & line.keys() if line[name]}
-    points = [point.split(":") for point in line.get("curve", "").split()]
+    try:
+        points = [point.split(":") for point in line.get("curve", "").split()]
+        curve = [(int(epoch), float(value)) for epoch, value in points]
+    except ValueError:
+        raise ValueError(f"line {number}: curve: must be EPOCH:ACCURACY EPOCH:ACCURACY …") from None
     numbers: dict[str, Any] = {
         name: _number(name, text, number)
         for name, text in line.items()
@@ -278,7 +328,7 @@ def _typed(line: dict[str, str], number: int) -> Row:
             chosen={k.removesuffix("_C"): numbers[k] for k in CHOSEN if k in numbers},
             measures={k.removesuffix("_measure"): numbers[k] for k in MEASURES if k in numbers},
             logged={k.removeprefix(LOGGED): v for k, v in numbers.items() if k.startswith(LOGGED)},
-            curve=[(int(epoch), float(value)) for epoch, value in points],
+            curve=curve,
             versions={name: texts[name] for name in VERSIONS if name in texts},
         )
     except ValidationError as error:

@@ -110,7 +110,8 @@ def _results(benchmark: BenchmarkFile, groups: dict[str, list[Row]]) -> list[str
     if not benchmark.searched:
         note += (
             " Bold: the best mean, where its paired differences to all others stay clear when "
-            "corrected for their number."
+            "corrected for their number (of these alone, so the next tables may judge a pair "
+            "otherwise)."
         )
     parts = ["## Results", note, _table(["method", "runs", *heads], lines)]
     # the pixels are the same with every seed
@@ -219,6 +220,8 @@ def _cells(found: Comparison | None) -> list[str]:
 
 def _best_table(benchmark: BenchmarkFile, rows: Sequence[Row]) -> list[str]:
     metric = benchmark.measured[0]
+    # a reference has no settings
+    rows = [row for row in rows if row.method in benchmark.methods]
     best = {found[0].method: found for found in best_settings(rows, benchmark.measured).values()}
     lines = [
         [

@@ -21,7 +21,8 @@ def main(argv: list[str]) -> int:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="keys of CONFIG, such as seeds=[0,1] epochs=5 launcher.name=joblib",
+        help="keys of CONFIG, such as seeds=[0,1] epochs=5 launcher.name=joblib; KEY+=[…] adds to "
+        "a list, such as overrides+=[precision=32]",
     )
     parser.add_argument(
         "--tables-only", action="store_true", help="run nothing: results of what is finished"
@@ -37,12 +38,15 @@ def main(argv: list[str]) -> int:
     from metamask_solo.benchmark.file import read_file
     from metamask_solo.benchmark.launch import execute
     from metamask_solo.benchmark.plan import read_plan
+    from metamask_solo.benchmark.rows import check_rows
     from metamask_solo.data.digits import write_dataset
 
     if arguments.from_rows:
+        _refuse_what_rows_ignore(arguments.overrides)
         print(report_of_rows(read_file(arguments.config, arguments.overrides)), end="")
         return 0
     plan = read_plan(arguments.config, arguments.overrides)
+    check_rows(plan)
     for note in plan.notes:
         print(f"note: {note}")
     if not arguments.tables_only:
@@ -50,6 +54,16 @@ def main(argv: list[str]) -> int:
             write_dataset(plan.file.data, plan.out / "datasets")
         execute(plan)
     return 1 if _write_results(plan) else 0
+
+
+def _refuse_what_rows_ignore(overrides: list[str]) -> None:
+    """Rows are what they are: another config or other data would not be theirs."""
+    from metamask_solo.errors import UserError
+
+    for override in overrides:
+        keys = override.partition("=")[0].rstrip("+").split(".")
+        if keys[0] in ("data", "overrides", "search") or keys[-1] == "overrides":
+            raise UserError(f"{override}: changes no rows; leave it out with --from-rows")
 
 
 def report_of_rows(benchmark: Any) -> str:
@@ -85,13 +99,8 @@ def _write_results(plan: Any) -> int:
     finished = [row for row in rows if row.status == "finished"]
     file = plan.file.rows_file
     if file is not None and finished:
-        # rows of other seeds or methods stay; one of the same run with another config does not
-
-        def key(row: Any) -> tuple[Any, ...]:
-            return row.method, row.setting, row.seed
-
-        ours = {key(row) for row in finished}
-        others = [row for row in known_rows(plan.file).values() if key(row) not in ours]
+        ours = {row.digest for row in finished}
+        others = [row for digest, row in known_rows(plan.file).items() if digest not in ours]
         contents[file] = csv_table([*finished, *others]).encode()
     for place, content in contents.items():
         with atomic_write(place) as path:

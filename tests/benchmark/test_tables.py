@@ -286,6 +286,7 @@ HEAD = "method,setting,seed,status,knn,epochs\n"
         ("a,,0,finished,60,1", "a, seed 0: is there twice"),
         ("a,,1,finished,,1", "a, seed 1: has no knn"),
         ("a,,-1.5,finished,50,1", "rows.csv: cannot be read as a table"),
+        (HEAD.strip(), "line 3: the names of the columns once more"),
     ],
 )
 def test_a_row_that_makes_no_report_is_named(tmp_path: Path, line: str, said: str) -> None:
@@ -425,14 +426,20 @@ def test_runs_with_other_configs_are_no_runs_of_one_method(
     said = capsys.readouterr().err
     assert f"{rows_file}: simclr: seed 0 and seeds 1, 2 have different configs" in said
     assert said.count("\n") == 1
-    # each alone is a method; with a plan, the rows of the other config are not its own
+    # each alone is a method
     assert command("seeds=[1,2]", "--from-rows") == 0
     assert "| simclr | 2 | 90.00 ± 0.00 |" in capsys.readouterr().out
     shutil.rmtree(out)
     before = rows_file.read_text()
-    assert command("seeds=[0,1,2]", other, "--tables-only") == 1
+    assert command("seeds=[1,2]", other, "--tables-only") == 0
     assert "| simclr | 2 | 90.00 ± 0.00 |" in (out / "results.md").read_text()
-    assert rows_file.read_text() == before
+    # a run whose place another config has taken is refused before any work, and that row stays
+    for keys in (("--tables-only",), ()):
+        assert command("seeds=[0,1,2]", other, *keys) == 2
+        said = capsys.readouterr().err
+        assert f"rows={rows_file}: simclr, seed 0 is there with another config" in said
+        assert said.count("\n") == 1
+    assert sorted(rows_file.read_text().splitlines()) == sorted(before.splitlines())
 
     # older rows do not say: they are not checked, and are known by the digest as ever
     with rows_file.open(newline="") as stream:
@@ -456,7 +463,10 @@ def test_runs_with_other_configs_are_no_runs_of_one_method(
             for line in csv.DictReader(stream)
         ]
     assert said_now == [("1", True, "1"), ("2", True, "1"), ("0", False, "")]
-    assert command("seeds=[0,1,2]", "--from-rows") == 0
+    capsys.readouterr()
+    assert command("seeds=[0,1,2]", "--from-rows") == 2
+    said = capsys.readouterr().err
+    assert "simclr: seed 0 and seeds 1, 2 do not all say their config" in said
 
 
 def test_pixels_are_the_same_with_every_seed() -> None:
