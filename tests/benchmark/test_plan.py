@@ -57,7 +57,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"search": {"optimizer.rate": [0.1]}}, [], "search: optimizer.rate is not in simclr.yaml"),
     ({"search": {"seed": [1]}}, [], "own key seeds"),
     ({}, ["search.seed=[1]"], "own key seeds"),
-    ({}, ["search.optimizer.lr=0.1"], "search.optimizer.lr=0.1: must be a list"),
+    ({}, ["search.optimizer.lr=0.1"], "must be a mapping of keys to lists of values"),
     ({}, ["overrides+=5"], "overrides+=5: += adds a list to a list"),
     ({}, ["name+=[a]"], "name+=[a]: += adds a list to a list"),
     ({}, ["only=simclr"], "only=simclr: must be a list of methods, such as [simclr]"),
