@@ -74,6 +74,27 @@ def test_images_that_the_methods_files_name_count(
         read_plan(file(images, named), [])
 
 
+def test_of_torchvisions_files_the_name_says_all(
+    benchmark_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The first run downloads them, and other data sets may lie beside them."""
+    file = benchmark_file(methods={"simclr": SIMCLR}, data=..., seeds=[0])
+    folder = tmp_path / "datasets"
+    cfg = OmegaConf.load(tmp_path / "simclr.yaml")
+    for key, value in (("dataset", "cifar10"), ("train_path", folder), ("val_path", folder)):
+        OmegaConf.update(cfg, f"data.{key}", str(value))
+    OmegaConf.save(cfg, tmp_path / "simclr.yaml")
+
+    before = digests(file)
+    (folder / "cifar-10-batches-py").mkdir(parents=True)
+    (folder / "cifar-10-batches-py" / "test_batch").write_bytes(b"1")
+    (folder / "other.png").write_bytes(b"1")
+    assert digests(file) == before
+    given = [f"data.{split}_path={folder}" for split in ("train", "val")]
+    assert digests(file, *given) == before
+    assert digests(file, "overrides=[data.dataset=cifar100]") != before
+
+
 def test_rows_of_other_images_are_not_compared(tmp_path: Path) -> None:
     file, bench = tmp_path / "rows.csv", tmp_path / "bench.yaml"
     bench.write_text(
