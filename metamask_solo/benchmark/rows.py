@@ -294,7 +294,7 @@ def _number(column: str, text: str, line: int) -> float:
 
 
 def _typed(line: dict[str, str], number: int) -> Row:
-    if line["method"] == "method":
+    if (line["method"], line["status"]) == ("method", "status"):
         raise ValueError(f"line {number}: the names of the columns once more")
     if None in line or None in line.values():
         raise ValueError(f"line {number}: has another number of cells than the first")
