@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -220,9 +221,13 @@ def extras() -> set[str]:
 
 
 def test_the_figures_of_the_front_page_are_those_of_the_results() -> None:
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    pairs = re.findall(r"(\d+\.\d+) ± (\d+\.\d+)", text)
-    known = {(round(float(mean), 1), round(float(spread), 1)) for mean, spread in pairs}
+    rows = pd.read_csv(ROOT / "docs" / "results" / "cifar10.csv").groupby("method")
+    # one rounding: 44.746 is 44.75 in the table, and 44.7 here
+    known = {
+        (round(mean, 1), round(spread, 1))
+        for metric in ("knn", "linear")
+        for mean, spread in zip(rows[metric].mean(), rows[metric].std(), strict=True)
+    }
     shown = re.findall(r"(\d+\.\d) ± (\d+\.\d)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert shown
     for mean, spread in shown:
