@@ -138,7 +138,7 @@ def test_the_cifar_benchmark_on_class_folders(
     # and from the rows alone
     shutil.rmtree(copy)
     alone = ["benchmark", str(CIFAR), f"rows={rows_file}", "--from-rows"]
-    assert main([*alone, *KEYS]) == 0
+    assert main([*alone, *KEYS[1:]]) == 0  # the overrides change no rows
     printed = capsys.readouterr().out
     for line in report.splitlines():
         if line.startswith("| "):
