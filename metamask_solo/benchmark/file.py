@@ -94,6 +94,11 @@ Search = Annotated[
 ]
 
 
+def override_key(override: str) -> str:
+    """The key that one of the ``overrides`` sets, adds or deletes."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 class Method(Settings):
     """One method: a pretraining file, and what is changed in it."""
 
@@ -201,7 +206,7 @@ class BenchmarkFile(Settings):
         owners: dict[str, BenchmarkFile | Method] = {"": self}
         owners |= {f"methods.{label}.": method for label, method in self.methods.items()}
         for prefix, owner in owners.items():
-            names = [override.lstrip("+~").split("=")[0] for override in owner.overrides]
+            names = [override_key(override) for override in owner.overrides]
             for key, given in (("overrides", names), ("search", [*owner.search])):
                 for name, ours in RESERVED.items():
                     if name in given:

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from metamask_solo.benchmark.configs import Variant
-from metamask_solo.benchmark.file import LABEL_FREE, BenchmarkFile, Folders
+from metamask_solo.benchmark.file import LABEL_FREE, BenchmarkFile, Folders, override_key
 from metamask_solo.data.folders import find_images
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
@@ -50,9 +50,9 @@ def _of_overrides(given: BenchmarkFile) -> Iterator[str]:
         yield f"{key}=… replaces {', '.join(texts)} of the file; {key}+=… would add to them."
     names: dict[str, list[str]] = {}
     for label in given.trained:
-        own = [_key(override) for override in given.methods[label].overrides]
+        own = [override_key(override) for override in given.methods[label].overrides]
         for override in given.overrides:
-            if _key(override) in own:
+            if override_key(override) in own:
                 names.setdefault(override, []).append(label)
     for override, labels in names.items():
         yield (
@@ -66,10 +66,6 @@ def _of_seeds(given: BenchmarkFile) -> Iterator[str]:
         if not given.seeds_of(label):
             own = given.methods[label].seeds
             yield f"{label} has no run: none of its own seeds={own} is in seeds={given.seeds}."
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def _of_several_processes(variants: Sequence[Variant]) -> dict[str, list[str]]:

@@ -118,7 +118,7 @@ def read_plan(file: str | Path, overrides: list[str]) -> Plan:
         for variant in wanted
         if seed in given.seeds_of(variant.method)
     ]
-    if given.trained and not any(label in given.trained for label, *_ in planned):
+    if given.trained and not any(map(given.seeds_of, given.trained)):
         label = given.trained[0]
         raise UserError(
             f"methods.{label}.seeds={given.methods[label].seeds}: none of them is in "
