@@ -27,7 +27,7 @@ from metamask_solo.analysis.drawing import (
 )
 from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.errors import UserError
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 # column of metrics.csv, title of the panel, unit
 REDUNDANCY = "train_barlow_loss_epoch"

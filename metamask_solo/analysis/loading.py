@@ -29,7 +29,7 @@ from metamask_solo.data.unlabelled import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import build_backbone
-from metamask_solo.training.runs import say_other_images
+from metamask_solo.training.resume import say_other_images
 
 METADATA = "metadata.csv"
 MOST_PIXELS = 64 * 64 * 3

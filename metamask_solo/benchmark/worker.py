@@ -30,7 +30,7 @@ from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretraining import pretrain_run
-from metamask_solo.training.runs import FitResult, read_metrics
+from metamask_solo.training.resume import FitResult, read_metrics
 from metamask_solo.training.sampling import workers_of
 from metamask_solo.versions import version_of
 

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     from metamask_solo.data.images import folder_loader, split_loader
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import feature_extractor, pick_device
-    from metamask_solo.training.runs import say_other_images
+    from metamask_solo.training.resume import say_other_images
 
     check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     out: Path = arguments.out

@@ -70,7 +70,7 @@ def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
     from metamask_solo.data.images import split_loader
     from metamask_solo.data.reading import shown
     from metamask_solo.errors import UserError
-    from metamask_solo.training.runs import say_other_images
+    from metamask_solo.training.resume import say_other_images
 
     loaders: dict[str, Any] = {
         split: split_loader(

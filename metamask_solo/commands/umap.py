@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         feature_extractor,
         pick_device,
     )
-    from metamask_solo.training.runs import say_other_images
+    from metamask_solo.training.resume import say_other_images
 
     if importlib.util.find_spec("umap") is None:
         raise UserError("umap-learn: not installed; install it with `pip install umap-learn`")

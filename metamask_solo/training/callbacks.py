@@ -18,6 +18,7 @@ from metamask_solo.atomic_files import atomic_write, remove_leftovers
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped
 from metamask_solo.hosts import loss_scale, pl, step_was_dropped, watch_dropped_steps
+from metamask_solo.training.resume import position
 
 LOOK_EVERY = 10  # steps, where none is logged
 ADVICE = (
@@ -313,20 +314,12 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         name = self.received or signal.SIGTERM
         if where is not None:
             return RunStopped(f"{name.name} {where}", 128 + name)
-        left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
-        return RunStopped(
-            f"stopped by {name.name} {self.where}; {left}; auto_resume.enabled=True continues",
-            128 + name,
-        )
-
-
-def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
-    """Epochs that a checkpoint's run has behind it, and batches of the epoch it was in."""
-    loops = checkpoint["loops"]["fit_loop"]
-    epochs = loops["epoch_progress"]["current"]
-    if epochs["started"] == epochs["processed"]:
-        return epochs["processed"], 0
-    return epochs["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
+        left = "checkpoints are off"
+        if self.checkpointer is not None:
+            on = self.checkpointer.cfg.auto_resume.enabled
+            command = "the same command" if on else "auto_resume.enabled=True"
+            left = f"{self.checkpointer.what_is_left()}; {command} continues"
+        return RunStopped(f"stopped by {name.name} {self.where}; {left}", 128 + name)
 
 
 def _any_process(trainer: Any, decision: bool) -> bool:

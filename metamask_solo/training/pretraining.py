@@ -27,7 +27,7 @@ from metamask_solo.training.config_checks import (
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.hydra_app import open_config
 from metamask_solo.training.rankme import RankMe
-from metamask_solo.training.runs import FitResult, finished_run, identify_images
+from metamask_solo.training.resume import FitResult, finished_run, identify
 from metamask_solo.training.sampling import training_loader
 from metamask_solo.training.trainer import build_trainer, fit
 
@@ -95,7 +95,7 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)
         say_doubts(data, val_data)
-        identify_images(cfg, data, val_data)
+        identify(cfg, data, val_data)
         return model, cfg, train_loader, val_loader
 
 

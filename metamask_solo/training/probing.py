@@ -26,7 +26,7 @@ from metamask_solo.training.config_checks import (
 )
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.hydra_app import open_config
-from metamask_solo.training.runs import FitResult, identify_images
+from metamask_solo.training.resume import FitResult, identify
 from metamask_solo.training.sampling import training_loader
 from metamask_solo.training.trainer import build_trainer, fit
 
@@ -77,7 +77,7 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
         train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
         say_doubts(train, val)
-        identify_images(cfg, train, val)
+        identify(cfg, train, val)
         val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
         train_loader = training_loader(train, cfg)
         check_optimization(model, cfg, train_loader)

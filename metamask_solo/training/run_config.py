@@ -194,7 +194,7 @@ class TrainerArguments(Section):
 class Run(TrainerArguments):
     """What pretraining and probes share."""
 
-    name: Text = about("of the run; a stopped run is found again by it")
+    name: Text = about("of the run and its files")
     seed: int = about("of weights, order and augmentations", 5, ge=0, lt=2**32)
     resume_from_checkpoint: Annotated[Text | None, Allowed("a .ckpt file, or a run's folder")] = (
         about("to go on from, in a run of its own", None)

@@ -29,15 +29,13 @@ from metamask_solo.training.callbacks import (
     logged_metrics,
 )
 from metamask_solo.training.compiling import CompiledBackbone, compiler_failed
-from metamask_solo.training.continuing import check_continuation
 from metamask_solo.training.progress import progress_callbacks
-from metamask_solo.training.runs import (
+from metamask_solo.training.resume import (
     FINISHED,
     FitResult,
     age,
     checkpoint_to_resume,
-    identify_start,
-    make_folder,
+    identify,
     merge_metrics,
     new_folder,
     running,
@@ -90,19 +88,17 @@ def fit(
     dry = bool(cfg.get("fast_dev_run"))  # leaves nothing behind, as Lightning has it
     if cfg.resume_from_checkpoint is not None and Path(cfg.resume_from_checkpoint).is_dir():
         cfg.resume_from_checkpoint = str(newest_whole(Path(cfg.resume_from_checkpoint)))
-    identify_start(cfg)
+    identify(cfg)
     resume = None if dry else checkpoint_to_resume(cfg, root)
-    if resume is not None:
-        check_continuation(cfg, resume)
-        if hasattr(model, "check_resumable"):
-            model.check_resumable(load_raw(resume))  # before anything is written
+    if resume is not None and hasattr(model, "check_resumable"):
+        model.check_resumable(load_raw(resume))  # before anything is written
     # a checkpoint from elsewhere starts a run of its own
     continued = resume if resume and resume.parent.parent == root else None
     named = cfg.resume_from_checkpoint
     if continued is not None and named is not None and Path(named) == continued:
         # named or found by itself, the run is the one that it was
         cfg.resume_from_checkpoint = None
-        identify_start(cfg)
+        identify(cfg)
     folder = continued.parent if continued else new_folder(root)
     checkpointer = Checkpointer(cfg, folder) if cfg.checkpoint.enabled and not dry else None
     if checkpointer is not None:
@@ -123,7 +119,7 @@ def fit(
     if getattr(model, "knn_eval", False) and not _validates(trainer, val_loader):
         model.knn_eval = False  # nothing would ever ask for what it collects
     started = time.monotonic()
-    with _claimed(folder, new=continued is None) if _writes(trainer, dry) else nullcontext():
+    with running(folder) if _writes(trainer, dry) else nullcontext():
         _train(trainer, model, train_loader, val_loader, resume, interruption)
         metrics = logged_metrics(trainer)
         if not metrics and checkpointer is not None:  # killed after its last checkpoint
@@ -150,14 +146,6 @@ def fit(
 
 def _writes(trainer: Any, dry: bool) -> bool:
     return trainer.is_global_zero and not dry
-
-
-@contextmanager
-def _claimed(folder: Path, new: bool) -> Iterator[None]:
-    if new:
-        make_folder(folder)
-    with running(folder):
-        yield
 
 
 def _train(

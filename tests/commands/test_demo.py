@@ -8,7 +8,7 @@ from PIL import Image
 
 from metamask_solo.commands import demo
 from metamask_solo.data import digits
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 ROWS = ("random backbone", "raw pixels", "metamask", "simclr", "barlow")
 

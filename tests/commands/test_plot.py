@@ -18,7 +18,7 @@ from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.training.console import quiet
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.progress import Bar
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
 

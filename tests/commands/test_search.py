@@ -23,7 +23,7 @@ from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.pretraining import pretrain_run
-from metamask_solo.training.runs import FitResult
+from metamask_solo.training.resume import FitResult
 from metamask_solo.training.sweeps import Job
 
 DIGITS = str(scripts_folder() / "pretrain" / "digits")

@@ -15,7 +15,7 @@ from metamask_solo.data.datasets import classification_dataset, pretrain_dataset
 from metamask_solo.errors import UserError
 from metamask_solo.training.hydra_app import compose_config
 from metamask_solo.training.pretraining import pretrain_run
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 LABELLED, UNLABELLED, TESTS = 12, 84, 10
 

@@ -18,7 +18,7 @@ from runs import train
 
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import UserError
-from metamask_solo.training.runs import checkpoint_to_resume
+from metamask_solo.training.resume import checkpoint_to_resume
 
 KILLS = 20
 
@@ -145,7 +145,7 @@ def test_a_signal_saves_and_stops(
     (checkpoint,) = (tmp_path / "runs").rglob("*.ckpt")
     last_line = (tmp_path / "first.txt").read_text().splitlines()[-1]
     assert last_line.startswith(f"stopped by {number.name} in epoch")
-    assert f"the last checkpoint is {checkpoint}; auto_resume.enabled=True" in last_line
+    assert f"the last checkpoint is {checkpoint}; the same command continues" in last_line
     assert load_raw(checkpoint)["global_step"] == {"step": 3, "hook": 4, "validation": 2}[moment]
     assert run(tmp_path / "second.txt", cfg) == 0
     printed = (tmp_path / "second.txt").read_text()

@@ -18,7 +18,7 @@ from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.data.digits import write_dataset
 from metamask_solo.errors import UserError
-from metamask_solo.training.runs import TRAINING_STATE
+from metamask_solo.training.resume import TRAINING_STATE
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*(ROOT / "metamask_solo").rglob("*.py"), *(ROOT / "tools").glob("*.py")])

@@ -151,7 +151,7 @@ def test_the_joint_loss_and_its_gradient(images: Path, tmp_path: Path) -> None:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    from metamask_solo.training.runs import read_metrics
+    from metamask_solo.training.resume import read_metrics
 
     return read_metrics(folder)
 

@@ -10,7 +10,7 @@ from runs import pretrain_config, train
 
 from metamask_solo.hosts import WeightedKNNClassifier, pl
 from metamask_solo.training.pretraining import prepare_pretraining
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
 BYOL = {"proj_hidden_dim": 16, "proj_output_dim": 16, "pred_hidden_dim": 16}

@@ -11,7 +11,7 @@ from runs import pretrain_config
 from metamask_solo.hosts import pl
 from metamask_solo.training.pretraining import pretrain_run
 from metamask_solo.training.rankme import RankMe, effective_rank, trend
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 
 class Record(pl.Callback):

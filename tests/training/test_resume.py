@@ -11,7 +11,7 @@ from runs import pretrain_config, train
 from metamask_solo.checkpoints.reading import read_checkpoint
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
-from metamask_solo.training.runs import read_metrics
+from metamask_solo.training.resume import read_metrics
 
 pytestmark = pytest.mark.resume
 

@@ -14,12 +14,12 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.pretraining import prepare_pretraining
 from metamask_solo.training.probing import prepare_probe
-from metamask_solo.training.runs import (
+from metamask_solo.training.resume import (
     FINISHED,
     LOCK,
     checkpoint_to_resume,
     finished_run,
-    identify_start,
+    identify,
     running,
 )
 from metamask_solo.training.trainer import fit
@@ -60,7 +60,7 @@ def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {},
         {"checkpoint__frequency": 7, "checkpoint__keep_prev": True},
         {"enable_progress_bar": True, "log_every_n_steps": 3, "fold_at_end": False},
-        {"data__num_workers": 1},
+        {"data__num_workers": 1, "name": "other"},
         {"wandb__project": "other", "auto_resume__max_hours": 1},
     ],
 )
@@ -202,7 +202,7 @@ def test_a_probe_of_another_checkpoint_is_another_run(images: Path, tmp_path: Pa
     # a run's folder stands for the newest file in it, here the changed one
     cfg = probe_config(images, tmp_path, path.parent)
     model, prepared, *_ = prepare_probe(cfg)
-    identify_start(prepared)
+    identify(prepared)
     assert prepared.started_from == read_config(newer.folder)["started_from"]
     model, same = probe(probe_config(images, tmp_path, moved))
     assert same.folder == folder and model.trainer.global_step == 4

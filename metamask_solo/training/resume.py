@@ -1,0 +1,391 @@
+"""One home of resuming: which runs are the same run, where a stopped one goes on, its files."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from metamask_solo.atomic_files import atomic_write
+from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.data.datasets import is_folder
+from metamask_solo.data.folders import find_images, say
+from metamask_solo.data.reading import shown
+from metamask_solo.errors import RunStopped, UserError
+from metamask_solo.hosts import METHODS
+
+# Set by a command: what the images are, and what the checkpoint holds that a run starts from.
+STARTED_FROM = "started_from"
+# All that decides the result of a run. What is missing here says where the run is written, how it
+# is logged, or how fast its images are read.
+DECISIVE = (
+    *("method", "method_kwargs", "momentum", "backbone", "augmentations", "seed", STARTED_FROM),
+    *("optimizer", "scheduler", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"),
+    *("data.dataset", "data.fraction", "data.no_labels", "data.augmentations"),
+    *("data.background", "data.exif_orientation"),
+    *("precision", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm"),
+    *("limit_train_batches", "sync_batchnorm", "deterministic", "strategy", "performance"),
+    *("knn_eval", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch"),
+    *("finetune", "masked", "auto_augment", "label_smoothing", "mixup", "cutmix", "scale_features"),
+    *("imports", "callbacks"),
+)
+# what a position inside an epoch counts in
+WITHIN_AN_EPOCH = ("optimizer.batch_size", "accumulate_grad_batches", "processes", "seed")
+# what the state in a checkpoint is the state of
+SAME_STATE = ("method", "backbone.name", "optimizer.name")
+
+FINISHED = "finished.json"  # written when a run ended as planned
+LOCK = "running.lock"  # held by the process that writes into a run's folder, and gone with it
+# what a checkpoint holds from which training can go on; one with weights only lacks some
+TRAINING_STATE = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks")
+MOST_SIZES = 100_000  # above it, images are known by their names alone: sizes would take long
+
+
+@dataclass
+class FitResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run's folder.
+        checkpoint: its last checkpoint, None where checkpoints are off.
+        metrics: the last value of everything logged.
+        seconds_per_epoch: training and validation, interruptions not counted.
+        stopped: a signal that came when there was nothing left to stop.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    metrics: dict[str, float]
+    seconds_per_epoch: float
+    stopped: RunStopped | None = None
+
+    def __str__(self) -> str:
+        """The last line that a command prints: the checkpoint, and the validation metrics."""
+        parts = [f"checkpoint: {self.checkpoint}"] if self.checkpoint else []
+        metrics = sorted(self.metrics.items())
+        return "  ".join([*parts, *(f"{k}={v:.4f}" for k, v in metrics if k.startswith("val_"))])
+
+
+def run_identity(cfg: DictConfig) -> dict[str, Any]:
+    """What decides the result of a run: equal for two configs of the same run, and only then.
+
+    Args:
+        cfg: a completed config, or a run's args.json. The images and the checkpoint that a run
+            starts from count where their digests are in it: see :func:`identify`.
+
+    Returns:
+        Dotted key to plain value; ``processes`` is the number of devices of all nodes, and
+        ``results_version`` the number of the method that goes up when its results change.
+    """
+    identity: dict[str, Any] = {}
+    for key in DECISIVE:
+        value = OmegaConf.select(cfg, key, default=None)
+        identity |= _flat(
+            OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key
+        )
+    devices = cfg.get("devices", 1)
+    identity["processes"] = (len(devices) if OmegaConf.is_list(devices) else devices) * (
+        cfg.get("num_nodes") or 1
+    )
+    if cfg.get("method") is not None:
+        identity["results_version"] = getattr(METHODS.get(cfg.method), "results_version", 1)
+    return identity
+
+
+def _flat(value: Any, key: str) -> dict[str, Any]:
+    """Dotted keys to the values of a nested one; null is as good as a key that is missing."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for name, below in items for k, v in _flat(below, f"{key}.{name}").items()}
+    return {} if value is None else {key: value}
+
+
+def identify(cfg: DictConfig, *datasets: Any) -> None:
+    """Writes into the config what the run starts from: other content makes another run.
+
+    Args:
+        cfg: a config; ``resume_from_checkpoint`` and ``pretrained_feature_extractor`` name files.
+        datasets: training and validation images, None for none; without any, what the config knows
+            of its images stays.
+    """
+    known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
+    images = _digest_of_images(datasets) if datasets else known
+    digests = {} if images is None else {"images": images}
+    for key in ("pretrained_feature_extractor", "resume_from_checkpoint"):
+        if cfg.get(key) is not None and Path(cfg[key]).is_file():
+            digest = hashlib.sha256()
+            with Path(cfg[key]).open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+            digests[key] = digest.hexdigest()
+    OmegaConf.update(cfg, STARTED_FROM, digests or None, force_add=True)
+
+
+def _digest_of_images(datasets: Any) -> str:
+    """A SHA-256 of names, sizes and labels; where the folders lie does not matter."""
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        samples = getattr(dataset, "samples", None)  # torchvision's files are always the same
+        if samples is None:
+            samples = [("", -1)] * (0 if dataset is None else len(dataset))
+        root = os.path.commonpath([path for path, _ in samples]) if samples else ""
+        sized = len(samples) <= MOST_SIZES
+        for path, label in samples:
+            size = os.stat(path).st_size if sized and path else ""
+            name = os.path.relpath(path, root) if path else ""
+            digest.update(f"{name}\0{size}\0{label}\n".encode(errors="surrogateescape"))
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def say_other_images(cfg: DictConfig) -> None:
+    """A note where the folders of a run's config hold other images than the run had.
+
+    A relative path, for instance, names another folder in another working directory.
+    """
+    known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
+    drawn = cfg.data.get("fraction", -1) not in (-1, None)
+    if known is None or drawn or cfg.data.get("no_labels", False) or not is_folder(cfg):
+        return
+    folders = [cfg.data.get("train_path"), cfg.data.get("val_path")]
+    try:
+        datasets = [folder and find_images(folder, "data") for folder in folders]
+    except UserError:  # of the split that nobody asked for; the other's reader says it
+        return
+    if _digest_of_images(datasets) != known:
+        names = " and ".join(shown(folder) for folder in folders if folder)
+        say(f"data: the images in {names} are not those that the run had")
+
+
+def finished_run(cfg: DictConfig, kind: str) -> FitResult | None:
+    """A finished run that is the same one, or None.
+
+    Args:
+        cfg: a completed config.
+        kind: folder below ``checkpoint.dir``.
+    """
+    identify(cfg)
+    for summary in sorted((Path(cfg.checkpoint.dir) / kind).glob(f"*/{FINISHED}")):
+        checkpoints = sorted(summary.parent.glob("*.ckpt"), key=age)
+        if checkpoints and _difference(cfg, summary.parent) is None:
+            return FitResult(summary.parent, checkpoints[-1], **json.loads(summary.read_text()))
+    return None
+
+
+def new_folder(root: Path) -> Path:
+    """A new run's folder, not made yet, named as solo-learn does without W&B.
+
+    Processes that Lightning starts inherit the name. Those of torchrun or Slurm have other names,
+    until the first process tells them its own.
+    """
+    name = "METAMASK_SOLO_RUN"
+    if name not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        os.environ[name] = secrets.token_hex(4)
+    return root / f"offline-{os.environ[name]}"
+
+
+def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
+    """Where training goes on: in the same run that was stopped, or at the named checkpoint.
+
+    Of a run that began at the named checkpoint and was stopped, what it did since is not lost.
+
+    Args:
+        cfg: a completed and identified config.
+        root: the folder that holds the folders of such runs.
+
+    Raises:
+        UserError: the named checkpoint lacks something or is of another kind of run, or the same
+            run is still going.
+    """
+    named = cfg.resume_from_checkpoint
+    if cfg.auto_resume.enabled and root.is_dir():
+        stopped = _stopped_run(cfg, root, quiet=named is not None)
+        if stopped is not None:
+            return stopped
+    if named is not None:
+        _check_continuation(cfg, Path(named))
+    return Path(named) if named is not None else None
+
+
+def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
+    """The last whole checkpoint of the newest unfinished run that is the same one."""
+    oldest = time.time() - cfg.auto_resume.max_hours * 3600
+    different = ""
+    for folder in _newest_first(root):
+        if (folder / FINISHED).exists():
+            continue
+        key = _difference(cfg, folder)
+        if key is not None:
+            config = _args(folder)
+            if (
+                not different
+                and config
+                and config.get("name") == cfg.name
+                and not is_running(folder)
+            ):
+                different = f"auto_resume: {folder} is another run, {key} differs"
+            continue
+        if is_running(folder):
+            raise UserError(
+                f"{folder}: this run is still going; auto_resume.enabled=False starts another one"
+            )
+        candidates = [p for p in folder.glob("*.ckpt") if p.stat().st_mtime > oldest]
+        for path in sorted(candidates, key=age, reverse=True):
+            try:
+                state = load_raw(path)
+            except UserError as error:
+                print(f"auto_resume: skipped: {error}")
+                continue
+            if all(key in state for key in TRAINING_STATE):  # a folded one has weights only
+                return path
+    if different and not quiet:
+        print(different)
+    return None
+
+
+def _newest_first(root: Path) -> list[Path]:
+    times: dict[Path, float] = {}
+    for path in (*root.glob("*/args.json"), *root.glob("*/*.ckpt")):
+        times[path.parent] = max(times.get(path.parent, 0.0), path.stat().st_mtime)
+    return sorted((f for f in times if (f / "args.json").exists()), key=times.__getitem__)[::-1]
+
+
+def age(path: Path) -> tuple[int, float]:
+    """Sorts checkpoints from the oldest to the newest: by epoch, then by the time of the file.
+
+    Copying a file changes its time.
+    """
+    epoch = re.search(r"-ep=(\d+)\.ckpt$", path.name)
+    return (int(epoch[1]) if epoch else -1, path.stat().st_mtime)
+
+
+def _args(folder: Path) -> DictConfig | None:
+    """The config in a run's folder; None where it cannot be read."""
+    try:
+        config = OmegaConf.create(json.loads((folder / "args.json").read_text()))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, DictConfig) else None
+
+
+def _difference(cfg: DictConfig, folder: Path) -> str | None:
+    """The first key in which the run in a folder is another one; None for the same run."""
+    config = _args(folder)
+    if config is None:
+        return "args.json"
+    one, two = (json.loads(json.dumps(run_identity(c))) for c in (cfg, config))
+    return next((key for key in sorted(one | two) if one.get(key) != two.get(key)), None)
+
+
+def _check_continuation(cfg: DictConfig, path: Path) -> None:
+    """Raises UserError where a run of ``cfg`` cannot go on from a named checkpoint."""
+    state = load_raw(path)
+    if lacking := [key for key in TRAINING_STATE if key not in state]:
+        raise UserError(f"{path}: training cannot go on from it, it has no {lacking[0]}")
+    epochs, batches = position(state)
+    if epochs > cfg.max_epochs:
+        raise UserError(f"max_epochs={cfg.max_epochs}: {path} has {epochs} epochs behind it")
+    earlier = _args(path.parent)
+    if earlier is None:
+        return
+    one, two = run_identity(cfg), run_identity(earlier)
+    for key in SAME_STATE + (WITHIN_AN_EPOCH if batches else ()):
+        if two.get(key) is not None and one.get(key) != two[key]:
+            raise UserError(
+                f"{key}={one.get(key)}: {path} is of a run with {two[key]}, and cannot go on "
+                "otherwise"
+            )
+
+
+def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Epochs that a checkpoint's run has behind it, and batches of the epoch it was in."""
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs = loops["epoch_progress"]["current"]
+    if epochs["started"] == epochs["processed"]:
+        return epochs["processed"], 0
+    return epochs["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a process writes into a run's folder; one that was killed does not."""
+    if not (folder / LOCK).exists() or not is_first_process():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a file system without locks
+        return False
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder for this process.
+
+    Raises:
+        UserError: another process has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"checkpoint.dir={folder.parents[1]}: cannot be written ({error.strerror})"
+        ) from error
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(f"{folder}: a run is still going in it") from error
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_first_process() -> bool:
+    """Whether this process is, as far as its environment tells, the first one of its run."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    """The logged rows of a run in order; of a resumed one, without the rows that it repeated."""
+    rows: list[dict[str, str]] = []
+    versions = sorted((folder / "logs").glob("version_*"), key=lambda p: int(p.name.split("_")[1]))
+    for version in versions:
+        path = version / "metrics.csv"
+        if not path.is_file():
+            continue
+        with path.open(newline="") as file:
+            part = list(csv.DictReader(file))
+        if part:
+            first = int(part[0]["step"])
+            rows = [row for row in rows if int(row["step"]) < first] + part
+    return rows
+
+
+def merge_metrics(folder: Path) -> None:
+    """Writes ``metrics.csv``: the logged rows of a run and of all its continuations."""
+    rows = read_metrics(folder)
+    if not rows:
+        return
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_write(folder / "metrics.csv") as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
