@@ -4,12 +4,14 @@ import io
 import textwrap
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from metamask_solo.analysis.measures import Array
+from metamask_solo.analysis.measures import Array, IntArray
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
@@ -24,7 +26,7 @@ LOOKS = [
     (BLACK, "P"),
 ]
 PANEL = 4.6  # inches
-SEEN = 0.005  # of a panel's height: less cannot be seen between two curves
+VISIBLE = 0.005  # of a panel's height: a smaller distance of two curves cannot be seen
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -43,8 +45,8 @@ STYLE = {
 
 def plain_text(text: str, most: int = 60) -> str:
     """A name that matplotlib shows as it stands: no mathematics, no control characters."""
-    kept = "".join(character if character.isprintable() else " " for character in text)
-    return kept.replace("$", "")[:most]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return printable.replace("$", "")[:most]
 
 
 def wrapped(text: str, width: int = 34) -> str:
@@ -58,36 +60,35 @@ def least_span(axis: Axes, values: Array, span: float = 0.1, along: str = "y") -
     if high - low < span:
         middle = (low + high) / 2
         limits = middle - 0.6 * span, middle + 0.6 * span
-        if along == "y":
-            axis.set_ylim(limits)
-        else:
-            axis.set_xlim(limits)
+        (axis.set_ylim if along == "y" else axis.set_xlim)(*limits)
 
 
-def coinciding(axis: Axes) -> list[tuple[Line2D, Line2D]]:
+def coinciding(axis: Axes) -> dict[Line2D, Line2D]:
     """The curves that cannot be seen as they lie on an earlier one, each with that one."""
     curves = [axis.transScale.transform(line.get_xydata()) for line in axis.lines]
-    if not curves:
-        return []
-    height = float(np.ptp(np.concatenate(curves)[:, 1]))
-    found = []
-    for place, one in enumerate(curves):
-        for before, other in enumerate(curves[:place]):
-            if one.shape == other.shape and np.abs(one - other).max() <= SEEN * height:
-                found.append((axis.lines[place], axis.lines[before]))
+    heights = np.concatenate([curve[:, 1] for curve in curves]) if curves else np.zeros(0)
+    heights = heights[np.isfinite(heights)]
+    height = float(np.ptp(heights)) if len(heights) else 0.0
+    hidden = {}
+    for number, curve in enumerate(curves):
+        for earlier, line in zip(curves[:number], axis.lines, strict=False):
+            if curve.shape == earlier.shape and np.allclose(
+                curve, earlier, rtol=0, atol=VISIBLE * height, equal_nan=True
+            ):
+                hidden[axis.lines[number]] = line
                 break
-    return found
+    return hidden
 
 
 def note_of_coinciding(axis: Axes) -> str:
     """A line for the title, by the numbers that labels begin with; empty where all can be seen."""
-    on: dict[str, list[str]] = {}
-    for both in coinciding(axis):
-        number, earlier = (str(line.get_label()).partition(":")[0] for line in both)
-        on.setdefault(earlier, []).append(number)
+    under: dict[str, list[str]] = {}
+    for lines in coinciding(axis).items():
+        number, earlier = (str(line.get_label()).partition(":")[0] for line in lines)
+        under.setdefault(earlier, []).append(number)
     notes = [
         f"{', '.join(numbers)} {'coincide' if len(numbers) > 1 else 'coincides'} with {earlier}"
-        for earlier, numbers in on.items()
+        for earlier, numbers in under.items()
     ]
     return "\n" + wrapped("; ".join(notes)) if notes else ""
 
@@ -106,3 +107,41 @@ def png(figure: Figure) -> bytes:
     dpi = STYLE["savefig.dpi"]
     figure.savefig(content, format="png", dpi=dpi, metadata={"Software": None})
     return content.getvalue()
+
+
+def class_colours(count: int) -> list[Any]:
+    """A colour for each of ``count`` classes, by label: the same whichever classes are drawn."""
+    if count <= 20:
+        colours = matplotlib.colormaps["tab10" if count <= 10 else "tab20"]
+        return [colours(label) for label in range(count)]
+    return list(matplotlib.colormaps["turbo"](np.linspace(0, 1, count)))
+
+
+def legend_below(figure: Figure, columns: int) -> None:
+    """One legend for all panels, in which a label stands once."""
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles))}
+        figure.legend(list(handles.values()), list(handles), **place)
+
+
+def draw_mask_history(axis: Axes, times: Array | IntArray, masks: Array) -> None:
+    """A mask's way over training: all dimensions, their middle half, median and start.
+
+    Args:
+        times: shape (T,).
+        masks: shape (T, D).
+    """
+    low, quarter, middle, upper, high = np.quantile(masks, [0, 0.25, 0.5, 0.75, 1], axis=1)
+    band: dict[str, Any] = {"color": SKY, "linewidth": 0}
+    axis.fill_between(times, low, high, alpha=0.35, label="mask: all dimensions", **band)
+    axis.fill_between(times, quarter, upper, alpha=0.8, label="mask: middle half", **band)
+    axis.plot(times, middle, color=BLUE, label="mask: median")
+    start = float(masks[0].mean())
+    axis.axhline(start, color=GREY, linestyle=":", linewidth=1.1, label="mask: start")
+    least_span(axis, masks)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_ylabel("mask weight m (dimensionless)")

@@ -121,7 +121,7 @@ def spectrum_figure(studies: Sequence[Study]) -> Figure:
     spectrum.set_xlabel("rank k of the singular value (count)")
     spectrum.set_ylabel("σ$_k$ / σ$_1$ (ratio)")
     spectrum.set_title("singular value spectrum")
-    for curve, earlier in coinciding(spectrum):
+    for curve, earlier in coinciding(spectrum).items():
         curve.set_label(f"{curve.get_label()} (coincides with {earlier.get_gid()})")
     handles = spectrum.get_legend_handles_labels()
     # long enough to tell a dashed line

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
@@ -29,10 +29,11 @@ from metamask_solo.data.unlabelled import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import build_backbone
-from metamask_solo.training.resume import say_other_images
+from metamask_solo.training.resume import run_identity, say_other_images
 
 METADATA = "metadata.csv"
 MOST_PIXELS = 64 * 64 * 3
+MOST_DIFFERENCES = 3  # settings in the label of a run
 COLOURS = ("mean_red", "mean_green", "mean_blue")
 
 
@@ -126,18 +127,40 @@ def check_data(root: Path) -> int:
 
 
 def titles(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """A number and the run's name for each, short enough for a figure.
+    """A label for each checkpoint, short enough for a figure."""
+    return run_labels([(title(one), one.config, one.path.parent) for one in checkpoints])
 
-    Runs of one name are told apart by the folder they lie in.
+
+def run_labels(runs: Sequence[tuple[str, DictConfig | None, Path]]) -> list[str]:
+    """A number and a name for each run, short enough for a figure.
+
+    Runs of one name are told apart by the settings that differ among them, or by their folders.
+
+    Args:
+        runs: name, config and folder of each.
     """
-    names = [title(checkpoint) for checkpoint in checkpoints]
-    found = []
-    for number, (name, checkpoint) in enumerate(zip(names, checkpoints, strict=True), start=1):
-        folder = plain_text(checkpoint.path.parent.name.removeprefix("offline-"), 16)
-        found.append(
-            f"{number}: {name} ({folder})" if names.count(name) > 1 else f"{number}: {name}"
-        )
-    return found
+    labels = []
+    for number, (name, config, folder) in enumerate(runs, start=1):
+        label = f"{number}: {plain_text(name, 40)}"
+        alike = [_identity(run[1]) for run in runs if run[0] == name]
+        if len(alike) > 1:
+            settings = _identity(config)
+            parts = [
+                f"{key.rpartition('.')[2]}={str(value)[:20]}"
+                for key, value in sorted(settings.items())
+                if any(other.get(key) != value for other in alike)
+            ]
+            if len(parts) > MOST_DIFFERENCES:
+                parts[MOST_DIFFERENCES:] = ["…"]
+            if not parts or alike.count(settings) > 1:
+                parts.append(folder.resolve().name.removeprefix("offline-"))
+            label += f" ({plain_text(', '.join(parts))})"
+        labels.append(label)
+    return labels
+
+
+def _identity(config: DictConfig | None) -> dict[str, Any]:
+    return {} if config is None else run_identity(config)
 
 
 def title(checkpoint: Checkpoint) -> str:

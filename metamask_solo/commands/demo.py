@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_intermixed_args(argv)
 
-    from metamask_solo.analysis.curves import draw_curves, read_run
+    from metamask_solo.analysis.curves import draw_curves, read_runs
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.benchmark.launch import execute
     from metamask_solo.benchmark.plan import read_plan
@@ -70,9 +70,7 @@ def main(argv: list[str]) -> int:
     trained = {run.method: run.training for run in plan.runs if run.method in files}
     figure = args.out / f"{args.dataset}.png"
     with atomic_write(figure) as path:
-        path.write_bytes(
-            draw_curves([read_run(run, place) for place, run in enumerate(trained.values(), 1)])
-        )
+        path.write_bytes(draw_curves(read_runs(list(trained.values()))))
     print(f"\n{args.dataset}, {args.epochs} epochs; accuracy in % on the val images\n")
     print(table)
     print(f"\n{MEANING}\n\nfigure: {figure}")

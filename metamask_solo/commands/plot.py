@@ -23,14 +23,14 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.analysis.curves import draw_curves, read_run
+    from metamask_solo.analysis.curves import draw_curves, read_runs
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.errors import UserError
 
     out: Path = arguments.out
     if out.suffix != ".png":
         raise UserError(f"--out={out}: must end in .png")
-    runs = [read_run(path, number) for number, path in enumerate(arguments.runs, start=1)]
+    runs = read_runs(arguments.runs)
     content = draw_curves(runs)
     with atomic_write(out) as path:
         path.write_bytes(content)

@@ -364,17 +364,30 @@ def is_first_process() -> bool:
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """The logged rows of a run in order; of a resumed one, without the rows that it repeated."""
+    """The logged rows of a run in order; of a resumed one, without the rows that it repeated.
+
+    They are those of logs/version_N/metrics.csv, or without these of metrics.csv in the folder. A
+    row without a step has that of the row before it.
+
+    Raises:
+        UserError: a file is no table.
+    """
+    logs = {p.name.removeprefix("version_"): p for p in (folder / "logs").glob("version_*")}
+    numbers = sorted((number for number in logs if number.isdecimal()), key=int)
+    paths = [logs[number] / "metrics.csv" for number in numbers]
     rows: list[dict[str, str]] = []
-    versions = sorted((folder / "logs").glob("version_*"), key=lambda p: int(p.name.split("_")[1]))
-    for version in versions:
-        path = version / "metrics.csv"
-        if not path.is_file():
-            continue
-        with path.open(newline="") as file:
-            part = list(csv.DictReader(file))
+    for path in [path for path in paths if path.is_file()] or [folder / "metrics.csv"]:
+        try:
+            text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
+            part = list(csv.DictReader(text.splitlines()))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: not a table of metrics ({error})") from error
+        steps = [int(step) for row in part if (step := row.get("step") or "").isdecimal()]
+        last = first = steps[0] if steps else 0
+        for row in part:
+            last = int(step) if (step := row.get("step") or "").isdecimal() else last
+            row["step"] = str(last)
         if part:
-            first = int(part[0]["step"])
             rows = [row for row in rows if int(row["step"]) < first] + part
     return rows
 

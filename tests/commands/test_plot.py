@@ -1,90 +1,153 @@
-"""``metamask-solo plot``, the bar of a run, and what its console shows."""
+"""The command ``metamask-solo plot``: each case is a run's folder as people have it."""
 
 import json
-import re
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from drawn import misplaced
 from matplotlib.figure import Figure
-from runs import pretrain_config
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints.reading import read_checkpoint
-from metamask_solo.training.console import quiet
-from metamask_solo.training.pretraining import pretrain_run
-from metamask_solo.training.progress import Bar
-from metamask_solo.training.resume import read_metrics
 
-SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
+HEADER = "epoch,step,train_loss_epoch,val_knn_acc1"
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, images: Path) -> list[Path]:
-    out = tmp_path_factory.mktemp("runs")
-    knn = {"enabled": True, "k": 3, "distance_func": "cosine"}
-    found = []
-    for method in ("metamask", "simclr"):
-        cfg = pretrain_config(images, out, method, max_epochs=2, optimizer__lr=0.01, knn_eval=knn)
-        if method == "metamask":
-            cfg.method_kwargs.scale_loss = 0.5
-        else:
-            cfg.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
-        found.append(pretrain_run(cfg).folder)
-    return found
+def write_run(
+    folder: Path,
+    losses: list[Any],
+    mask: bool = False,
+    log: str | None = "version_0",
+    **config: Any,
+) -> Path:
+    """A run that logged a loss an epoch; ``log`` None for a folder with metrics.csv alone."""
+    place = folder if log is None else folder / "logs" / log
+    place.mkdir(parents=True, exist_ok=True)
+    rows = [f"{epoch},{9 * epoch + 8},{loss},{50 + epoch}" for epoch, loss in enumerate(losses)]
+    (place / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    if config:
+        config = {"backbone": {"name": "resnet18"}, "method": "simclr", **config}
+        (folder / "args.json").write_text(json.dumps(config))
+    if mask:
+        masks = torch.stack([torch.full((8,), 0.5), torch.linspace(0.49, 0.52, 8)])
+        state = {"backbone.weight": torch.ones(1), "mask.logits": torch.zeros(8)}
+        history = {"step": torch.tensor([0, 9]), "mask": masks}
+        raw = {"state_dict": state, "metamask": {"kind": "sigmoid", "history": history}}
+        torch.save(raw, folder / "last.ckpt")
+    return folder
 
 
-def test_the_curves_are_those_that_were_logged(
-    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command, and returns the panels by the first line of their titles."""
     saved: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1]
     )
-    out = tmp_path / "plot.png"
-    assert main(["plot", *map(str, [*runs, runs[1]]), "--out", str(out)]) == 0
 
-    assert out.read_bytes().startswith(b"\x89PNG")
-    axes = {a.get_title().split("\n")[0]: a for a in saved[0].axes if a.get_visible()}
-    titles = ("contrastive loss (NT-Xent)", "redundancy loss (Barlow Twins)", "online kNN")
-    assert {*titles, "RankMe of the backbone's features", "mask of 1: metamask-test"} <= {*axes}
-    for title, column in (
-        ("online kNN", "val_knn_acc1"),
-        ("RankMe of the backbone's features", "train_rankme"),
-    ):
-        for run, line in zip([*runs, runs[1]], axes[title].lines, strict=True):
-            values = [float(row[column]) for row in read_metrics(run) if row.get(column)]
-            np.testing.assert_allclose(line.get_ydata(), values)
-        assert "coincide" in axes[title].get_title()
-    # without the weight of each method, so that the curves can be compared
-    line = axes["redundancy loss (Barlow Twins)"].lines[0]
-    logged = [row["train_barlow_loss_epoch"] for row in read_metrics(runs[0])]
-    values = [float(value) / 0.5 for value in logged if value]
-    np.testing.assert_allclose(line.get_ydata(), values)
-    assert misplaced(saved[0]) == []
-    mask = read_checkpoint(runs[0]).mask
-    assert mask is not None
-    low, high = axes["mask of 1: metamask-test"].get_ylim()
+    def plot(*runs: Path) -> dict[str, Any]:
+        out = tmp_path / "plot.png"
+        assert main(["plot", *map(str, runs), "--out", str(out)]) == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+        figure = saved[-1]
+        assert misplaced(figure) == []
+        return {a.get_title().partition("\n")[0]: a for a in figure.axes if a.get_visible()}
+
+    return plot
+
+
+def labels(axis: Any) -> list[str]:
+    return [line.get_label() for line in axis.lines]
+
+
+def test_the_curves_are_those_that_were_logged(plot: Any, tmp_path: Path) -> None:
+    one = write_run(tmp_path / "a", [4.0, 3.0, 2.5], mask=True, name="metamask")
+    two = write_run(tmp_path / "b", [4.0, 3.0, 2.5], name="simclr")
+    panels = plot(one, two / "logs" / ".." / "args.json")
+    assert list(panels) == ["training loss", "online kNN", "mask of 1: metamask"]
+    loss = panels["training loss"]
+    for line in loss.lines:
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+        np.testing.assert_array_equal(line.get_ydata(), [4.0, 3.0, 2.5])
+    assert labels(loss) == ["1: metamask", "2: simclr"]
+    assert loss.get_title().endswith("2 coincides with 1")
+    mask = panels["mask of 1: metamask"]
+    assert "at the end: 0.4900 to 0.5200" in mask.get_title()
+    low, high = mask.get_ylim()
     assert high - low >= 0.1  # a mask that hardly moved does not fill the panel
-    assert f"{mask.min():.4f} to {mask.max():.4f}" in saved[0].axes[-1].get_title() or any(
-        f"{mask.min():.4f} to {mask.max():.4f}" in a.get_title() for a in saved[0].axes
-    )
+
+
+def test_the_redundancy_loss_is_drawn_without_its_weight(plot: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [1.0, 2.0], name="a", method_kwargs={"scale_loss": 0.5})
+    file = run / "logs" / "version_0" / "metrics.csv"
+    file.write_text(file.read_text().replace("train_loss_epoch", "train_barlow_loss_epoch"))
+    line = plot(run)["redundancy loss (Barlow Twins)"].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [2.0, 4.0])
+
+
+def test_a_loss_that_is_no_number_breaks_the_line(plot: Any, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [4.0, "nan", 3.0, "inf", "", 2.0, 1.5])
+    line = plot(run)["training loss"].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3, 4, 6, 7])
+    np.testing.assert_array_equal(line.get_ydata(), [4.0, np.nan, 3.0, np.nan, 2.0, 1.5])
+    # between two gaps there is no line, so that a point must be marked to be seen
+    long = write_run(tmp_path / "long", [1.0] * 29 + ["nan", 2.0, "nan"] + [1.0] * 29)
+    assert 30 in plot(long)["training loss"].lines[0].get_markevery()
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    "case", ["other folder", "byte-order mark", "no step", "metrics.csv alone"]
+)
+def test_logs_as_people_have_them(plot: Any, tmp_path: Path, case: str) -> None:
+    alone = case == "metrics.csv alone"
+    run = write_run(tmp_path / "a", [4.0, 3.0], log=None if alone else "version_0")
+    file = run / ("metrics.csv" if alone else "logs/version_0/metrics.csv")
+    if case == "other folder":
+        write_run(run, [9.0, 9.0], log="version_old")
+    elif case == "byte-order mark":
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    elif case == "no step":
+        file.write_text(file.read_text().replace("1,17,3.0", "1,,3.0"))
+    line = plot(run)["training loss"].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2])
+    np.testing.assert_array_equal(line.get_ydata(), [4.0, 3.0])
+
+
+def test_runs_of_one_name_are_labelled_by_what_differs(plot: Any, tmp_path: Path) -> None:
+    def sweep(folder: str, lr: float, seed: int) -> Path:
+        settings = {"optimizer": {"lr": lr}, "data": {"num_workers": seed}, "seed": seed}
+        return write_run(tmp_path / folder, [lr + seed, 1.0], name="sweep", **settings)
+
+    runs = [sweep("a", 0.1, 0), sweep("b", 0.3, 0), sweep("c", 0.3, 1), sweep("d", 0.3, 1)]
+    alone = write_run(tmp_path / "e", [9.0, 1.0], name="alone")
+    assert labels(plot(*runs[:2], alone)["training loss"]) == [
+        "1: sweep (lr=0.1)",
+        "2: sweep (lr=0.3)",
+        "3: alone",
+    ]
+    assert labels(plot(*runs)["training loss"])[1:] == [
+        "2: sweep (lr=0.3, seed=0)",
+        "3: sweep (lr=0.3, seed=1, c)",
+        "4: sweep (lr=0.3, seed=1, d)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "message"),
     [
-        (["gone"], "gone: no such run"),
-        (["."], "no metrics were logged"),
-        ([".", "--out", "plot.gif"], "must end in .png"),
+        (None, ["gone"], "gone: no such run"),
+        (None, ["."], "no metrics were logged"),
+        (HEADER.encode(), ["."], "no metrics were logged"),
+        (b"epoch,step\n0,8\n", ["."], "logged nothing of what is drawn"),
+        (b"epoch,step\n\xff\xfe", ["."], "not a table of metrics"),
+        (None, [".", "--out", "plot.gif"], "must end in .png"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(
+def test_what_cannot_be_drawn_is_said_in_one_line(
+    content: bytes | None,
     argv: list[str],
     message: str,
     tmp_path: Path,
@@ -92,74 +155,8 @@ def test_what_cannot_be_drawn_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "metrics.csv").write_bytes(content)
     assert main(["plot", *argv]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_bar_shows_loss_knn_and_mask_and_no_version_number() -> None:
-    known = {"val_knn_acc1": 61.25, "mask_min": 0.41, "mask_max": 0.6, "lr": 0.1}
-    trainer = SimpleNamespace(callback_metrics={k: torch.tensor(v) for k, v in known.items()})
-    bar = Bar()
-    bar._loss = torch.tensor(1.23456)
-
-    assert bar.get_metrics(trainer, None) == {
-        "loss": "1.235",
-        "online kNN %": "61.2",
-        "mask": "0.410–0.600",
-    }
-
-
-def test_what_a_user_can_act_on_is_still_shown() -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with quiet():
-            warnings.warn("Found 70 module(s) in eval mode at the start of training.", stacklevel=1)
-            warnings.warn("`torch.jit.script` is deprecated.", FutureWarning, stacklevel=1)
-            warnings.warn("num_workers may be a bottleneck", stacklevel=1)
-    assert [str(w.message) for w in caught] == ["num_workers may be a bottleneck"]
-
-
-def test_a_run_ends_with_its_folder_and_the_next_commands(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = pretrain_run(pretrain_config(images, tmp_path, optimizer__lr=0.01))
-    printed = capsys.readouterr().out
-    assert f"folder: {result.folder}" in printed
-    assert f"next: metamask-solo plot {result.folder}" in printed
-    assert f"metamask-solo knn {result.folder}" in printed
-    assert json.loads((result.folder / "args.json").read_text())["method"] == "metamask"
-
-
-def test_without_labels_no_next_command_needs_them(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = pretrain_config(
-        images, tmp_path, method="simclr", data__no_labels=True, data__val_path=None
-    )
-    cfg.method_kwargs = SIMCLR
-    result = pretrain_run(cfg)
-    printed = capsys.readouterr().out
-    assert "metamask-solo knn" not in printed
-    assert f"metamask-solo umap {result.folder}" in printed
-
-
-def test_a_run_begins_with_the_size_of_its_model(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = pretrain_config(
-        images,
-        tmp_path,
-        "simclr",
-        fast_dev_run=True,
-        method_kwargs=SIMCLR,
-        enable_model_summary=None,
-    )
-    pretrain_run(cfg)
-    printed = capsys.readouterr().out
-    # ResNet-18, its projector and the online classifier of five classes
-    assert re.search(r"^parameters: 1[12],\d{3},\d{3}, trained: 1[12],\d{3},\d{3}$", printed, re.M)
-    assert "FLOP" not in printed
-
-    cfg.enable_model_summary = False
-    pretrain_run(cfg)
-    assert "parameters:" not in capsys.readouterr().out
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
