@@ -21,7 +21,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE, backbone_names, build_method
 from metamask_solo.method.losses import nt_xent
 
-# method_kwargs.meta of each way to update the mask; "fast" is the preset of metamask_fast.yaml
+# method_kwargs.meta of each way to update the mask; "fast" is variant=fast of the files
 META: dict[str, dict[str, Any]] = {
     "joint": {"enabled": False},
     "exact": {"hypergradient": "exact"},

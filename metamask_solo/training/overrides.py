@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir, initialize_config_module
@@ -53,10 +52,16 @@ def add_known_keys(argv: list[str], command: str, composed: DictConfig | None) -
     """
     if composed is None:
         return argv
+    groups = _groups(composed)
     result = []
     for argument in argv:
         found = OVERRIDE.fullmatch(argument)
-        if found is not None and not found["sign"] and _is_of_the_config(found["key"]):
+        if (
+            found is not None
+            and not found["sign"]
+            and found["key"] not in groups
+            and _is_of_the_config(found["key"])
+        ):
             key, value = found["key"], found["value"]
             lacks = _lacks(composed, key)
             if lacks:
@@ -70,7 +75,8 @@ def add_known_keys(argv: list[str], command: str, composed: DictConfig | None) -
 
 def compose_pretraining(name: str, overrides: list[str]) -> DictConfig:
     """Composes a file of the folder that Hydra was started in; known keys need no ``+``."""
-    return compose(name, add_known_keys(overrides, "pretrain", compose(name)))
+    composed = compose(name, return_hydra_config=True)
+    return compose(name, add_known_keys(overrides, "pretrain", composed))
 
 
 def _is_of_the_config(key: str) -> bool:
@@ -94,24 +100,29 @@ def composed_config(argv: list[str]) -> DictConfig | None:
         return None
     module = path.removeprefix("pkg://")
     start = initialize_config_dir if module == path else initialize_config_module
-    chosen = [a for a in argv if _is_part_of_composing(a, path)]
     extra = option(argv, "--config-dir", "-cd")
-    if extra is not None:
-        chosen.append(f'hydra.searchpath=["file://{os.path.abspath(extra)}"]')
+    chosen = [] if extra is None else [f'hydra.searchpath=["file://{os.path.abspath(extra)}"]']
     try:
         with start(module, version_base="1.2"):
+            groups = _groups(compose(name, overrides=chosen, return_hydra_config=True))
+            chosen += [a for a in argv if _is_part_of_composing(a, groups)]
             return compose(name, overrides=chosen, return_hydra_config=True)
     except Exception:
         return None
 
 
-def _is_part_of_composing(argument: str, path: str) -> bool:
+def _groups(composed: DictConfig) -> set[str]:
+    """The config groups that a file chooses from, such as ``augmentations``."""
+    return set(OmegaConf.select(composed, "hydra.runtime.choices", default={}))
+
+
+def _is_part_of_composing(argument: str, groups: set[str]) -> bool:
     """Whether an override chooses a part of the config, rather than a value within."""
     found = OVERRIDE.fullmatch(argument)
     if found is None:
         return False
     key = found["key"]
-    chooses = "/" in key or key.startswith("hydra.") or Path(path, key).is_dir()
+    chooses = "/" in key or key.startswith("hydra.") or key in groups
     return chooses and not OverridesParser.create().parse_override(argument).is_sweep_override()
 
 

@@ -135,7 +135,8 @@ def test_hydra_finds_the_yaml_files_of_the_package(
     clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     package = "pkg://metamask_solo.scripts.pretrain.tiny-imagenet"
-    command = f"train.py --config-path {package} --config-name metamask_fast.yaml max_epochs=7"
+    command = f"train.py --config-path {package} --config-name metamask.yaml"
+    command += " variant=fast max_epochs=7"
 
     assert run.main(command.split()) == 0
 

@@ -1,0 +1,1 @@
+"""A package so that Hydra finds the YAML files here by pkg://."""
