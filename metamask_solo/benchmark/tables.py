@@ -15,7 +15,8 @@ from metamask_solo.benchmark.statistics import (
     mean_and_deviation,
     noise_floor,
 )
-from metamask_solo.evaluation.linear import HELD_OUT, STRENGTHS
+from metamask_solo.evaluation.linear import CS as STRENGTHS
+from metamask_solo.evaluation.linear import HELD_OUT
 
 NAMES = {
     "knn": "kNN %",

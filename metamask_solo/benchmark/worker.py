@@ -204,7 +204,7 @@ def _accuracies(names: list[str], *features: Tensor) -> tuple[dict[str, float], 
     accuracies |= _label_free(names, train, None)
     if "linear" in names:
         probe = linear_probe(train, train_labels, val, val_labels)
-        accuracies["linear"], chosen["linear"] = probe.accuracy, probe.strength
+        accuracies["linear"], chosen["linear"] = probe.accuracy, probe.c
     return accuracies, chosen
 
 

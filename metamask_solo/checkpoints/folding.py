@@ -20,7 +20,7 @@ from metamask_solo.checkpoints.exporting import (
     is_timm_folder,
     write_timm_folder,
 )
-from metamask_solo.checkpoints.reading import MASK_KEY, PREFIXES, Checkpoint, load_backbone
+from metamask_solo.checkpoints.reading import MASK_KEY, Checkpoint, load_backbone
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
 from metamask_solo.method.mask import DimensionalMask
@@ -121,7 +121,7 @@ def fold_checkpoint(
 
 
 def _mask_to_fold(checkpoint: Checkpoint) -> Tensor:
-    if checkpoint.raw.get("metamask", {}).get("folded", False):
+    if checkpoint.folded:
         raise UserError(f"{checkpoint.path}: its mask is folded already")
     if checkpoint.mask is None:
         raise UserError(f"{checkpoint.path}: has no mask to fold (method: {checkpoint.method})")
@@ -173,11 +173,10 @@ def _folded_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def _folded_parts(checkpoint: Checkpoint, backbone: nn.Module) -> dict[str, Any]:
     """The checkpoint's content, with the folded backbone and a mask of ones."""
     parts = {key: checkpoint.raw[key] for key in KEPT_PARTS if key in checkpoint.raw}
-    rest = {k: v for k, v in checkpoint.state_dict.items() if not k.startswith(PREFIXES)}
+    rest = checkpoint.other_state()
     weights = {BACKBONE_PREFIX + k: v for k, v in backbone.state_dict().items()}
     mask = DimensionalMask(rest[MASK_KEY].numel(), "linear", dtype=torch.float32).state_dict()
-    # checkpoints of version 0.1.0 have no entry for the mask's kind
-    rest |= {f"mask.{k}": value for k, value in mask.items() if f"mask.{k}" in rest}
+    rest |= {f"mask.{k}": value for k, value in mask.items()}
     parts["state_dict"] = {**rest, **weights}
     history = checkpoint.raw.get("metamask", {}).get("history")
     parts["metamask"] = {"kind": "linear", "folded": True}

@@ -17,13 +17,24 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import backbone_names, build_backbone
+from metamask_solo.hosts import (
+    BACKBONE_PREFIX,
+    METHODS,
+    backbone_names,
+    build_backbone,
+    build_method,
+)
 from metamask_solo.hosts.stem import stem_of
-from metamask_solo.method.mask import DimensionalMask, mask_from_logits
+from metamask_solo.method.mask import KINDS, DimensionalMask, mask_from_logits
 
-PREFIXES = ("backbone.", "encoder.")
-QUERY_PREFIX = "encoder_q."
-MASK_KEY = "mask.logits"
+# how names of a backbone's weights begin in either release of solo-learn, and in MoCo's own code
+MOCO_PREFIX, MOCO_PROJECTOR = "encoder_q.", "fc."
+PREFIXES = ("backbone.", "encoder.", MOCO_PREFIX)
+# what torch.compile, DataParallel, DDP and training scripts put in front
+WRAPPERS = ("_orig_mod", "module", "model")
+MASK_KEY, KIND_KEY = "mask.logits", "mask._extra_state"
+# how a probe or a fine-tuned model holds a backbone with its mask (MaskedBackbone)
+WRAPPED_PREFIX, WRAPPED_MASK = BACKBONE_PREFIX + "backbone.", BACKBONE_PREFIX + "mask."
 NODES = ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "PathNode", "StringNode")
 # where releases of Lightning keep their AttributeDict
 LIGHTNINGS = (
@@ -32,8 +43,6 @@ LIGHTNINGS = (
     "lightning.pytorch.utilities.parsing",
     "pytorch_lightning.utilities.parsing",
 )
-# how a probe or a fine-tuned model holds a backbone with its mask (MaskedBackbone)
-WRAPPED_PREFIX, WRAPPED_MASK_KEY = "backbone.backbone.", "backbone.mask.logits"
 
 
 @dataclass
@@ -43,7 +52,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         config: the run's config from args.json beside it, or None.
-        state_dict: parameter and buffer names to tensors.
+        state_dict: names, as this release of solo-learn has them, to parameters and buffers.
         method: name of the pretraining method, or None where there is no config.
         mask: the mask m, shape (D,), or None.
         raw: all that the file holds.
@@ -58,72 +67,104 @@ class Checkpoint:
 
     def backbone_state(self) -> dict[str, Tensor]:
         """The state of the plain backbone, without the host's prefix."""
-        return {
-            name.removeprefix(prefix): tensor
-            for prefix in PREFIXES
-            for name, tensor in self.state_dict.items()
-            if name.startswith(prefix)
-        }
+        return _below(self.state_dict, BACKBONE_PREFIX)
+
+    def other_state(self) -> dict[str, Tensor]:
+        """The rest of the state: heads, classifier and mask."""
+        return {n: w for n, w in self.state_dict.items() if not n.startswith(BACKBONE_PREFIX)}
+
+    @property
+    def folded(self) -> bool:
+        """Whether a mask was folded into the backbone."""
+        return bool(_metamask(self.raw).get("folded", False))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint file, or the newest whole one of a run's folder.
 
     Raises:
-        UserError: there is none, it is damaged, or it holds more than tensors and plain data.
+        UserError: there is none, it is damaged, it holds more than tensors and plain data, or two
+            networks that may be the backbone.
     """
     path = Path(path)
     if path.is_dir():
         path = newest_whole(path)
     raw = load_raw(path)
-    state = plain_names(raw.get("state_dict"))
-    if not isinstance(state, dict) or not any(str(k).startswith(PREFIXES) for k in state):
-        raise UserError(f"{path}: not a checkpoint of solo-learn (no backbone in its state_dict)")
-    config = _read_config(path.parent / "args.json")
+    config = config_beside(path)
+    method = (config.get("method") or config.get("pretrain_method")) if config else None
+    try:
+        state = _host_names(raw.get("state_dict"))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     mask = None
-    if WRAPPED_MASK_KEY in state:
-        state = _unwrapped(state)
+    if WRAPPED_MASK + "logits" in state:
+        # a probe holds its mask as it is multiplied with, whatever its kind was in pretraining
+        rest = {n: w for n, w in state.items() if not n.startswith(BACKBONE_PREFIX)}
+        rest |= {f"mask.{name}": w for name, w in _below(state, WRAPPED_MASK).items()}
+        backbone = _below(state, WRAPPED_PREFIX)
+        state = rest | {BACKBONE_PREFIX + name: w for name, w in backbone.items()}
         mask = state[MASK_KEY]
     elif MASK_KEY in state:
-        kind = raw.get("metamask", {}).get("kind")
-        if kind is None and config is not None:
-            kind = OmegaConf.select(config, "method_kwargs.mask.kind", default="sigmoid")
-        mask = mask_from_logits(state[MASK_KEY], kind or "sigmoid")
-    method = (config.get("method") or config.get("pretrain_method")) if config else None
+        kind = _metamask(raw).get("kind")
+        if kind is None and KIND_KEY in state:
+            kind = KINDS[int(state[KIND_KEY])]
+        if kind is None:
+            raise UserError(f"{path}: does not say of which kind its mask is (metamask.kind)")
+        mask = mask_from_logits(state[MASK_KEY], kind)
     return Checkpoint(path, config, state, method, mask, raw)
 
 
-def plain_names(state: Any) -> Any:
-    """A state without what wrappers add to names, and with MoCo's query encoder as the backbone.
+def _metamask(raw: dict[str, Any]) -> dict[str, Any]:
+    entry = raw.get("metamask")
+    return entry if isinstance(entry, dict) else {}
 
-    ``module.`` is DataParallel's and DDP's, ``_orig_mod.`` torch.compile's, anywhere in a name.
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): w for n, w in state.items() if n.startswith(prefix)}
+
+
+def _host_names(state: Any) -> dict[str, Tensor]:
+    """A state with the names of the installed solo-learn, without those of wrappers.
+
+    The backbone is what either release of solo-learn calls so, or MoCo's query encoder without the
+    projector that MoCo calls ``fc``.
+
+    Raises:
+        ValueError: there is no backbone, or two networks may be it.
     """
     if not isinstance(state, dict):
-        return state
-    result: dict[str, Any] = {}
+        raise ValueError("not a checkpoint of solo-learn (no state_dict)")
+    plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        parts = str(name).split(".")
-        if parts[0] == "module":
-            parts = parts[1:]
-        plain = ".".join(part for part in parts if part != "_orig_mod")
-        if plain.startswith(QUERY_PREFIX):
-            plain = PREFIXES[0] + plain.removeprefix(QUERY_PREFIX)
-        result[plain] = tensor
-    return result
+        new = _without_wrappers(str(name))
+        if new in plain:
+            raise ValueError(f"holds {new} twice, once with a wrapper's prefix; keep one of them")
+        plain[new] = tensor
+    prefixes = [p for p in PREFIXES if any(name.startswith(p) for name in plain)]
+    if not prefixes:
+        raise ValueError("not a checkpoint of solo-learn (no backbone in its state_dict)")
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"holds two networks that may be the backbone, {prefixes[0]}* and {prefixes[1]}*; keep "
+            "one of them in its state_dict"
+        )
+    prefix = prefixes[0]
+    backbone = _below(plain, prefix)
+    if not all(isinstance(tensor, Tensor) for tensor in backbone.values()):
+        raise ValueError("not a checkpoint of solo-learn (its backbone holds more than tensors)")
+    if prefix == MOCO_PREFIX:
+        backbone = {n: w for n, w in backbone.items() if not n.startswith(MOCO_PROJECTOR)}
+    rest = {name: w for name, w in plain.items() if not name.startswith(prefix)}
+    return rest | {BACKBONE_PREFIX + name: tensor for name, tensor in backbone.items()}
 
 
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a probe on masked features, with backbone and mask where a method has them.
-
-    Its mask is held as it is multiplied with, whatever its kind was in pretraining.
-    """
-    names = {WRAPPED_MASK_KEY: MASK_KEY}
-    kind = WRAPPED_MASK_KEY.removesuffix("logits") + "_extra_state"
-    names[kind] = kind.removeprefix(PREFIXES[0])
-    for name in state:
-        if name.startswith(WRAPPED_PREFIX):
-            names[name] = PREFIXES[0] + name.removeprefix(WRAPPED_PREFIX)
-    return {names.get(name, name): tensor for name, tensor in state.items()}
+def _without_wrappers(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] in WRAPPERS:
+        del parts[0]
+    while len(parts) > 2 and f"{parts[0]}." in PREFIXES and parts[1] in WRAPPERS:
+        del parts[1]
+    return ".".join(parts)
 
 
 def load_raw(path: Path) -> dict[str, Any]:
@@ -191,9 +232,31 @@ def newest_whole(folder: Path) -> Path:
 
 
 def config_beside(path: str | Path) -> DictConfig | None:
-    """The config that a run wrote beside its checkpoints, from a checkpoint or the run's folder."""
+    """The config that a run wrote beside its checkpoints, from a checkpoint or the run's folder.
+
+    Returns:
+        None where there is none; the flat args.json of 1.0.2's own scripts is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = Path(path)
-    return _read_config((path if path.is_dir() else path.parent) / "args.json")
+    file = (path if path.is_dir() else path.parent) / "args.json"
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds {json.dumps(content)[:20]}, and no settings of a run")
+    if "backbone" not in content:
+        return None
+    config = OmegaConf.create(content)
+    for key in ("backbone.name", "data.dataset"):
+        if not isinstance(OmegaConf.select(config, key, default=None), str):
+            raise UserError(f"{file}: {key} is missing; the file is damaged, or no run's")
+    return config
 
 
 def load_backbone(
@@ -253,6 +316,52 @@ def load_backbone(
     return backbone.eval(), checkpoint
 
 
+def load_projector(path: str | Path, masked: bool | None = None) -> tuple[nn.Module, Checkpoint]:
+    """A whole method in evaluation mode, as a module from images to its projected features.
+
+    Raises:
+        UserError: the checkpoint holds no such method, or ``masked`` asks for other features than
+            its projector takes.
+    """
+    checkpoint = read_checkpoint(path)
+    if masked and checkpoint.mask is None:
+        raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
+    if masked is False and checkpoint.mask is not None:
+        raise UserError(f"{checkpoint.path}: its projector takes masked features only")
+    if checkpoint.config is None:
+        raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the method")
+    if not checkpoint.config.get("method"):
+        raise UserError(f"{checkpoint.path}: a probe or fine-tuned model has no projector")
+    if checkpoint.method not in METHODS:
+        raise UserError(f"{checkpoint.path}: method {checkpoint.method} is unknown here")
+    model = build_method(checkpoint.config.copy())
+    try:
+        missing = model.load_state_dict(checkpoint.state_dict, strict=False).missing_keys
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{checkpoint.path}: does not fit its args.json: {reason}") from error
+    # teachers, which only training needs
+    missing = [name for name in missing if not name.startswith("momentum_")]
+    if missing:
+        raise UserError(f"{checkpoint.path}: does not fit its args.json: {missing[0]} is missing")
+    return Projector(model.eval(), str(checkpoint.method)), checkpoint
+
+
+class Projector(nn.Module):
+    """A whole method as a module from images to its projected features."""
+
+    def __init__(self, method: nn.Module, name: str):
+        super().__init__()
+        self.method = method
+        self.name = name
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.method(images)
+        if "z" not in out:
+            raise UserError(f"method {self.name}: has no projected features (z)")
+        return out["z"]
+
+
 def check_backbone_name(config: DictConfig) -> None:
     """Raises UserError unless solo-learn has the backbone that the config names."""
     name = OmegaConf.select(config, "backbone.name", default=None)
@@ -272,14 +381,3 @@ class MaskedBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.mask(self.backbone(images))
-
-
-def _read_config(path: Path) -> DictConfig | None:
-    if not path.is_file():
-        return None
-    try:
-        config = OmegaConf.create(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    # the flat args.json of 1.0.2's own scripts says nothing in the form that is used here
-    return config if isinstance(config, DictConfig) and "backbone" in config else None

@@ -1,1 +1,21 @@
-"""The commands, one thin file for each, and the options that they share."""
+"""The commands: one module each, whose ``main`` takes the arguments behind the name."""
+
+# what each does, in a line; the order is that of `metamask-solo --help`
+COMMANDS = {
+    "demo": "from nothing to a table: data, three methods, two evaluations, one figure",
+    "data": "write small data sets made from Python packages, or split a folder of your own images",
+    "pretrain": "pretrain any method of solo-learn from a YAML file",
+    "linear": "train a linear probe on a checkpoint's frozen features",
+    "finetune": "train backbone and classifier, starting from a checkpoint",
+    "knn": "nearest-neighbour accuracy of a checkpoint's features",
+    "umap": "draw a checkpoint's features in two dimensions",
+    "embed": "write a checkpoint's features of a folder of images to a file",
+    "fold": "fold the mask into the backbone's weights, for tools that know nothing of masks",
+    "run": "run a script of your own solo-learn clone with MetaMask registered",
+    "plot": "draw what runs logged: losses, online kNN, RankMe and the mask's spread",
+    "analyze": "measure and draw what the mask did: redundancy, confounders, bounds",
+    "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
+    "profile": "time one epoch of a run by part: reading, each augmentation, training, mask update",
+    "step-cost": "time one training step of each method",
+    "doctor": "say what is installed, what is bridged on solo-learn, and which devices there are",
+}

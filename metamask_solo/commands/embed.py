@@ -1,124 +1,96 @@
-"""``metamask-solo embed``: the features of a folder of images, in a file for other tools."""
+"""``metamask-solo embed``: the features of a folder of images, in files for other tools."""
 
 import argparse
-import zipfile
+import csv
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.commands.options import (
-    add_feature_options,
-    add_loading_options,
-    add_source_options,
-    check_counts,
-)
-
-HELP = "write a checkpoint's features of a folder of images to a file"
+from metamask_solo.commands.options import add_feature_options, command_parser, feature_reader
 
 
 def main(argv: list[str]) -> int:
-    """Writes features, file names, and labels where there are any, to an .npz file.
-
-    The features go to the disk batch by batch, so memory does not grow with the images.
+    """Writes features to an .npy file, and file names and labels to a .csv file beside it.
 
     Raises:
-        UserError: a setting, the checkpoint, the data or the output file cannot be used.
+        UserError: a setting, the checkpoint, the data or an output file cannot be used.
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.images import folder_loader, split_loader
     from metamask_solo.errors import UserError
-    from metamask_solo.evaluation.features import feature_extractor, pick_device
-    from metamask_solo.training.resume import say_other_images
 
-    check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     out: Path = arguments.out
-    if out.suffix != ".npz":
-        raise UserError(f"--out={out}: must end in .npz")
-    if out.exists() and not arguments.force:
-        raise UserError(f"--out={out}: exists already; --force overwrites it")
-    device = pick_device(arguments.device)
-    module, checkpoint = feature_extractor(
-        arguments.checkpoint, arguments.features, arguments.masked
+    table = out.with_suffix(".csv")
+    if out.suffix != ".npy":
+        raise UserError(f"--out={out}: must end in .npy; names and labels go to a .csv beside it")
+    for file in (out, table):
+        if file.exists() and not arguments.force:
+            raise UserError(f"--out={out}: {file} exists already; --force overwrites it")
+    reader = feature_reader(arguments, arguments.features)
+    loader = reader.loader(arguments.split, labels=None)
+    count, dims = write_features(reader, loader, out, table)
+    print(f"{out}: {reader.kind} of {count} images, {dims} dimensions; names in {table}")
+    print(
+        f'next: features = numpy.load("{out}", mmap_mode="r"); names = pandas.read_csv("{table}")'
     )
-    assert checkpoint.config is not None  # feature_extractor needs it
-    batches = arguments.batch_size, arguments.num_workers
-    if arguments.data is not None:
-        loader = folder_loader(arguments.data, checkpoint.config, *batches)
-    else:
-        loader = split_loader(arguments.split, checkpoint.config, None, *batches, labelled=False)
-        say_other_images(checkpoint.config)
-    shape = write_features(module, loader, device, out)
-    masked = checkpoint.mask is not None and arguments.masked is not False
-    kind = f"{'masked' if masked else 'plain'} {arguments.features} features"
-    print(f"{out}: {kind} of {shape[0]} images, {shape[1]} dimensions")
-    print(f'next: data = numpy.load("{out}"); data["features"], data["files"]')
     return 0
 
 
-def write_features(module: Any, loader: Any, device: str, out: Path) -> tuple[int, int]:
-    """Writes the features of all images, in the order of their files.
+def write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[int, int]:
+    """Writes the features of all images, and a row for each image in the same order.
 
-    ``features`` (N × D, float32), ``files`` (N), and with labels ``labels`` (N) and ``classes``
-    (names in the order of the labels).
+    The features go to the disk batch by batch, so memory does not grow with the images.
+
+    Args:
+        reader: a :class:`metamask_solo.evaluation.features.FeatureReader`.
+        loader: of its images.
+        out: gets the features, N × D, float32.
+        table: gets the columns ``file``, and with labels ``label`` and ``class``.
+
+    Returns:
+        N and D.
 
     Raises:
-        UserError: ``out`` cannot be written.
+        UserError: a feature is not finite, or a file cannot be written.
     """
     import numpy as np
-    import torch
-    from tqdm import tqdm
 
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.data.images import class_names
-    from metamask_solo.data.unlabelled import is_labelled, sample_names
+    from metamask_solo.data.unlabelled import NO_LABEL, sample_names
+    from metamask_solo.evaluation.features import feature_batches
 
-    module = module.to(device).eval()
-    count, start = len(loader.dataset), 0
-    labels = []
-    with atomic_write(out) as temporary:
-        rows: Any = None
-        block = Path(f"{temporary}.npy")
-        try:
-            with torch.no_grad():
-                for images, targets in tqdm(loader, desc="features", leave=False):
-                    features = module(images.to(device)).float().cpu().numpy()
-                    if rows is None:
-                        shape = (count, features.shape[1])
-                        rows = np.lib.format.open_memmap(block, "w+", np.float32, shape)
-                    rows[start : start + len(features)] = features
-                    start += len(features)
-                    labels.append(targets)
-            rows.flush()
-            arrays = {"files": np.array(sample_names(loader))}
-            known = torch.cat(labels)
-            if is_labelled(known):
-                arrays |= {"labels": known.numpy(), "classes": np.array(class_names(loader))}
-            with zipfile.ZipFile(temporary, "w") as archive:
-                archive.write(block, "features.npy")
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w") as file:
-                        np.lib.format.write_array(file, array, allow_pickle=False)
-        finally:
-            block.unlink(missing_ok=True)
-    return rows.shape
+    names, classes = sample_names(loader), class_names(loader)
+    shape, start = (0, 0), 0
+    with (
+        atomic_write(out) as array_file,
+        atomic_write(table) as table_file,
+        # a name's bytes that are no text are written as they are
+        table_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
+    ):
+        rows = csv.writer(stream)
+        array: Any = None
+        for features, labels in feature_batches(reader.module, loader, reader.device):
+            labelled = bool((labels != NO_LABEL).all())
+            if array is None:
+                shape = len(names), features.shape[1]
+                array = np.lib.format.open_memmap(array_file, "w+", np.float32, shape)
+                rows.writerow(("file", "label", "class") if labelled else ("file",))
+            array[start : start + len(features)] = features.numpy()
+            for name, label in zip(names[start:], labels.tolist(), strict=False):
+                rows.writerow((name, label, classes[label]) if labelled else (name,))
+            start += len(features)
+        array.flush()
+    return shape
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo embed",
-        description=HELP[0].upper() + HELP[1:] + ". The .npz file holds `features` (one row for "
-        "each image), `files`, and where the images lie in class folders `labels` and `classes`.",
+    parser = command_parser(
+        "embed",
+        ": FILE holds an array with one row for each image, and a .csv file of the same name "
+        "the images' files, and their labels and classes where they lie in class folders.",
     )
-    data = "class folders, or images without labels at any depth (default: the run's own data)"
-    add_source_options(parser, data, split="of the run's own data ")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("features.npz"),
-        metavar="FILE",
-        help="an .npz file (default: features.npz)",
-    )
-    add_feature_options(parser)
-    add_loading_options(parser)
-    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("features.npy"), metavar="FILE", help="an .npy file")
+    add("--force", action="store_true", help="overwrite FILE and the .csv file")
     return parser.parse_args(argv)

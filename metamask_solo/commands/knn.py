@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.commands.options import add_loading_options, add_mask_options, check_counts
+from metamask_solo.commands.options import add_feature_options, command_parser, feature_reader
 
-HELP = "nearest-neighbour accuracy of a checkpoint's features"
+TITLES = {"features": 10, "distance": 11, "temperature": 12, "k": 6, "top-1": 8, "top-5": 8}
+CLASSES_TITLE = {"class mean": 12}  # of the top-1 accuracies
+LEFT = ("features", "distance")
 
 
 def main(argv: list[str]) -> int:
@@ -18,130 +20,106 @@ def main(argv: list[str]) -> int:
     """
     arguments = _parse(argv)
 
-    from metamask_solo.evaluation.features import (
-        extract_features,
-        feature_extractor,
-        pick_device,
-    )
-    from metamask_solo.evaluation.knn import check_settings, knn_accuracy
+    from metamask_solo.errors import UserError
+    from metamask_solo.evaluation.knn import check_settings
 
-    check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
     grid = [
-        (k, distance, temperature)
+        (distance, temperature, k)
         for distance in arguments.distance
         for temperature in (arguments.temperature if distance == "cosine" else [None])
         for k in arguments.k
     ]
-    for setting in grid:
-        check_settings(*setting)
-    device = pick_device(arguments.device)
-    path, modules = arguments.checkpoint, {}
+    for distance, temperature, k in grid:
+        check_settings(k, distance, temperature)
+    readers = {}
     for name in arguments.features:
-        modules[name], checkpoint = feature_extractor(path, name, arguments.masked)
-        path = checkpoint.path  # of a folder, the same file for all
-    loaders = _loaders(arguments, checkpoint.config)
-
+        readers[name] = feature_reader(arguments, name)
+        arguments.checkpoint = readers[name].checkpoint.path  # of a folder, the same file for all
+    loaders = readers[name].loaders()
+    images = [len(loader.dataset) for loader in loaders]  # type: ignore[arg-type]
+    if max(arguments.k) > images[0]:
+        raise UserError(f"--k={max(arguments.k)}: there are only {images[0]} training images")
     rows = []
-    for name, module in modules.items():
-        tensors: list[Any] = []
-        for split, loader in loaders.items():
-            tensors += extract_features(module, loader, device, f"{name} {split}")
-        train, train_labels, val, val_labels = (tensor.to(device) for tensor in tensors)
-        for k, distance, temperature in grid:
-            top1, top5 = knn_accuracy(
-                train, train_labels, val, val_labels, k, distance, temperature or 0.0
-            )
-            settings = {"features": name, "distance": distance, "temperature": temperature, "k": k}
-            rows.append({**settings, "top1": top1, "top5": top5})
+    for reader in readers.values():
+        rows += _rows(reader, loaders, grid, arguments.linear)
+    checkpoint = readers[name].checkpoint
     result = {
         "checkpoint": str(checkpoint.path),
         "method": checkpoint.method,
-        "masked": checkpoint.mask is not None and arguments.masked is not False,
-        **{f"{split}_images": len(loader.dataset) for split, loader in loaders.items()},
+        "masked": readers[name].masked,
+        "train_images": images[0],
+        "val_images": images[1],
         "rows": rows,
     }
-    _report(result, arguments.json)
+    _print(result)
+    if arguments.json is not None:
+        from metamask_solo.atomic_files import atomic_write
+
+        with atomic_write(arguments.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
-def _loaders(arguments: argparse.Namespace, config: Any) -> dict[str, Any]:
-    """Training and validation images, of the same classes and enough of them."""
-    from metamask_solo.data.datasets import say_doubts
-    from metamask_solo.data.images import split_loader
-    from metamask_solo.data.reading import shown
-    from metamask_solo.errors import UserError
-    from metamask_solo.training.resume import say_other_images
+def _rows(reader: Any, loaders: Any, grid: list[Any], linear: bool) -> list[dict[str, Any]]:
+    """The accuracies of one kind of features."""
+    from metamask_solo.data.folders import say
+    from metamask_solo.evaluation.features import imbalance_note, mean_over_classes, percent
+    from metamask_solo.evaluation.knn import knn_hits
+    from metamask_solo.evaluation.linear import linear_probe
 
-    loaders: dict[str, Any] = {
-        split: split_loader(
-            split, config, arguments.data, arguments.batch_size, arguments.num_workers
-        )
-        for split in ("train", "val")
-    }
-    datasets = [loader.dataset for loader in loaders.values()]
-    say_doubts(*datasets)
-    if arguments.data is None:
-        say_other_images(config)
-    odd = set(datasets[0].classes) ^ set(datasets[1].classes)
-    if odd:
-        raise UserError(
-            f"data: train and val must have the same classes; {shown(min(odd))} is in one only"
-        )
-    images = len(loaders["train"].dataset)
-    if max(arguments.k) > images:
-        raise UserError(f"--k={max(arguments.k)}: there are only {images} training images")
-    return loaders
+    train, val = (reader.extract(loader) for loader in loaders)
+    tensors = train.features, train.labels, val.features, val.labels
+    on_device = [tensor.to(reader.device) for tensor in tensors]
+    hits: list[tuple[dict[str, Any], Any, Any]] = []
+    for distance, temperature, k in grid:
+        settings: Any = {"k": k, "distance": distance, "temperature": temperature}
+        top1, top5 = knn_hits(*on_device, **settings)
+        hits.append((settings, top1.cpu(), percent(top5)))
+    if linear:
+        probe = linear_probe(*tensors)
+        hits.append(({"distance": "linear", "c": probe.c}, probe.correct, None))
+    rows = []
+    for settings, correct, top5_accuracy in hits:
+        accuracy, mean = percent(correct), mean_over_classes(correct, val.labels)
+        row = {"features": reader.part, **settings, "top1": accuracy, "top5": top5_accuracy}
+        rows.append({**row, "mean_over_classes": mean})
+        if (note := imbalance_note(accuracy, train.labels, val.labels)) is not None:
+            say(note)
+    return rows
 
 
-def _report(result: dict[str, Any], file: Path | None) -> None:
-    kind = "masked" if result["masked"] else "plain"
+def _print(result: dict[str, Any]) -> None:
     print(
-        f"{result['checkpoint']}: {kind} features, {result['train_images']} training and ", end=""
+        f"{result['checkpoint']}: {'masked' if result['masked'] else 'plain'} features, "
+        f"{result['train_images']} training and {result['val_images']} validation images"
     )
-    print(f"{result['val_images']} validation images")
-    print(f"{'features':<10}{'distance':<11}{'temperature':>11}{'k':>6}{'top-1':>8}{'top-5':>8}")
-    for row in result["rows"]:
-        temperature = "-" if row["temperature"] is None else f"{row['temperature']:g}"
-        print(f"{row['features']:<10}{row['distance']:<11}{temperature:>11}{row['k']:>6}", end="")
-        print(f"{row['top1']:>8.2f}{row['top5']:>8.2f}")
-    if file is not None:
-        from metamask_solo.atomic_files import atomic_write
-
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+    rows = result["rows"]
+    # of classes of one size both are the same, but for rounding
+    unequal = any(abs(row["top1"] - row["mean_over_classes"]) > 1e-9 for row in rows)
+    titles = TITLES | (CLASSES_TITLE if unequal else {})
+    print("".join(f"{title:{'<' if title in LEFT else '>'}{titles[title]}}" for title in titles))
+    for row in rows:
+        temperature = "-" if row.get("temperature") is None else f"{row['temperature']:g}"
+        line = f"{row['features']:<10}{row['distance']:<11}{temperature:>12}{row.get('k', '-'):>6}"
+        top5 = "-" if row["top5"] is None else f"{row['top5']:.2f}"
+        line += f"{row['top1']:>8.2f}{top5:>8}"
+        print(line + (f"{row['mean_over_classes']:>12.2f}" if unequal else ""))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo knn",
-        description=HELP[0].upper() + HELP[1:] + ", through solo-learn's weighted kNN: one row for "
-        "each combination of the settings. Temperature counts with the cosine distance only.",
+    parser = command_parser(
+        "knn",
+        ", through solo-learn's weighted kNN: one row for each combination of the settings. "
+        "Temperature counts with the cosine distance only.",
         epilog="Choose a setting before you look at the validation images: the best of many rows "
         "is no fair result. top-5 with k below 5 takes k guesses.",
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="holds train/ and val/, with class folders (default: the data of the run)",
-    )
-    parser.add_argument("--k", type=int, nargs="+", default=[20], help="neighbours (default: 20)")
-    parser.add_argument(
-        "--temperature", type=float, nargs="+", default=[0.07], metavar="T", help="(default: 0.07)"
-    )
+    add = parser.add_argument
+    add_feature_options(parser, "holds train/ and val/, with class folders", False, True)
+    add("--k", type=int, nargs="+", default=[20], help="neighbours")
+    add("--temperature", type=float, nargs="+", default=[0.07], metavar="T", help="of the votes")
     distances = ("cosine", "euclidean")
-    parser.add_argument(
-        "--distance", choices=distances, nargs="+", default=["cosine"], help="(default: cosine)"
-    )
-    parser.add_argument(
-        "--features",
-        choices=("backbone", "projector"),
-        nargs="+",
-        default=["backbone"],
-        help="(default: backbone)",
-    )
-    add_mask_options(parser)
-    add_loading_options(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE too")
+    add("--distance", choices=distances, nargs="+", default=["cosine"], help="of features")
+    add("--linear", action="store_true", help="also the benchmark's linear probe, in a last row")
+    add("--json", type=Path, metavar="FILE", help="write the rows to FILE too")
     return parser.parse_args(argv)

@@ -1,9 +1,89 @@
-"""Options that several commands share."""
+"""What the commands that evaluate features share: options, and the way to the features."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from metamask_solo.commands import COMMANDS
 from metamask_solo.errors import UserError
+
+if TYPE_CHECKING:
+    from metamask_solo.evaluation.features import FeatureReader
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def command_parser(name: str, more: str = "", epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser whose description is the command's line in ``metamask-solo --help``.
+
+    Args:
+        name: of the command.
+        more: what follows on that line.
+    """
+    line = COMMANDS[name]
+    return argparse.ArgumentParser(
+        prog=f"metamask-solo {name}",
+        description=line[0].upper() + line[1:] + more,
+        epilog=epilog,
+        formatter_class=Help,
+    )
+
+
+def add_feature_options(
+    parser: argparse.ArgumentParser, data: str, split: bool = True, several: bool = False
+) -> None:
+    """The options of :func:`feature_reader`.
+
+    Args:
+        data: what the folder of --data may hold.
+        split: whether the command reads one split, that of --split.
+        several: whether --features takes more than one.
+    """
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
+    add("--data", type=Path, metavar="FOLDER", help=f"{data} (default: the data of the run)")
+    if split:
+        add("--split", choices=("train", "val"), default="val", help="which images")
+    parts = ("backbone", "projector")
+    if several:
+        add("--features", choices=parts, nargs="+", default=["backbone"], help="whose output")
+    else:
+        add("--features", choices=parts, default="backbone", help="whose output")
+    kind = parser.add_mutually_exclusive_group()
+    masked = "masked features (default where the checkpoint has a mask)"
+    kind.add_argument("--masked", action="store_true", default=None, help=masked)
+    plain = "features without mask"
+    kind.add_argument("--plain", dest="masked", action="store_false", default=None, help=plain)
+    add("--batch-size", type=int, default=256, metavar="N", help="images at a time")
+    add("--num-workers", type=int, default=2, metavar="N", help="processes that read images")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the network")
+
+
+def feature_reader(arguments: argparse.Namespace, features: str) -> "FeatureReader":
+    """The network of a checkpoint, and the images of --data, as the options say.
+
+    Raises:
+        UserError: an option or the checkpoint cannot be used.
+    """
+    from metamask_solo.evaluation.features import FeatureReader
+
+    check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
+    return FeatureReader(
+        arguments.checkpoint,
+        features,
+        arguments.masked,
+        arguments.data,
+        arguments.batch_size,
+        arguments.num_workers,
+        arguments.device,
+    )
 
 
 def check_counts(**values: int) -> None:
@@ -12,53 +92,3 @@ def check_counts(**values: int) -> None:
         least = 0 if name in ("num_workers", "seed") else 1
         if value < least:
             raise UserError(f"--{name.replace('_', '-')}={value}: must be at least {least}")
-
-
-def add_loading_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that reads images through a backbone."""
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="(default: 256)")
-    parser.add_argument(
-        "--num-workers", type=int, default=2, metavar="N", help="that read images (default: 2)"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
-    )
-
-
-def add_source_options(parser: argparse.ArgumentParser, data: str, split: str = "") -> None:
-    """A checkpoint, and which images its features are to be of.
-
-    Args:
-        data: what the folder of --data may hold.
-        split: what --split is of.
-    """
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help=data)
-    parser.add_argument(
-        "--split", choices=("train", "val"), default="val", help=f"{split}(default: val)"
-    )
-
-
-def add_feature_options(parser: argparse.ArgumentParser) -> None:
-    """--features, and with or without the mask."""
-    parser.add_argument(
-        "--features",
-        choices=("backbone", "projector"),
-        default="backbone",
-        help="(default: backbone)",
-    )
-    add_mask_options(parser)
-
-
-def add_mask_options(parser: argparse.ArgumentParser) -> None:
-    """--masked and --plain; the default, None, is masked where the checkpoint has a mask."""
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--masked",
-        action="store_true",
-        default=None,
-        help="masked features (default where the checkpoint has a mask)",
-    )
-    kind.add_argument(
-        "--plain", dest="masked", action="store_false", default=None, help="features without mask"
-    )

@@ -7,12 +7,11 @@ from typing import Any
 
 from metamask_solo.commands.options import (
     add_feature_options,
-    add_loading_options,
-    add_source_options,
     check_counts,
+    command_parser,
+    feature_reader,
 )
 
-HELP = "draw a checkpoint's features in two dimensions"
 FORMATS = (".png", ".pdf", ".svg")
 NEIGHBOURS = 15  # umap-learn's default; with fewer images it would silently take another number
 MOST_IN_LEGEND = 20
@@ -23,67 +22,49 @@ def main(argv: list[str]) -> int:
     """Writes a scatter plot of the features, coloured by class.
 
     Raises:
-        UserError: umap-learn is missing, or a setting, the checkpoint or the data cannot be used.
+        UserError: umap-learn is missing, a setting, the checkpoint or the data cannot be used, or
+            the features are (nearly) the same for all images.
     """
     arguments = _parse(argv)
 
-    from metamask_solo.data.images import class_names, split_loader
-    from metamask_solo.data.unlabelled import is_labelled
     from metamask_solo.errors import UserError
-    from metamask_solo.evaluation.features import (
-        extract_features,
-        feature_extractor,
-        pick_device,
-    )
-    from metamask_solo.training.resume import say_other_images
+    from metamask_solo.evaluation.features import is_collapsed
 
     if importlib.util.find_spec("umap") is None:
-        raise UserError("umap-learn: not installed; install it with `pip install umap-learn`")
-    names = ("batch_size", "num_workers", "samples", "seed")
-    check_counts(**{name: getattr(arguments, name) for name in names})
+        raise UserError("umap-learn: not installed; `pip install 'metamask-solo[umap]'` does it")
+    check_counts(samples=arguments.samples, seed=arguments.seed)
     out = arguments.out
     if out.suffix not in FORMATS:
         raise UserError(f"--out={out}: must end in {', '.join(FORMATS)}")
-    device = pick_device(arguments.device)
-    module, checkpoint = feature_extractor(
-        arguments.checkpoint, arguments.features, arguments.masked
-    )
-    assert checkpoint.config is not None  # feature_extractor needs it
-    loader: Any = split_loader(
-        arguments.split,
-        checkpoint.config,
-        arguments.data,
-        arguments.batch_size,
-        arguments.num_workers,
-        arguments.samples,
-        arguments.seed,
-        labelled=False,
-    )
-    if arguments.data is None:
-        say_other_images(checkpoint.config)
+    reader = feature_reader(arguments, arguments.features)
+    loader: Any = reader.loader(arguments.split, None, arguments.samples, arguments.seed)
     images = len(loader.dataset)
     if images <= NEIGHBOURS:
         raise UserError(f"{images} images: UMAP needs more than {NEIGHBOURS}")
-    features, labels = extract_features(module, loader, device, arguments.features)
+    read = reader.extract(loader)
+    if is_collapsed(read.features):
+        raise UserError(
+            f"{reader.checkpoint.path}: all features are (nearly) the same; a drawing would show "
+            "rounding errors"
+        )
 
     import umap
 
     points = umap.UMAP(
         n_components=2, n_neighbors=NEIGHBOURS, random_state=arguments.seed, n_jobs=1
-    ).fit_transform(features.numpy())
-    masked = checkpoint.mask is not None and arguments.masked is not False
-    title = f"{checkpoint.path.name}\n{'masked' if masked else 'plain'} {arguments.features} "
-    title += f"features of {images} {arguments.split} images"
-    labelled = is_labelled(labels)
-    _draw(points, labels.numpy(), class_names(loader) if labelled else [], title, out)
-    print(f"{out}: {images} images, {len(labels.unique()) if labelled else 'no'} classes")
+    ).fit_transform(read.features.numpy())
+    kind = f"{read.split} images".strip()
+    title = f"{reader.checkpoint.path.name}\n{reader.kind} of {images} {kind}"
+    _draw(points, read.labels.numpy(), read.classes, title, out)
+    print(f"{out}: {images} {kind}, {len(read.labels.unique()) if read.classes else 'no'} classes")
     return 0
 
 
 def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> None:
     """The scatter plot; a legend where there are few classes, a colour bar where there are many.
 
-    Without class names all points have one colour.
+    A class has the same colour whichever others are drawn. Without class names all points have
+    one colour.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -95,14 +76,13 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
     axes = figure.add_subplot()
     few = len(names) <= MOST_IN_LEGEND
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "tab20" if few else "turbo"]
-    size = max(2.0, min(30.0, 20_000 / len(points)))
+    look: Any = {"s": max(2.0, min(30.0, 20_000 / len(points))), "alpha": 0.7}
     texts = [axes.title]
     if not names:
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=colours(0), alpha=0.7)
+        axes.scatter(points[:, 0], points[:, 1], color=colours(0), **look)
     elif few:
         for label in range(len(names)):
-            own = points[labels == label]
-            axes.scatter(own[:, 0], own[:, 1], s=size, color=colours(label), alpha=0.7)
+            axes.scatter(*points[labels == label].T, color=colours(label), **look)
         # numbers first: a label that begins with an underscore would be left out
         numbers = [str(label) for label in range(len(names))]
         legend = axes.legend(
@@ -112,7 +92,8 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
             text.set_text(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…")
             texts.append(text)
     else:
-        drawn = axes.scatter(points[:, 0], points[:, 1], s=size, c=labels, cmap=colours, alpha=0.7)
+        span: Any = {"cmap": colours, "vmin": 0, "vmax": len(names) - 1}
+        drawn = axes.scatter(points[:, 0], points[:, 1], c=labels, **span, **look)
         figure.colorbar(drawn, label="class (in alphabetical order)")
     axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     axes.set_title("\n".join(wrapped(line, 60) for line in title.splitlines()), fontsize=10)
@@ -123,32 +104,14 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo umap",
-        description=HELP[0].upper()
-        + HELP[1:]
-        + " with UMAP, coloured by class where there are classes. Distances between "
-        "far clusters in such a drawing mean little.",
+    parser = command_parser(
+        "umap",
+        " with UMAP, coloured by class where there are classes. Distances between far clusters in "
+        "such a drawing mean little.",
     )
-    data = "holds train/ and val/, or images; classes are coloured (default: the run's)"
-    add_source_options(parser, data)
-    add_feature_options(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("umap.png"),
-        metavar="FILE",
-        help="a .png, .pdf or .svg file (default: umap.png)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=5_000,
-        metavar="N",
-        help="images at most, drawn by the seed (default: 5000)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the images and of UMAP (default: 0)"
-    )
-    add_loading_options(parser)
+    add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("umap.png"), metavar="FILE", help=", ".join(FORMATS))
+    add("--samples", type=int, default=5_000, metavar="N", help="images at most, drawn by the seed")
+    add("--seed", type=int, default=0, help="of the images and of UMAP")
     return parser.parse_args(argv)

@@ -1,5 +1,7 @@
-"""What the commands that evaluate features share: what computes them, and from which images."""
+"""From a checkpoint and images to features, and what can be said of features alone."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,79 +10,133 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamask_solo.checkpoints.reading import PREFIXES, Checkpoint, load_backbone, read_checkpoint
-from metamask_solo.data.images import loader_failure
+from metamask_solo.checkpoints.reading import load_backbone, load_projector
+from metamask_solo.data.datasets import say_doubts
+from metamask_solo.data.folders import say
+from metamask_solo.data.images import class_names, loader_failure, split_loader
+from metamask_solo.data.reading import shown
+from metamask_solo.data.unlabelled import is_labelled, sample_names
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import BACKBONE_PREFIX, METHODS, build_method
+from metamask_solo.training.resume import say_other_images
+
+NEARLY_THE_SAME = 1e-5  # root mean square about the mean, of that of the features
+AT_ONCE = 2**22  # numbers that are converted to double precision
 
 
-def feature_extractor(
-    path: str | Path, features: str = "backbone", masked: bool | None = None
-) -> tuple[nn.Module, Checkpoint]:
-    """A module from images to the features of a checkpoint.
+class NotFinite(UserError):
+    """Features that hold NaN or infinity, as those of a run that diverged."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of the images of a data set, on the CPU.
+
+    Attributes:
+        features: shape (N, D), single precision.
+        labels: shape (N,), integers; −1 where the images have no labels.
+        files: path of each image, or its number where it is not a file.
+        classes: names in the order of the labels; empty without labels.
+        split: ``train`` or ``val``, as was read; empty for a folder that is neither.
+    """
+
+    features: Tensor
+    labels: Tensor
+    files: list[str]
+    classes: list[str]
+    split: str
+
+
+class FeatureReader:
+    """A checkpoint's network, and how the images for it are read.
+
+    Attributes:
+        module: from images to features, on ``device``.
+        checkpoint: what was read.
+        part: ``backbone`` or ``projector``.
+        masked: whether the features are masked.
+        kind: of the features, such as ``masked backbone features``.
 
     Args:
-        path: checkpoint file or run folder.
-        features: ``backbone`` for N × D features, ``projector`` for what the method's ``forward``
-            returns as ``z``.
+        checkpoint: checkpoint file or run folder.
+        features: ``backbone``, or ``projector`` for what the method's ``forward`` returns as ``z``.
         masked: True for masked features, False for plain ones, None for masked ones where the
             checkpoint has a mask.
+        data: folder that holds train/ and val/, or images; None for the data of the run.
+        device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: the checkpoint does not have the features that are asked for.
+        UserError: the checkpoint does not have such features, or there is no such device.
     """
-    checkpoint = read_checkpoint(path)
-    if masked is False and checkpoint.raw.get("metamask", {}).get("folded", False):
-        raise UserError(
-            f"{checkpoint.path}: its mask is folded into the backbone, so there are no plain "
-            "features; take the checkpoint that it was folded from"
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        features: str = "backbone",
+        masked: bool | None = None,
+        data: Path | None = None,
+        batch_size: int = 256,
+        num_workers: int = 2,
+        device: str = "auto",
+    ):
+        self.device = pick_device(device)
+        self.part = features
+        self._data, self._batches = data, (batch_size, num_workers)
+        load = load_backbone if features == "backbone" else load_projector
+        self.module, self.checkpoint = load(checkpoint, masked)
+        if masked is False and self.checkpoint.folded:
+            raise UserError(
+                f"{self.checkpoint.path}: its mask is folded into the backbone, so there are no "
+                "plain features; take the checkpoint that it was folded from"
+            )
+        if data is None and self.checkpoint.config is not None:
+            say_other_images(self.checkpoint.config)
+        self.masked = self.checkpoint.mask is not None and masked is not False
+        self.kind = f"{'masked' if self.masked else 'plain'} {features} features"
+
+    def loader(
+        self, split: str, labels: bool | None = True, limit: int | None = None, seed: int = 0
+    ) -> DataLoader[Any]:
+        """The images of one split, as the run's evaluation reads them.
+
+        Args:
+            split: ``train`` or ``val``.
+            labels: None where labels may be missing; then validation images may be missing too,
+                and any folder of images is taken.
+            limit: at most this many images, drawn by ``seed``; None for all.
+
+        Raises:
+            UserError: the data are missing or cannot be read.
+        """
+        config = self.checkpoint.config
+        loader = split_loader(
+            split, config, self._data, *self._batches, limit, seed, labelled=labels is True
         )
-    if features == "backbone":
-        return load_backbone(checkpoint.path, masked)
-    if masked and checkpoint.mask is None:
-        raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
-    if masked is False and checkpoint.mask is not None:
-        raise UserError(f"{checkpoint.path}: its projector takes masked features only")
-    return Projection(_build(checkpoint), str(checkpoint.method)), checkpoint
+        if self._data is not None and not (self._data / split).is_dir():
+            split = ""
+        loader.dataset.split = split  # type: ignore[attr-defined]
+        return loader
 
+    def loaders(
+        self, limit: int | None = None, seed: int = 0
+    ) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Labelled training and validation images of the same classes."""
+        train, val = (self.loader(split, True, limit, seed) for split in ("train", "val"))
+        datasets: Any = train.dataset, val.dataset
+        say_doubts(*datasets)
+        if odd := set(datasets[0].classes) ^ set(datasets[1].classes):
+            name = shown(min(odd))
+            raise UserError(
+                f"data: train and val must have the same classes; {name} is in one only"
+            )
+        return train, val
 
-class Projection(nn.Module):
-    """A whole method as a module from images to its projected features."""
-
-    def __init__(self, method: nn.Module, name: str):
-        super().__init__()
-        self.method = method
-        self.name = name
-
-    def forward(self, images: Tensor) -> Tensor:
-        out = self.method(images)
-        if "z" not in out:
-            raise UserError(f"method {self.name}: has no projected features (z)")
-        return out["z"]
-
-
-def _build(checkpoint: Checkpoint) -> nn.Module:
-    """The method of a checkpoint with its weights, in evaluation mode."""
-    if checkpoint.config is None:
-        raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the method")
-    if not checkpoint.config.get("method"):
-        raise UserError(f"{checkpoint.path}: a probe or fine-tuned model has no projector")
-    if checkpoint.method not in METHODS:
-        raise UserError(f"{checkpoint.path}: method {checkpoint.method} is unknown here")
-    model = build_method(checkpoint.config.copy())
-    # the other release may have written it, under its own names
-    backbone = {BACKBONE_PREFIX + name: w for name, w in checkpoint.backbone_state().items()}
-    rest = {n: w for n, w in checkpoint.state_dict.items() if not n.startswith(PREFIXES)}
-    try:
-        missing = model.load_state_dict({**rest, **backbone}, strict=False).missing_keys
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{checkpoint.path}: does not fit its args.json: {reason}") from error
-    # teachers, which only training needs
-    missing = [name for name in missing if not name.startswith("momentum_")]
-    if missing:
-        raise UserError(f"{checkpoint.path}: does not fit its args.json: {missing[0]} is missing")
-    return model.eval()
+    def extract(self, loader: DataLoader[Any], module: nn.Module | None = None) -> Features:
+        """Features of a loader's images; of another ``module`` than the checkpoint's if given."""
+        path = self.checkpoint.path if module is None else "other network"
+        features, labels = extract_features(module or self.module, loader, self.device, str(path))
+        classes = class_names(loader) if is_labelled(labels) else []
+        split = getattr(loader.dataset, "split", "")
+        return Features(features, labels, sample_names(loader), classes, split)
 
 
 def pick_device(name: str) -> str:
@@ -97,26 +153,170 @@ def pick_device(name: str) -> str:
     return name
 
 
-@torch.no_grad()
 def extract_features(
-    backbone: nn.Module,
+    module: nn.Module,
     loader: DataLoader[Any],
     device: str | torch.device = "cpu",
     label: str = "features",
 ) -> tuple[Tensor, Tensor]:
-    """Features and labels of a data set, with a progress bar.
+    """The batches of :func:`feature_batches` in one piece.
 
     Returns:
         Features, N × D in single precision, and labels, N integers; both on the CPU.
     """
-    backbone = backbone.to(device).eval()
-    features, labels = [], []
+    features, labels = zip(*feature_batches(module, loader, device, label), strict=True)
+    return torch.cat(features), torch.cat(labels)
+
+
+@torch.no_grad()
+def feature_batches(
+    module: nn.Module,
+    loader: DataLoader[Any],
+    device: str | torch.device = "cpu",
+    label: str = "features",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and labels of a data set, batch by batch, with a progress bar.
+
+    Where the features of all images are (nearly) the same, a note says so.
+
+    Yields:
+        Features in single precision, N × D, and labels, N integers; both on the CPU.
+
+    Raises:
+        NotFinite: a feature is NaN or infinite.
+        UserError: an image cannot be read.
+    """
+    module = module.to(device).eval()
+    spread = _Spread()
     try:
-        for images, targets in tqdm(loader, desc=label, leave=False):
-            features.append(backbone(images.to(device)).float().cpu())
-            labels.append(targets)
+        for images, labels in tqdm(loader, desc=label, leave=False):
+            features = module(images.to(device)).float().cpu()
+            seen = spread.count + len(features)
+            if bad := int((~features.isfinite()).any(dim=1).sum()):
+                raise NotFinite(
+                    f"{label}: its features are not finite, for {bad} of the first {seen} images; "
+                    "the run diverged, or its numbers left the range of the precision"
+                )
+            spread.add(features)
+            yield features, labels
     except RuntimeError as error:
         if (failure := loader_failure(error)) is not None:
             raise failure from error
         raise
-    return torch.cat(features), torch.cat(labels)
+    if spread.is_nothing():
+        say(f"{label}: all features are (nearly) the same; the representation has collapsed")
+
+
+class _Spread:
+    """First and second moments of features, which come batch by batch."""
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, features: Tensor) -> None:
+        self.count += len(features)
+        for block in features.split(max(1, AT_ONCE // features.shape[1])):
+            doubles = block.double()
+            self.total = self.total + doubles.sum(0)
+            self.squares = self.squares + doubles.square().sum()
+
+    def is_nothing(self) -> bool:
+        about_mean = self.squares - self.total.square().sum() / max(1, self.count)
+        return self.count > 1 and bool(about_mean <= NEARLY_THE_SAME**2 * self.squares)
+
+
+def is_collapsed(features: Tensor) -> bool:
+    """Whether the features of all images, shape (N, D), are (nearly) the same.
+
+    Their root mean square about their mean is then at most 1e-5 of their root mean square: what
+    rounding in single precision leaves.
+    """
+    spread = _Spread()
+    spread.add(features)
+    return spread.is_nothing()
+
+
+def second_moments(features: Tensor) -> Tensor:
+    """The sum of h hᵀ over features of shape (N, D), in double precision: shape (D, D)."""
+    count, dims = features.shape
+    total = features.new_zeros(dims, dims, dtype=torch.float64)
+    for block in features.split(max(1, AT_ONCE // dims)):
+        total += block.double().T @ block.double()
+    return total
+
+
+def effective_rank(second: Tensor) -> float:
+    """RankMe from the sum, or the mean, of h hᵀ over the features, shape (D, D).
+
+    exp of the entropy of σ / Σσ, with σ the singular values of the N × D features (Garrido et al.,
+    ICML 2023, arXiv 2210.02885, equation 1): 1 to D, and 0 where all features are zero. That of
+    masked features h ⊙ m is ``effective_rank(second * m * m[:, None])``.
+    """
+    eigenvalues = torch.linalg.eigvalsh(second.double().cpu())
+    # the root of what is rounded away would count as directions
+    rounding = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp(min=0)
+    singular = eigenvalues.where(eigenvalues > rounding, torch.zeros(())).sqrt()
+    if singular.sum() <= 0:
+        return 0.0
+    share = singular / singular.sum()
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+
+
+def rankme(features: Tensor) -> float:
+    """:func:`effective_rank` of features of shape (N, D)."""
+    return effective_rank(second_moments(features))
+
+
+def percent(correct: Tensor) -> float:
+    """The share of true entries, in percent."""
+    return 100.0 * int(correct.sum()) / len(correct)
+
+
+def mean_over_classes(correct: Tensor, labels: Tensor) -> float:
+    """The mean of the accuracies of the classes in percent; balanced accuracy.
+
+    Args:
+        correct: which images are right, shape (M,), booleans.
+        labels: of these images, shape (M,), integers.
+    """
+    return sum(percent(correct[labels == label]) for label in labels.unique()) / len(
+        labels.unique()
+    )
+
+
+def imbalance_note(accuracy: float, train_labels: Tensor, val_labels: Tensor) -> str | None:
+    """A line where classes are of unequal size and an accuracy says no more than that they are.
+
+    Args:
+        accuracy: in percent of the validation images.
+        train_labels: shape (N,), integers.
+        val_labels: shape (M,), integers.
+
+    Returns:
+        None where the accuracy is above that of always naming the largest class.
+    """
+    largest = percent(val_labels == train_labels.mode().values)
+    unequal = len(val_labels.unique(return_counts=True)[1].unique()) > 1
+    if not unequal or accuracy > largest:
+        return None
+    return (
+        f"always naming the largest class of the training images is right for {largest:.2f} % of "
+        f"the validation images, and this accuracy is {accuracy:.2f} %: see the mean over classes"
+    )
+
+
+def check_features(
+    train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
+) -> None:
+    """Raises UserError unless these are finite features, each of an image with a label."""
+    for split, features, labels in (
+        ("train", train_features, train_labels),
+        ("val", val_features, val_labels),
+    ):
+        if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
+            raise UserError(
+                f"{split} features and labels: of shapes {tuple(features.shape)} and "
+                f"{tuple(labels.shape)}; must be N × D and N, of one image at least"
+            )
+        if not features.isfinite().all():
+            raise NotFinite(f"{split} features: some are not finite")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from metamask_solo.errors import UserError
+from metamask_solo.evaluation.features import check_features, percent
 
 # of every kNN here but the official protocol's (k = 5, temperature 1)
 DEFAULT_K, DEFAULT_TEMPERATURE = 20, 0.07
@@ -26,7 +27,23 @@ def knn_accuracy(
     distance: str = "cosine",
     temperature: float = DEFAULT_TEMPERATURE,
 ) -> tuple[float, float]:
-    """Accuracy of a weighted vote of the nearest training images.
+    """Top-1 and top-5 accuracy in percent of the vote of :func:`knn_hits`."""
+    top1, top5 = knn_hits(
+        train_features, train_labels, val_features, val_labels, k, distance, temperature
+    )
+    return percent(top1), percent(top5)
+
+
+def knn_hits(
+    train_features: Tensor,
+    train_labels: Tensor,
+    val_features: Tensor,
+    val_labels: Tensor,
+    k: int = DEFAULT_K,
+    distance: str = "cosine",
+    temperature: float = DEFAULT_TEMPERATURE,
+) -> tuple[Tensor, Tensor]:
+    """Which validation images a weighted vote of their nearest training images gets right.
 
     A neighbour's weight is exp(similarity / temperature) with the cosine distance, and one over
     the distance with the Euclidean one. Runs where the features are, in blocks of validation
@@ -37,14 +54,14 @@ def knn_accuracy(
         train_features: shape (N, D).
         train_labels: shape (N,), integers.
         val_features: shape (M, D).
-        val_labels: shape (M,); a class without training images is never found.
+        val_labels: shape (M,); a class without training images is never right.
         k: number of neighbours; all N where there are fewer.
         distance: ``cosine`` or ``euclidean``.
         temperature: at least 1/700; used with the cosine distance only.
 
     Returns:
-        Top-1 and top-5 accuracy in percent. With fewer than five neighbours or classes, top-5
-        takes as many guesses as there are.
+        Whether the first guess is right, and whether one of the first five is; both booleans of
+        shape (M,). With fewer than five neighbours or classes there are as many guesses as these.
 
     Raises:
         UserError: a setting is not allowed, a feature is not finite, or features and labels do
@@ -52,25 +69,49 @@ def knn_accuracy(
     """
     check_settings(k, distance, temperature)
     check_features(train_features, train_labels, val_features, val_labels)
-    prepare = _directions if distance == "cosine" else _places
-    train_features, val_features = prepare(train_features, val_features)
+    cosine = distance == "cosine"
+    train, val = (_directions if cosine else _centred)(train_features, val_features)
     classes, labels = torch.cat((train_labels, val_labels)).unique(return_inverse=True)
-    train_labels, val_labels = labels[: len(train_labels)], labels[len(train_labels) :]
+    train_labels, val_labels = labels[: len(train)], labels[len(train) :]
     trained = torch.zeros_like(classes, dtype=torch.bool).index_fill_(0, train_labels, True)
-    k, guesses = min(k, len(train_labels)), min(5, k, len(classes))
-    block = max(1, MOST_AT_ONCE // max(len(train_labels), len(classes)))
-    top1 = top5 = 0
-    for features, truth in zip(val_features.split(block), val_labels.split(block), strict=True):
-        near, weights = _neighbours(features, train_features, k, distance, temperature)
-        votes = weights.new_zeros(len(features), len(classes))
-        votes.scatter_add_(1, train_labels[near], weights)
+    k, guesses = min(k, len(train)), min(5, k, len(train), len(classes))
+    block = max(1, MOST_AT_ONCE // max(len(train), len(classes)))
+    hits = []
+    for features, truth in zip(val.split(block), val_labels.split(block), strict=True):
+        similarity = features @ train.T if cosine else -torch.cdist(features, train)
+        votes = vote(similarity, train_labels, k, temperature if cosine else None, len(classes))
         # stable: classes with equal votes in their own order, on every device
         order = votes.argsort(dim=1, descending=True, stable=True)[:, :guesses]
         # classes without votes fill up the guesses; one that no training image has is none
-        found = (order == truth.unsqueeze(1)) & trained[order]
-        top1 += int(found[:, 0].sum())
-        top5 += int(found.sum())
-    return 100.0 * top1 / len(val_labels), 100.0 * top5 / len(val_labels)
+        hits.append((order == truth.unsqueeze(1)) & trained[order])
+    right = torch.cat(hits)
+    return right[:, 0], right.any(dim=1)
+
+
+def vote(
+    similarity: Tensor, labels: Tensor, k: int, temperature: float | None, classes: int
+) -> Tensor:
+    """The weighted votes of the k most similar training images, in double precision.
+
+    Args:
+        similarity: cosines, or distances with a minus sign; shape (M, N).
+        labels: of the training images, integers from 0; shape (N,).
+        k: number of neighbours, at most N.
+        temperature: of cosines; None for distances.
+        classes: number of classes.
+
+    Returns:
+        Shape (M, classes); with cosines, relative to the weight of the nearest.
+    """
+    nearest, neighbours = similarity.topk(k)
+    if temperature is None:
+        weights = 1 / (EPSILON - nearest.double())
+    else:
+        exponents = nearest.double() / temperature
+        # only the proportions of the weights count, and so none is infinite
+        weights = (exponents - exponents[:, :1]).exp()
+    votes = weights.new_zeros(len(similarity), classes)
+    return votes.scatter_add_(1, labels[neighbours], weights)
 
 
 def _directions(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,13 +124,13 @@ def _directions(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
     return directions, normalize(val)
 
 
-def _places(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
-    """Features seen from the middle of the training images, in double precision.
+def _centred(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
+    """Features seen from the mean of the training images, in double precision.
 
     The distances are computed from products, which must not be large beside the distances.
     """
-    middle = train.double().mean(0)
-    return train.double() - middle, val.double() - middle
+    mean = train.double().mean(0)
+    return train.double() - mean, val.double() - mean
 
 
 def _moderate(features: Tensor) -> Tensor:
@@ -99,53 +140,8 @@ def _moderate(features: Tensor) -> Tensor:
     return features if usual.all() else features / largest.masked_fill(usual, 1.0)
 
 
-def _neighbours(
-    features: Tensor, bank: Tensor, k: int, distance: str, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """The k nearest of a bank and their weights in double precision, both block × k."""
-    if distance == "euclidean":
-        far, near = torch.cdist(features, bank).topk(k, largest=False)
-        return near, 1 / (far.double() + EPSILON)
-    similarity, near = (features @ bank.T).topk(k)
-    exponents = similarity.double() / temperature
-    # relative to the nearest: only the proportions of the weights count, and none is infinite
-    return near, (exponents - exponents[:, :1]).exp()
-
-
-def check_features(
-    train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
-) -> None:
-    """Raises UserError unless these are finite features of one size, each with its label."""
-    for split, features, labels in (
-        ("train", train_features, train_labels),
-        ("val", val_features, val_labels),
-    ):
-        if features.dim() != 2 or not features.is_floating_point() or not len(features):
-            raise UserError(
-                f"{split} features: {features.dtype} of shape {tuple(features.shape)}; must be "
-                "floating-point numbers, N × D, of one image at least"
-            )
-        if labels.shape != features.shape[:1] or labels.is_floating_point():
-            raise UserError(
-                f"{split} labels: {labels.dtype} of shape {tuple(labels.shape)}; must be "
-                f"{len(features)} integers, one for each of the {split} features"
-            )
-        if not features.isfinite().all():
-            raise UserError(f"{split} features: some are not finite")
-    if train_features.shape[1] != val_features.shape[1]:
-        raise UserError(
-            f"val features: of size {val_features.shape[1]}; must be of that of the train "
-            f"features, {train_features.shape[1]}"
-        )
-    if train_features.dtype != val_features.dtype:
-        raise UserError(
-            f"val features: {val_features.dtype}; must be {train_features.dtype}, as the train "
-            "features are"
-        )
-
-
 def check_settings(k: int, distance: str, temperature: float | None) -> None:
-    """Raises UserError unless :func:`knn_accuracy` takes these settings."""
+    """Raises UserError unless :func:`knn_hits` takes these settings."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise UserError(f"k={k}: must be an integer of at least 1")
     if distance not in DISTANCES:

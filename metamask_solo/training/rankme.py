@@ -5,24 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metamask_solo.evaluation.features import effective_rank
 from metamask_solo.hosts import pl
 
 TREND_EPOCHS = 5
-
-
-def effective_rank(second: Tensor) -> float:
-    """RankMe from the sum of h hᵀ over the features, shape (D, D).
-
-    exp of the entropy of σ / Σσ, with σ the singular values of the N × D features (Garrido et al.,
-    ICML 2023, arXiv 2210.02885, equation 1): 1 to D, and 0 where all features are zero.
-    """
-    eigenvalues = torch.linalg.eigvalsh(second.double().cpu())
-    rounding = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp(min=0)
-    singular = eigenvalues.where(eigenvalues > rounding, torch.zeros(())).sqrt()
-    if singular.sum() <= 0:
-        return 0.0
-    share = singular / singular.sum()
-    return float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
 
 
 class RankMe(pl.Callback):  # type: ignore[name-defined]

@@ -1,17 +1,16 @@
-"""The command ``metamask-solo embed``, and images without labels in ``umap``."""
+"""The command ``metamask-solo embed``."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from checkpoints_of_runs import write_run
-from torchvision.datasets import ImageFolder
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints.reading import load_backbone
-from metamask_solo.data.images import evaluation_transform
-from metamask_solo.data.splitting import split_folder
+from metamask_solo.evaluation.features import FeatureReader
 
 
 @pytest.fixture(scope="module")
@@ -19,50 +18,59 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "metamask", images)
 
 
-def embed(run: Path, out: Path, *options: str) -> dict[str, np.ndarray]:
+def embed(run: Path, out: Path, *options: str) -> tuple[np.ndarray, pd.DataFrame]:
     argv = ["embed", str(run), "--out", str(out), "--num-workers", "0", "--batch-size", "8"]
     assert main([*argv, *options]) == 0
-    with np.load(out) as data:
-        return dict(data)
+    return np.load(out, mmap_mode="r"), pd.read_csv(out.with_suffix(".csv"))
 
 
 def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_path: Path) -> None:
-    data = embed(run, tmp_path / "features.npz", "--data", str(images / "train"))
+    out = tmp_path / "features.npy"
+    features, table = embed(run, out, "--data", str(images), "--split", "train")
 
-    backbone, checkpoint = load_backbone(run)
-    assert checkpoint.config is not None
-    folder = ImageFolder(str(images / "train"), evaluation_transform(checkpoint.config))
-    expected = torch.cat([backbone(folder[i][0][None]) for i in range(len(folder))]).detach()
-    np.testing.assert_allclose(data["features"], expected.numpy(), rtol=1e-3, atol=1e-4)
-    assert data["features"].dtype == np.float32
-    assert data["files"].tolist() == [path for path, _ in folder.samples]
-    assert data["labels"].tolist() == folder.targets
-    assert data["classes"].tolist() == folder.classes
-    assert [p.name for p in tmp_path.iterdir()] == ["features.npz"]
+    reader = FeatureReader(run, data=images, num_workers=0)
+    expected = reader.extract(reader.loader("train"))
+    np.testing.assert_allclose(features, expected.features.numpy(), rtol=1e-4, atol=1e-4)
+    assert features.dtype == np.float32 and isinstance(features, np.memmap)
+    assert table["file"].tolist() == expected.files
+    assert table["label"].tolist() == expected.labels.tolist()
+    assert table["class"].tolist() == [expected.classes[i] for i in expected.labels]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["features.csv", "features.npy"]
 
 
-def test_images_without_labels(run: Path, images: Path, tmp_path: Path) -> None:
-    flat = split_folder(images / "train", tmp_path / "flat", 0.2, flat=True)
-
-    data = embed(run, tmp_path / "features.npz", "--plain", "--data", str(flat.out / "train"))
-    assert sorted(data) == ["features", "files"]
-    assert len(data["files"]) == len(data["features"]) == 16
-
-    pytest.importorskip("umap")
-    options = ["--num-workers", "0", "--split", "train", "--out", str(tmp_path / "umap.png")]
-    assert main(["umap", str(run), "--data", str(flat.out), *options]) == 0
-    assert (tmp_path / "umap.png").stat().st_size > 5_000
+def test_images_without_labels_and_long_odd_names(run: Path, images: Path, tmp_path: Path) -> None:
+    names = ["a" * 240 + ".png", 'with "quotes", commas\nand lines.png', "é.png"]
+    for name in names:
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        shutil.copy(images / "train/class_0/0.png", tmp_path / "flat" / name)
+    features, table = embed(run, tmp_path / "f.npy", "--plain", "--data", str(tmp_path / "flat"))
+    assert table.columns.tolist() == ["file"]
+    assert sorted(Path(file).name for file in table["file"]) == sorted(names)
+    assert len(features) == 3
 
 
 def test_the_runs_own_data_are_the_default(run: Path, tmp_path: Path) -> None:
-    assert len(embed(run, tmp_path / "val.npz")["labels"]) == 10
-    assert len(embed(run, tmp_path / "train.npz", "--split", "train")["labels"]) == 20
+    assert len(embed(run, tmp_path / "val.npy")[1]) == 10
+    assert len(embed(run, tmp_path / "train.npy", "--split", "train")[1]) == 20
+
+
+def test_features_that_are_not_finite_leave_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.parent, tmp_path / "run")
+    raw = torch.load(run, weights_only=True)
+    raw["state_dict"]["mask.logits"][3] = float("nan")
+    torch.save(raw, tmp_path / "run/run.ckpt")
+    out = tmp_path / "out/features.npy"
+    assert main(["embed", str(tmp_path / "run"), "--out", str(out), "--num-workers", "0"]) == 2
+    assert "not finite" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "features.csv"], "must end in .npz"),
+        (["--out", "features.npz"], "must end in .npy"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--batch-size", "0"], "--batch-size=0"),
     ],
@@ -74,13 +82,11 @@ def test_what_cannot_be_done_is_said(
     assert message in capsys.readouterr().err
 
 
-def test_a_file_is_overwritten_by_force_only(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_files_are_overwritten_by_force_only(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "features.npz"
-    out.write_text("mine")
+    out = tmp_path / "features.npy"
+    out.with_suffix(".csv").write_text("mine")
     assert main(["embed", str(run), "--out", str(out)]) == 2
-    assert "exists already" in capsys.readouterr().err
-    assert main(["embed", str(run), "--data", str(images), "--out", str(out), "--force"]) == 2
-    assert "holds train/ and val/" in capsys.readouterr().err
-    assert out.read_text() == "mine"
+    assert "features.csv exists already" in capsys.readouterr().err
+    embed(run, out, "--force")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from metamask_solo.__main__ import COMMANDS, main
+from metamask_solo.__main__ import main
+from metamask_solo.commands import COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_overview_says_what_the_command_says(name: str) -> None:
-    module = importlib.import_module(f"metamask_solo.commands.{name.replace('-', '_')}")
-
-    assert COMMANDS[name] == module.HELP
+def test_every_command_has_a_module(name: str) -> None:
+    module = importlib.import_module("metamask_solo.commands." + name.replace("-", "_"))
+    assert callable(module.main)
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from runs import pretrain_config
 
+from metamask_solo.evaluation.features import effective_rank
 from metamask_solo.hosts import pl
 from metamask_solo.training.pretraining import pretrain_run
-from metamask_solo.training.rankme import RankMe, effective_rank, trend
+from metamask_solo.training.rankme import RankMe, trend
 from metamask_solo.training.resume import read_metrics
 
 

@@ -1,0 +1,94 @@
+"""What is said of features alone: finite or not, collapsed, their rank, classes of unequal size."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from metamask_solo.evaluation import features as module
+from metamask_solo.evaluation.features import (
+    NotFinite,
+    effective_rank,
+    extract_features,
+    imbalance_note,
+    is_collapsed,
+    mean_over_classes,
+    rankme,
+    second_moments,
+)
+from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.linear import linear_probe
+
+
+def extract(features: Tensor) -> tuple[Tensor, Tensor]:
+    data = TensorDataset(features, torch.arange(len(features)))
+    return extract_features(nn.Identity(), DataLoader(data, batch_size=8), label="run")
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    features = torch.randn(20, 4)
+    features[9, 1], features[11] = float("nan"), float("inf")
+    with pytest.raises(NotFinite, match="not finite, for 2 of the first 16 images"):
+        extract(features)
+    labels = torch.arange(20) % 2
+    for evaluate in (knn_accuracy, linear_probe):
+        with pytest.raises(NotFinite, match="val features"):
+            evaluate(torch.randn(20, 4), labels, features, labels)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("features", "collapsed"),
+    [
+        (torch.ones(20, 4), True),
+        (torch.zeros(20, 4), True),
+        (100 + 1e-4 * torch.randn(20, 4), True),  # what rounding leaves
+        (100 + 0.1 * torch.randn(20, 4), False),
+        (torch.randn(20, 4), False),
+        (torch.eye(20)[:, :4], False),
+    ],
+)
+def test_collapse_is_said(
+    features: Tensor, collapsed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert is_collapsed(features) is collapsed
+    read, labels = extract(features)
+    assert torch.equal(read, features) and labels.tolist() == list(range(20))
+    assert ("all features are (nearly) the same" in capsys.readouterr().err) is collapsed
+
+
+@pytest.mark.parametrize("shape", [(200, 16), (10, 32)])
+def test_rankme_is_the_entropy_of_the_singular_values(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AT_ONCE", 100)  # several blocks
+    features = torch.randn(shape) * torch.logspace(0, -2, shape[1]) + 1
+    mask = torch.rand(shape[1])
+    for scale in (1.0, mask):
+        singular = np.linalg.svd((features * scale).double().numpy(), compute_uv=False)
+        share = singular / singular.sum()
+        expected = np.exp(-(share * np.log(share)).sum())
+        assert rankme(features * scale) == pytest.approx(expected, rel=1e-6)
+    weights = mask.double()
+    masked = effective_rank(second_moments(features) * weights * weights[:, None])
+    assert masked == pytest.approx(expected, rel=1e-6)
+    assert rankme(torch.zeros(5, 3)) == 0.0
+
+
+def test_classes_of_unequal_size() -> None:
+    rng = np.random.default_rng(0)
+    train, val = rng.choice(3, 200, p=[0.8, 0.1, 0.1]), rng.choice(3, 100, p=[0.8, 0.1, 0.1])
+    guess = np.where(rng.random(100) < 0.3, rng.integers(0, 3, 100), val)
+    correct, labels = torch.from_numpy(guess == val), torch.from_numpy(val)
+    expected = 100 * balanced_accuracy_score(val, guess)
+    assert mean_over_classes(correct, labels) == pytest.approx(expected)
+
+    largest = 100 * np.mean(val == 0)
+    note = imbalance_note(largest, torch.from_numpy(train), labels)
+    assert note is not None and f"right for {largest:.2f} %" in note
+    assert imbalance_note(largest + 1, torch.from_numpy(train), labels) is None
+    equal: Any = torch.arange(90) % 3
+    assert imbalance_note(33.3, torch.from_numpy(train), equal) is None
