@@ -12,12 +12,15 @@ from metamask_solo import registration
 if TYPE_CHECKING:
     from metamask_solo.checkpoints.folding import fold_mask
     from metamask_solo.checkpoints.reading import load_backbone
-    from metamask_solo.method.hypergradient import hypergradient
+    from metamask_solo.method.hypergradient import (
+        hypergradient,
+        mask_hypergradient,
+        mean_over_processes,
+        optimizer_step,
+    )
     from metamask_solo.method.losses import barlow_twins, nt_xent
     from metamask_solo.method.mask import DimensionalMask, mask_statistics
-    from metamask_solo.method.meta_update import mask_hypergradient, trial_step
     from metamask_solo.method.metamask import MetaMask
-    from metamask_solo.method.trial import TrialStep
 
 __version__ = "0.2.0"
 
@@ -25,28 +28,28 @@ __version__ = "0.2.0"
 _MODULES = {
     "DimensionalMask": "method.mask",
     "MetaMask": "method.metamask",
-    "TrialStep": "method.trial",
     "barlow_twins": "method.losses",
     "fold_mask": "checkpoints.folding",
     "hypergradient": "method.hypergradient",
     "load_backbone": "checkpoints.reading",
-    "mask_hypergradient": "method.meta_update",
+    "mask_hypergradient": "method.hypergradient",
     "mask_statistics": "method.mask",
+    "mean_over_processes": "method.hypergradient",
     "nt_xent": "method.losses",
-    "trial_step": "method.meta_update",
+    "optimizer_step": "method.hypergradient",
 }
 __all__ = [
     "DimensionalMask",
     "MetaMask",
-    "TrialStep",
     "barlow_twins",
     "fold_mask",
     "hypergradient",
     "load_backbone",
     "mask_hypergradient",
     "mask_statistics",
+    "mean_over_processes",
     "nt_xent",
-    "trial_step",
+    "optimizer_step",
 ]
 
 registration.register_when_imported()

@@ -43,10 +43,11 @@ def test_the_method_registers_itself(code: str) -> None:
 def test_mask_and_hypergradient_need_no_solo_learn() -> None:
     code = """
 import torch
-from metamask_solo import DimensionalMask, TrialStep, hypergradient, nt_xent
+from metamask_solo import DimensionalMask, hypergradient, nt_xent
 mask = DimensionalMask(3)
 loss = lambda p, a: nt_xent(p["w"] * torch.sigmoid(a), p["w"], 0.5)
-print(hypergradient(loss, {"w": torch.randn(4, 3)}, mask.logits, TrialStep(0.1)).shape)
+step = lambda p, g: {"w": p["w"] - 0.1 * g["w"]}
+print(hypergradient(loss, {"w": torch.randn(4, 3)}, mask.logits, step).shape)
 """
     done = python(code.strip(), without_solo=True)
     assert done.stdout.strip() == "torch.Size([3])", done.stderr

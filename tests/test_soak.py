@@ -81,11 +81,11 @@ def test_twenty_thousand_updates(
             f"\n{UPDATES} updates: memory {watch.memory[0] / 2**20:.1f} MiB after {WARM_UP}, "
             f"{watch.memory[-1] / 2**20:.1f} MiB at the end ({growth:+.2%}), most "
             f"{max(watch.memory) / 2**20:.1f} MiB; open files {watch.files[0]} and "
-            f"{watch.files[-1]}; {model.mask_learner.skipped} updates skipped"
+            f"{watch.files[-1]}; {model.mask_optimizer.skipped} updates skipped"
         )
     assert max(watch.memory) < 1.02 * watch.memory[0]
     assert max(watch.files) <= watch.files[0]
-    assert model.mask_learner.skipped == 0
+    assert model.mask_optimizer.skipped == 0
     assert all(mask.isfinite().all() for mask in watch.masks)
     assert not torch.equal(model.mask.logits, before)
     # it moved until the end

@@ -187,7 +187,7 @@ def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
         is_global_zero=False,  # what a run says of its settings is said of runs alone
         sanity_checking=False,
         estimated_stepping_batches=1000,
-        precision_plugin=SimpleNamespace(forward_context=precision),
+        precision_plugin=SimpleNamespace(precision=setting.precision, forward_context=precision),
     )
     model.log = model.log_dict = lambda *args, **kwargs: None
     shape = (setting.batch_size, 3, setting.image_size, setting.image_size)
@@ -203,11 +203,11 @@ def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.trainer.global_step += 1
         if update is None:
-            model.on_train_batch_end(None, batch, 0)
+            model.meta_update()
         else:
             update(views)
+        model.trainer.global_step += 1
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

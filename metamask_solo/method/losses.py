@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metamask_solo.method.processes import count_and_rank
-
 VARIANCE_OFFSET = 1e-5  # that of BatchNorm, which solo-learn standardises with
 
 
@@ -109,17 +107,19 @@ def _at_least_zero(name: str, value: float) -> None:
 
 def _whole_batch(z1: Tensor, z2: Tensor, gather: bool) -> tuple[Tensor, Tensor]:
     """Both projections of all processes, in single precision or double."""
-    if z1.dim() != 2 or z1.shape != z2.shape:
+    if (
+        z1.dim() != 2
+        or z1.shape != z2.shape
+        or not (z1.is_floating_point() and z2.is_floating_point())
+    ):
         raise ValueError(
-            f"z1 has shape {tuple(z1.shape)}, z2 {tuple(z2.shape)}: both must be N × D, two views "
-            "of the same images in the same order"
+            f"z1 is {tuple(z1.shape)} of {z1.dtype}, z2 {tuple(z2.shape)} of {z2.dtype}: both must "
+            "be N × D floating-point numbers, two views of the same images in the same order"
         )
-    for name, z in (("z1", z1), ("z2", z2)):
-        if not z.is_floating_point():
-            raise ValueError(f"{name} has dtype {z.dtype}: projections must be floating-point")
     if z1.dtype != torch.float64:
         z1, z2 = z1.float(), z2.float()
-    if gather and count_and_rank()[0] > 1:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if gather and distributed and torch.distributed.get_world_size() > 1:
         z1, z2 = _Gather.apply(torch.stack((z1, z2))).unbind()
     if len(z1) < 2:
         raise ValueError(f"a batch of {len(z1)}: both losses compare images, give at least 2")
@@ -135,7 +135,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(count_and_rank()[0])]
+        parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, rows.contiguous())
         return torch.cat(parts, dim=1)
 
@@ -143,5 +143,5 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         total = gradient.contiguous().clone()
         torch.distributed.all_reduce(total)
-        processes, rank = count_and_rank()
-        return total.chunk(processes, dim=1)[rank]
+        chunks = total.chunk(torch.distributed.get_world_size(), dim=1)
+        return chunks[torch.distributed.get_rank()]

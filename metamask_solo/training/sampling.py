@@ -12,7 +12,13 @@ from torch.utils.data.distributed import DistributedSampler
 from metamask_solo.data.seeds import Draw, Generator, image_seed
 from metamask_solo.data.sources import Images
 from metamask_solo.errors import UserError
-from metamask_solo.method.processes import count_and_rank
+
+
+def count_and_rank() -> tuple[int, int]:
+    """The number of processes of this run, and which one this is; (1, 0) without others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
 
 
 class EpochShuffle(DistributedSampler[Any]):

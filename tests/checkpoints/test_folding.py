@@ -512,7 +512,7 @@ def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.Lightni
         model.mask.logits[7] = -200.0
     train(model.backbone, "resnet18", "cifar10")
     history = [(0, torch.full((512,), 0.5)), (12, model.mask.mask().clone())]
-    model.mask_learner.history = history
+    model.mask_optimizer.history = history
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(model)
     model.trainer = trainer

@@ -119,7 +119,7 @@ def test_the_lowest_temperature_trains(images: Path, tmp_path: Path) -> None:
     cfg.method_kwargs.temperature = 0.02
     cfg.method_kwargs.mask = {"lr": 1.0}
     model, _ = train(cfg)
-    assert model.mask_learner.skipped == 0
+    assert model.mask_optimizer.skipped == 0
     assert_finite(tmp_path, 1)
     with pytest.raises(UserError, match="temperature=0.0199: must be a number of at least 0.02"):
         validated(MetaMaskSettings, {"temperature": 0.0199})

@@ -42,7 +42,6 @@ def test_features_that_do_not_fit_are_refused(features: torch.Tensor, words: str
         (dict(dims=2.0), "dims=2.0"),
         (dict(dims=2, kind="relu"), "^kind='relu': allowed are sigmoid, linear"),
         (dict(dims=2, initial_logit=float("nan")), "^initial_logit=nan"),
-        (dict(dims=2, dim=None), "dim=None"),
         (dict(dims=2, dtype=torch.bfloat16), "dtype=torch.bfloat16: allowed are torch.float32"),
     ],
 )
@@ -101,10 +100,3 @@ def test_the_kind_is_part_of_the_state() -> None:
             nn.Sequential(DimensionalMask(3, "linear")).state_dict(), strict=False
         )
     DimensionalMask(3, "linear").load_state_dict(state)
-
-
-def test_states_without_a_kind_load() -> None:
-    """As version 0.1.0 wrote them."""
-    mask = DimensionalMask(3)
-    nn.Sequential(mask).load_state_dict({"0.logits": torch.tensor([1.0, 2.0, 3.0])})
-    assert mask.logits.tolist() == [1.0, 2.0, 3.0]

@@ -50,11 +50,11 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "mask.schedule": st.sampled_from(["fixed", "cosine"]),
     "mask.clip_grad": st.none() | real(1e-6),
     "meta.enabled": SWITCH,
-    "meta.hypergradient": st.sampled_from(["exact", "finite_difference", "first_order", "plain"]),
+    "meta.hypergradient": st.sampled_from(
+        ["exact", "double_backward", "finite_difference", "first_order", "plain"]
+    ),
     "meta.radius": real(1e-6),
     "meta.trial_lr": st.none() | real(0),
-    "meta.trial_momentum": SWITCH,
-    "meta.trial_weight_decay": SWITCH,
     "meta.every_n_steps": st.integers(1, 1000),
     "meta.trial_scope": st.sampled_from(["all", "heads"]),
     "meta.batch_fraction": real(1e-6, 1),

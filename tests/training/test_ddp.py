@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from definitions import plain_barlow, plain_nt_xent
+from gathering import gathering_and_not
 from omegaconf import OmegaConf
 from runs import pretrain_config, use_small_backbone
 from torch import nn
 
-from metamask_solo import DimensionalMask, TrialStep, mask_hypergradient
+from metamask_solo import DimensionalMask, mask_hypergradient
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.hosts import BACKBONE_PREFIX, pl
 
@@ -312,7 +313,7 @@ def test_sync_batchnorm_uses_this_processs_batch() -> None:
             lambda module=module: (mask(module(x)) ** 3).sum(),  # type: ignore[misc]
             module,
             mask,
-            TrialStep(0.1),
+            lambda p, g: {n: p[n] - 0.1 * d for n, d in g.items()},
             "exact" if module is synced else "double_backward",
         )
         for module in (synced, norm)
@@ -320,3 +321,12 @@ def test_sync_batchnorm_uses_this_processs_batch() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(value, before[name]) for name, value in synced.state_dict().items())
     assert nn.SyncBatchNorm.forward is forward
+
+
+def test_a_loss_that_exchanges_tensors_is_refused_in_every_way(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(gathering_and_not, (free_port(), tmp_path), nprocs=2)
+    (refused, g0, mean0), (_, g1, mean1) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    assert all("gather=False" in line for (gather, _), line in refused.items() if gather)
+    assert not any(line for (gather, _), line in refused.items() if not gather)
+    assert torch.equal(mean0, mean1)
+    torch.testing.assert_close(mean0, (g0 + g1) / 2)

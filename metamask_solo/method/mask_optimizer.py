@@ -1,0 +1,142 @@
+"""The mask's optimiser, its schedule and its history. Knows of torch only."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metamask_solo.errors import UserError
+from metamask_solo.method.mask import DimensionalMask
+from metamask_solo.method.settings import MaskSettings
+
+
+class MaskOptimizer:
+    """Moves the mask's logits along their hypergradient, and remembers how they moved.
+
+    Counters and optimiser belong to one fit: each :meth:`start` begins anew, unless the state of a
+    checkpoint was loaded since the last one.
+
+    Args:
+        mask: the mask; its logits are moved in place.
+        settings: its optimiser, rates and schedule.
+
+    Attributes:
+        history: (step, mask) at the start and at the end of each epoch.
+        updates: updates so far, of the whole run, without those that were skipped.
+        skipped: gradients that were not finite, and skipped.
+    """
+
+    def __init__(self, mask: DimensionalMask, settings: MaskSettings):
+        self.mask, self.settings = mask, settings
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.history: list[tuple[int, Tensor]] = []
+        self.updates = self.skipped = self.planned = 0
+        self._restored: Mapping[str, Any] | None = None
+
+    def start(self, step: int, planned: float) -> None:
+        """Makes the optimiser when training starts, with the state of the checkpoint, if any.
+
+        Args:
+            step: steps of the network so far.
+            planned: updates of the mask in the whole run, infinity where nobody knows.
+
+        Raises:
+            UserError: a cosine without an end.
+        """
+        settings = self.settings
+        if settings.schedule == "cosine" and math.isinf(planned):
+            raise UserError("method_kwargs.mask.schedule=cosine: needs max_epochs or max_steps")
+        self.planned = 0 if math.isinf(planned) else int(planned)
+        shared: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        if settings.optimizer == "adam":
+            betas = (settings.momentum, 0.999)
+            self.optimizer = torch.optim.Adam([self.mask.logits], betas=betas, **shared)
+        else:
+            self.optimizer = torch.optim.SGD(
+                [self.mask.logits], momentum=settings.momentum, **shared
+            )
+        if self._restored is None:
+            self.updates = self.skipped = 0
+            self.history = []
+        else:
+            # moments come from the checkpoint, rates from the file, as for the network
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({**self._restored, "param_groups": groups})
+        self._restored = None
+        self.remember(step)
+
+    def step(self, gradient: Tensor) -> bool:
+        """Moves the logits along ``gradient``; one that is not finite is skipped, and counted.
+
+        Returns:
+            Whether the logits moved.
+        """
+        assert self.optimizer is not None  # made by start
+        logits, settings = self.mask.logits, self.settings
+        rate = settings.lr
+        if settings.schedule == "cosine":
+            done = min(1.0, (self.updates + self.skipped) / max(1, self.planned))
+            rate *= (1 + math.cos(math.pi * done)) / 2
+        self.optimizer.param_groups[0]["lr"] = rate
+        if not gradient.isfinite().all():
+            self.skipped += 1
+            return False
+        logits.grad = gradient.to(logits.dtype)
+        if settings.clip_grad is not None:
+            nn.utils.clip_grad_norm_([logits], settings.clip_grad)
+        self.optimizer.step()
+        logits.grad = None
+        self.updates += 1
+        return True
+
+    def remember(self, step: int) -> None:
+        """Keeps the mask for the analysis."""
+        if not self.history or self.history[-1][0] < step:
+            self.history.append((step, self.mask.mask().detach().float().cpu()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: kind, optimiser, counters and history."""
+        state: dict[str, Any] = {"kind": self.mask.kind}
+        if self.optimizer is not None:
+            state["mask_optimizer"] = {
+                "name": self.settings.optimizer,
+                "optimizer": self.optimizer.state_dict(),
+                "updates": self.updates,
+                "skipped": self.skipped,
+            }
+        if self.history:
+            steps, masks = zip(*self.history, strict=True)
+            state["history"] = {"step": torch.tensor(steps), "mask": torch.stack(masks)}
+        return state
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises UserError if the state is that of another kind of mask, or another optimiser."""
+        earlier = {
+            "kind": state.get("kind", self.mask.kind),
+            "optimizer": state.get("mask_optimizer", {}).get("name", self.settings.optimizer),
+        }
+        for name, value in earlier.items():
+            now = getattr(self.settings, name)
+            if now != value:
+                raise UserError(
+                    f"method_kwargs.mask.{name}={now}: the checkpoint has {value}, and a run goes "
+                    "on with what it began with"
+                )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the state of a checkpoint; the optimiser gets its part when training starts.
+
+        Raises:
+            UserError: see :meth:`check`.
+        """
+        self.check(state)
+        self._restored = None
+        if "mask_optimizer" in state:
+            earlier = state["mask_optimizer"]
+            self._restored = earlier["optimizer"]
+            self.updates, self.skipped = earlier["updates"], earlier["skipped"]
+        if "history" in state:
+            kept = state["history"]
+            self.history = list(zip(kept["step"].tolist(), kept["mask"].unbind(), strict=True))

@@ -1,0 +1,106 @@
+"""The mask's optimiser alone: schedule, state, and what may be resumed."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from metamask_solo.errors import UserError
+from metamask_solo.method.mask import DimensionalMask
+from metamask_solo.method.mask_optimizer import MaskOptimizer
+from metamask_solo.method.settings import MaskSettings
+
+
+def mask_optimizer(**settings: Any) -> MaskOptimizer:
+    checked = MaskSettings(**settings)
+    return MaskOptimizer(DimensionalMask(5, checked.kind), checked)
+
+
+def gradients(count: int) -> list[Tensor]:
+    return list(torch.randn(count, 5, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("planned", [2.0, 7 / 3, 5.0])
+def test_the_cosine_falls_to_zero_over_the_planned_updates(planned: float) -> None:
+    moved = mask_optimizer(schedule="cosine", lr=0.5, momentum=0.0, weight_decay=0.0)
+    moved.start(0, planned)
+    rates = []
+    for _ in range(int(planned)):
+        before = moved.mask.logits.clone()
+        moved.step(torch.ones(5))
+        rates.append(float((before - moved.mask.logits)[0]))
+    expected = [0.25 * (1 + math.cos(math.pi * i / int(planned))) for i in range(int(planned))]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("schedule", ["fixed", "cosine"])
+def test_stopped_and_resumed_is_never_stopped(optimizer: str, schedule: str) -> None:
+    settings = {"optimizer": optimizer, "schedule": schedule, "lr": 0.1}
+    whole, first, second = (mask_optimizer(**settings) for _ in range(3))
+    course = [*gradients(3), torch.full((5,), float("nan")), *gradients(3)]
+    whole.start(0, len(course))
+    first.start(0, len(course))
+    for i, gradient in enumerate(course):
+        if i == 4:
+            first.remember(i)
+            second.mask.load_state_dict(first.mask.state_dict())
+            second.load_state_dict(first.state_dict())
+            second.start(i, len(course))
+        for running in (whole, second if i >= 4 else first):
+            running.step(gradient)
+    assert torch.equal(whole.mask.logits, second.mask.logits)
+    assert (second.updates, second.skipped) == (whole.updates, whole.skipped) == (6, 1)
+    assert [step for step, _ in second.history] == [0, 4]
+
+
+def test_a_new_fit_starts_anew() -> None:
+    """At the end of its cosine, a second fit would not move the mask at all."""
+    twice = mask_optimizer(schedule="cosine", lr=0.5, momentum=0.0)
+    for _ in range(2):
+        twice.start(0, 3)
+        before = twice.mask.logits.clone()
+        for gradient in gradients(3):
+            twice.step(gradient)
+        assert float((twice.mask.logits - before).abs().max()) > 0.05
+        assert twice.updates == 3
+    # a checkpoint from before any fit, such as that of lr_find, has no optimiser to continue with
+    twice.load_state_dict(mask_optimizer(schedule="cosine").state_dict())
+    twice.start(0, 3)
+    assert twice.updates == 0
+
+
+def test_a_longer_run_follows_the_cosine_and_the_rate_of_its_file() -> None:
+    first = mask_optimizer(schedule="cosine", momentum=0.0, weight_decay=0.0)
+    first.start(0, 4)
+    for gradient in gradients(4):
+        first.step(gradient)
+    longer = mask_optimizer(schedule="cosine", lr=0.5, momentum=0.0, weight_decay=0.0)
+    longer.load_state_dict(first.state_dict())
+    longer.start(4, 8)
+    before = longer.mask.logits.clone()
+    longer.step(torch.ones(5))
+    torch.testing.assert_close(before - longer.mask.logits, torch.full((5,), 0.25))
+
+
+@pytest.mark.parametrize("settings", [{"kind": "linear"}, {"optimizer": "adam"}])
+def test_another_kind_or_optimiser_is_refused(settings: dict[str, Any]) -> None:
+    earlier = mask_optimizer()
+    earlier.start(0, 10)
+    (name,) = settings
+    with pytest.raises(UserError, match=f"method_kwargs.mask.{name}=.*the checkpoint has"):
+        mask_optimizer(**settings).load_state_dict(earlier.state_dict())
+
+
+def test_a_cosine_needs_an_end() -> None:
+    with pytest.raises(UserError, match="schedule=cosine"):
+        mask_optimizer(schedule="cosine").start(0, math.inf)
+
+
+def test_a_clipped_gradient_has_the_norm_that_was_asked_for() -> None:
+    clipped = mask_optimizer(clip_grad=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0)
+    clipped.start(0, 10)
+    clipped.step(gradients(1)[0])
+    assert float(clipped.mask.logits.norm()) == pytest.approx(1e-3, rel=1e-4)
