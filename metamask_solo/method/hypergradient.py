@@ -25,7 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from unittest import mock
 
 import torch
@@ -40,8 +40,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metamask_solo.errors import UserError
-from metamask_solo.method.settings import Method
 
+Method = Literal["exact", "double_backward", "finite_difference", "first_order"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Params = dict[str, Tensor]
 Step = Callable[[Params, Params], Params]

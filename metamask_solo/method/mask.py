@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
-from metamask_solo.method.settings import Kind
 
+Kind = Literal["sigmoid", "linear"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULT_INITIAL_LOGIT = {"sigmoid": 0.0, "linear": 1.0}
 

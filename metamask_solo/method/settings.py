@@ -2,7 +2,8 @@
 
 They stand under ``method_kwargs`` in a YAML file of solo-learn's GitHub main, and are keyword
 arguments of ``MetaMask`` on 1.0.2 (``mask`` and ``meta`` are mappings there). Errors, the help and
-docs/settings.md take their words from here. Imports no torch: ``--help`` reads it.
+docs/settings.md take their words from here. Imports no torch, since ``--help`` reads it; so the
+kinds of mask and the methods of the hypergradient stand here once more.
 """
 
 from typing import Literal

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from metamask_solo.checkpoints.folding import LARGEST, SMALLEST, fold_mask
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import build_backbone
-from metamask_solo.method.mask import DimensionalMask, mask_statistics
+from metamask_solo.method import settings as settings_module
+from metamask_solo.method.hypergradient import Method
+from metamask_solo.method.mask import DimensionalMask, Kind, mask_statistics
 from metamask_solo.method.settings import SETTINGS, MetaMaskSettings
 from metamask_solo.validation import validated
 
@@ -84,6 +86,7 @@ def flattened(resolved: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_setting_is_drawn() -> None:
     assert VALID.keys() == SETTINGS.keys()
+    assert (settings_module.Kind, settings_module.Method) == (Kind, Method)
 
 
 @given(st.fixed_dictionaries({}, optional=VALID))
