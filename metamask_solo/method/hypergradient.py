@@ -208,13 +208,10 @@ def optimizer_step(
     if lr is not None:
         if not (isinstance(lr, int | float) and 0 <= lr < float("inf")):
             raise UserError(f"lr={lr!r}: must be a finite number of at least 0")
-        rate, decay = (
-            float(lr),
-            {n: group_of[id(p)].get("weight_decay", 0) for n, p in params.items()},
-        )
+        decay = {n: group_of[id(p)].get("weight_decay", 0) for n, p in params.items()}
 
         def plain_gradient_step(now: Params, gradients: Params) -> Params:
-            return {n: now[n] - rate * (g + decay[n] * now[n]) for n, g in gradients.items()}
+            return {n: now[n] - lr * (g + decay[n] * now[n]) for n, g in gradients.items()}
 
         return plain_gradient_step
 

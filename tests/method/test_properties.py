@@ -101,42 +101,6 @@ def test_valid_settings_are_kept_and_completed(flat: dict[str, Any]) -> None:
     assert resolve_settings(again) == resolved
 
 
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=4,
-)
-KEYS = st.sampled_from([*SETTINGS, *(key.rpartition(".")[2] for key in SETTINGS), "mask", "meta"])
-
-
-@given(st.dictionaries(KEYS | st.text(max_size=6) | st.integers(), JUNK, max_size=4) | JUNK)
-@settings(deadline=None)
-def test_anything_else_is_refused_in_one_line(given_settings: Any) -> None:
-    try:
-        resolved = resolve_settings(given_settings)
-    except UserError as error:
-        assert str(error).startswith("method_kwargs")
-    else:
-        assert flattened(resolved).keys() == SETTINGS.keys()
-
-
-@given(st.sampled_from(sorted(SETTINGS)), JUNK)
-@settings(deadline=None, max_examples=300)
-def test_an_accepted_value_is_of_the_settings_kind(key: str, value: Any) -> None:
-    try:
-        accepted = flattened(resolve_settings(nested({key: value})))[key]
-    except UserError as error:
-        assert str(error).startswith(f"method_kwargs.{key}=")
-        return
-    default = SETTINGS[key].default
-    optional = key in ("mask.initial_logit", "mask.clip_grad", "meta.trial_lr")
-    assert (accepted is None) <= optional
-    if accepted is not None and (optional or isinstance(default, float)):
-        assert isinstance(accepted, int | float) and math.isfinite(accepted)
-    elif not optional:
-        assert type(accepted) is type(default)
-
-
 ENTRIES = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 
 
