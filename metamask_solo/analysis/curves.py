@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
-from metamask_solo.analysis.drawing import (
+from metamask_solo.analysis.figures import (
     LOOKS,
     STYLE,
     draw_mask_history,

@@ -10,81 +10,66 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
-from metamask_solo.analysis.measures import Array, IntArray, blocks, one_hot
-from metamask_solo.evaluation.knn import DEFAULT_K as KNN_K
-from metamask_solo.evaluation.knn import DEFAULT_TEMPERATURE as KNN_TEMPERATURE
+from metamask_solo.analysis.measures import Array, IntArray, blocks
+from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, vote
 
 RATES = tuple(tenths / 10 for tenths in range(1, 11))
-# penalties that the linear probe may take, in units of N × mean variance of a dimension; a fixed
-# weak one overfits with all dimensions, and then any subset looks better
+# penalties that the ridge may take, in units of N × mean variance of a dimension; a fixed weak one
+# overfits with all dimensions, and then any subset looks better
 PENALTIES = tuple(10.0**exponent for exponent in range(2, -11, -1))
 WITHOUT_GAIN = 2  # so many weaker penalties in a row that are better for no subset: none follows
 ERROR_BLOCKS = 40  # of the images of a held-out gain
+SUBSET_PROBES = {"knn": "kNN", "ridge": "ridge"}
+Hits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Split:
+class Labelled:
     """Features (N, D), float32, and labels (N,), 0 to C − 1."""
 
     features: Array
     labels: IntArray
 
-    def take(self, indices: IntArray) -> "Split":
-        return Split(self.features[indices], self.labels[indices])
 
-    def masked(self, mask: Array) -> "Split":
-        return Split(self.features * mask.astype(self.features.dtype), self.labels)
-
-
-def cuts_of(dims: int, rates: tuple[float, ...] = RATES) -> list[int]:
-    """Numbers of dimensions that the rates stand for, at least 1 each."""
-    return [max(1, round(rate * dims)) for rate in rates]
+def cuts_of(dims: int) -> list[int]:
+    """Numbers of dimensions that ``RATES`` stand for, at least 1 each."""
+    return [max(1, round(rate * dims)) for rate in RATES]
 
 
-def knn_along(
-    train: Split,
-    val: Split,
-    order: IntArray | slice,
+def knn_hits_along(
+    train: Labelled,
+    val: Labelled,
+    order: IntArray,
     cuts: list[int],
-    k: int = KNN_K,
-    temperature: float = KNN_TEMPERATURE,
-) -> NDArray[np.bool_]:
-    """What the cosine kNN classifier gets right on the first ``cuts`` dimensions of ``order``.
+    k: int = DEFAULT_K,
+    temperature: float = DEFAULT_TEMPERATURE,
+) -> Hits:
+    """What the cosine kNN gets right on the first ``cuts`` dimensions of ``order``.
 
-    The k nearest training images vote with weight exp(cosine / temperature). In double precision:
-    features that all point nearly the same way differ in what single precision rounds off.
-
-    Args:
-        order: indices of dimensions, or ``slice(None)`` for their own order without a copy.
-        cuts: increasing numbers of dimensions, the last at most the number in ``order``.
+    In double precision: features that all point nearly the same way differ in what single precision
+    rounds off.
 
     Returns:
-        Whether each image of ``val`` is classified correctly, booleans (len(cuts), N).
+        Whether each image of ``val`` is classified correctly, shape (len(cuts), N).
     """
-    k = min(k, len(train.labels))
-    classes = int(train.labels.max()) + 1
-    votes_for = one_hot(train.labels, classes)
     bank = train.features[:, order].astype(np.float64)
-    bank_length = _lengths(bank, cuts)
-    correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
+    bank_length, labels = _lengths(bank, cuts), torch.as_tensor(train.labels)
+    k, classes = min(k, len(bank)), int(labels.max()) + 1
+    hits = np.zeros((len(cuts), len(val.labels)), dtype=bool)
     for rows in blocks(len(val.labels), 4 * len(bank)):
         queries = val.features[rows][:, order].astype(np.float64)
         query_length = _lengths(queries, cuts)
         products = np.zeros((len(queries), len(bank)))
         for index, (start, stop) in enumerate(pairwise([0, *cuts])):
             products += queries[:, start:stop] @ bank[:, start:stop].T
-            cosine = products / bank_length[index]
-            nearest = np.argpartition(cosine, -k, axis=1)[:, -k:]
-            similar = np.take_along_axis(cosine, nearest, axis=1) / query_length[index][:, None]
-            weight = np.exp(similar / temperature)
-            votes = np.zeros((len(queries), classes))
-            for neighbour in range(k):
-                votes += weight[:, neighbour, None] * votes_for[nearest[:, neighbour]]
-            correct[index, rows] = votes.argmax(axis=1) == val.labels[rows]
-    return correct
+            cosine = products / bank_length[index] / query_length[index][:, None]
+            votes = vote(torch.from_numpy(cosine), labels, k, temperature, classes)
+            hits[index, rows] = votes.argmax(dim=1).numpy() == val.labels[rows]
+    return hits
 
 
 def _lengths(features: Array, cuts: list[int]) -> Array:
@@ -94,125 +79,101 @@ def _lengths(features: Array, cuts: list[int]) -> Array:
     return np.sqrt(np.maximum(squared.cumsum(axis=0), np.finfo(float).tiny))
 
 
-@dataclass(frozen=True)
-class RidgeSystem:
-    """What a ridge regression of one-hot labels on centred features is computed from.
+class NestedRidge:
+    """Ridge regressions of one-hot labels on centred features, for nested sets of dimensions.
 
-    ``covariance`` (D, D) of the features, ``cross`` (D, C) of features and labels; ``scale`` is
-    the mean variance of a dimension, the unit of ``PENALTIES``.
+    The moments are those of all dimensions, computed once. Features are not scaled dimension by
+    dimension, since that would undo a mask. The unit of ``PENALTIES`` is the mean variance of a
+    dimension.
     """
 
-    count: int
-    mean: Array
-    covariance: Array
-    cross: Array
-    prior: Array
-    scale: float
+    def __init__(self, train: Labelled):
+        self.count, dims = train.features.shape
+        classes = int(train.labels.max()) + 1
+        self.mean = train.features.mean(axis=0, dtype=np.float64)
+        self.covariance, self.cross = np.zeros((dims, dims)), np.zeros((dims, classes))
+        for rows in blocks(self.count, dims):
+            centred = train.features[rows] - self.mean
+            self.covariance += centred.T @ centred / self.count
+            self.cross += centred.T @ np.eye(classes)[train.labels[rows]] / self.count
+        self.prior = np.bincount(train.labels, minlength=classes) / self.count
+        self.unit = float(np.diag(self.covariance).mean()) or 1.0
 
+    def weights(self, order: IntArray, cuts: list[int]) -> list[Array]:
+        """Weights (cut, C) of the regression on the first ``cuts`` dimensions of ``order``.
 
-def ridge_system(train: Split) -> RidgeSystem:
-    """Builds the moments that all subsets of dimensions share.
+        Each subset has the penalty of ``PENALTIES`` with the smallest error of generalised
+        cross-validation (Golub, Heath and Wahba, 1979) on the training images, the strongest of
+        equal ones: mean squared residual / (1 − degrees of freedom / N)². The search goes from the
+        strongest on, and ends after ``WITHOUT_GAIN`` that are better for no subset.
 
-    Features are not scaled dimension by dimension, since that would undo a mask.
-    """
-    count, dims = train.features.shape
-    classes = int(train.labels.max()) + 1
-    mean = train.features.mean(axis=0, dtype=np.float64)
-    covariance, cross = np.zeros((dims, dims)), np.zeros((dims, classes))
-    for rows in blocks(count, dims):
-        centred = train.features[rows] - mean
-        covariance += centred.T @ centred / count
-        cross += centred.T @ one_hot(train.labels[rows], classes) / count
-    prior = np.bincount(train.labels, minlength=classes) / count
-    scale = float(np.diag(covariance).mean())
-    return RidgeSystem(count, mean, covariance, cross, prior, scale if scale > 0 else 1.0)
+        The leading block of a Cholesky factor is the factor of the leading block, and the same
+        holds of its inverse, so one factorisation serves all subsets.
+        """
+        covariance, cross = self.covariance[np.ix_(order, order)], self.cross[order]
+        label_variance = 1 - float(self.prior @ self.prior)
+        weights: list[Array] = [np.zeros((cut, len(self.prior))) for cut in cuts]
+        errors = np.full(len(cuts), np.inf)
+        without_gain = 0
+        for strength in PENALTIES:
+            if without_gain == WITHOUT_GAIN:
+                break
+            without_gain += 1
+            penalty = strength * self.unit
+            factor = linalg.cholesky(covariance + penalty * np.eye(len(order)), lower=True)
+            inverse, _ = linalg.lapack.dtrtri(factor, lower=1)
+            half_solved = inverse @ cross
+            traces = np.square(inverse).sum(axis=1).cumsum()  # of the inverse of each leading block
+            for index, cut in enumerate(cuts):
+                weight = inverse[:cut, :cut].T @ half_solved[:cut]
+                explained = np.sum(weight * cross[:cut]) + penalty * np.sum(weight**2)
+                residual = max(0.0, label_variance - float(explained))
+                left = 1 - (1 + cut - penalty * traces[cut - 1]) / self.count
+                error = residual / left**2 if left > 0 else np.inf
+                if error < errors[index]:
+                    weights[index], errors[index], without_gain = weight, error, 0
+        return weights
 
-
-def ridge_along(system: RidgeSystem, order: IntArray, cuts: list[int]) -> list[Array]:
-    """Weights of the ridge regression on the first ``cuts`` dimensions of ``order``.
-
-    Each subset has the penalty of ``PENALTIES`` with the smallest error of generalised
-    cross-validation (Golub, Heath and Wahba, 1979) on the training images, the strongest of equal
-    ones: mean squared residual / (1 − degrees of freedom / N)². The search goes from the strongest
-    on, and ends after ``WITHOUT_GAIN`` that are better for no subset.
-
-    The leading block of a Cholesky factor is the factor of the leading block, and the same holds
-    of its inverse, so one factorisation serves all subsets.
-
-    Returns:
-        An array (cut, C) for each of ``cuts``.
-    """
-    covariance, cross = system.covariance[np.ix_(order, order)], system.cross[order]
-    label_variance = 1 - float(system.prior @ system.prior)
-    weights: list[Array] = []
-    errors = np.full(len(cuts), np.inf)
-    without_gain = 0
-    for strength in PENALTIES:
-        if without_gain == WITHOUT_GAIN:
-            break
-        without_gain += 1
-        penalty = strength * system.scale
-        factor = linalg.cholesky(covariance + penalty * np.eye(len(order)), lower=True)
-        inverse, _ = linalg.lapack.dtrtri(factor, lower=1)
-        half_solved = inverse @ cross
-        traces = np.square(inverse).sum(axis=1).cumsum()  # of the inverse of each leading block
-        for index, cut in enumerate(cuts):
-            weight = inverse[:cut, :cut].T @ half_solved[:cut]
-            explained = np.sum(weight * cross[:cut]) + penalty * np.sum(weight**2)
-            residual = max(0.0, label_variance - float(explained))
-            left = 1 - (1 + cut - penalty * traces[cut - 1]) / system.count
-            error = residual / left**2 if left > 0 else np.inf
-            if len(weights) == index:
-                weights.append(weight)
-            elif error >= errors[index]:
-                continue
-            weights[index], errors[index], without_gain = weight, error, 0
-    return weights
-
-
-def linear_along(
-    system: RidgeSystem, val: Split, order: IntArray, cuts: list[int]
-) -> NDArray[np.bool_]:
-    """What the ridge classifier gets right on the first ``cuts`` dimensions of ``order``.
-
-    Returns:
-        Whether each image of ``val`` is classified correctly, booleans (len(cuts), N).
-    """
-    weights = ridge_along(system, order, cuts)
-    correct = np.zeros((len(cuts), len(val.labels)), dtype=bool)
-    for rows in blocks(len(val.labels), 2 * len(order)):
-        centred = (val.features[rows] - system.mean)[:, order]
-        for index, (cut, weight) in enumerate(zip(cuts, weights, strict=True)):
-            scores = centred[:, :cut] @ weight + system.prior
-            correct[index, rows] = scores.argmax(axis=1) == val.labels[rows]
-    return correct
+    def hits_along(self, val: Labelled, order: IntArray, cuts: list[int]) -> Hits:
+        """What the regression as a classifier gets right, as :func:`knn_hits_along`."""
+        hits = np.zeros((len(cuts), len(val.labels)), dtype=bool)
+        weights = self.weights(order, cuts)
+        for rows in blocks(len(val.labels), 2 * len(order)):
+            centred = (val.features[rows] - self.mean)[:, order]
+            for index, (cut, weight) in enumerate(zip(cuts, weights, strict=True)):
+                scores = centred[:, :cut] @ weight + self.prior
+                hits[index, rows] = scores.argmax(axis=1) == val.labels[rows]
+        return hits
 
 
 @dataclass(frozen=True)
 class SubsetCurves:
     """Accuracies of one probe at ``RATES``, 0 to 1.
 
-    ``full`` is the accuracy with every dimension; ``random`` has shape (draws, rates); ``top`` and
-    ``bottom`` (rates,) keep the dimensions of the largest and smallest |mask|, and are None
-    without a mask. ``gain`` and ``gain_error`` are those of :func:`held_out_gain`.
+    Attributes:
+        full: with every dimension.
+        draws: with random dimensions, shape (draws, rates).
+        top, bottom: with those of the largest and smallest |mask|, shape (rates,); None without a
+            mask, or with one that is the same for all dimensions.
+        gain, gain_error: of :func:`held_out_gain`.
     """
 
     full: float
-    random: Array
+    draws: Array
     top: Array | None
     bottom: Array | None
     gain: float
     gain_error: float
 
     @property
-    def beating(self) -> NDArray[np.bool_]:
-        """Which random draws beat the full representation, shape (draws, rates)."""
-        return self.random > self.full
+    def share_beating_full(self) -> Array:
+        """Share of the random draws that beat the full representation, shape (rates,)."""
+        return np.mean(self.draws > self.full, axis=0)
 
 
 def subset_curves(
-    train: Split,
-    val: Split,
+    train: Labelled,
+    val: Labelled,
     mask: Array | None,
     draws: int,
     rng: np.random.Generator,
@@ -226,34 +187,33 @@ def subset_curves(
         advance: called after each order, for a progress bar.
 
     Returns:
-        Curves of the probes ``knn`` and ``linear``.
+        Curves of the probes ``knn`` and ``ridge``.
     """
     dims = train.features.shape[1]
-    cuts = cuts_of(dims)
-    system = ridge_system(train)
+    cuts, regression = cuts_of(dims), NestedRidge(train)
     orders = [rng.permutation(dims) for _ in range(draws)]
-    if mask is not None:
+    if mask is not None and np.ptp(np.abs(mask)) > 0:
         falling = np.argsort(-np.abs(mask), kind="stable")
         orders += [falling, falling[::-1]]
-    knn, linear = [], []
+    knn, ridge = [], []
     for order in orders:
-        knn.append(knn_along(train, val, order, cuts))
-        linear.append(linear_along(system, val, order, cuts))
+        knn.append(knn_hits_along(train, val, order, cuts))
+        ridge.append(regression.hits_along(val, order, cuts))
         advance()
-    probes = {"knn": np.stack(knn), "linear": np.stack(linear)}
-    return {name: _curves(correct, draws, val.labels) for name, correct in probes.items()}
+    probes = {"knn": np.stack(knn), "ridge": np.stack(ridge)}
+    return {name: _curves(hits, draws, val.labels) for name, hits in probes.items()}
 
 
-def _curves(correct: NDArray[np.bool_], draws: int, labels: IntArray) -> SubsetCurves:
+def _curves(hits: Hits, draws: int, labels: IntArray) -> SubsetCurves:
     """Curves from (orders, rates, N) booleans, the ranked orders after the random ones."""
-    correct[:, -1] = correct[0, -1]  # every order ends in the same full set, up to rounding
-    accuracy = correct.mean(axis=2)
+    hits[:, -1] = hits[0, -1]  # every order ends in the same full set, up to rounding
+    accuracy = hits.mean(axis=2)
     top, bottom = accuracy[draws:] if len(accuracy) > draws else (None, None)
-    gain, gain_error = held_out_gain(correct[:draws], labels)
+    gain, gain_error = held_out_gain(hits[:draws], labels)
     return SubsetCurves(float(accuracy[0, -1]), accuracy[:draws], top, bottom, gain, gain_error)
 
 
-def held_out_gain(correct: NDArray[np.bool_], labels: IntArray) -> tuple[float, float]:
+def held_out_gain(hits: Hits, labels: IntArray) -> tuple[float, float]:
     """Accuracy that the best subset gains over the full set, free of the bias of choosing it.
 
     The best draw on one half of each class is compared with the full set on the other half, then
@@ -263,7 +223,7 @@ def held_out_gain(correct: NDArray[np.bool_], labels: IntArray) -> tuple[float, 
     the means of ``ERROR_BLOCKS`` blocks of neighbours where this is larger.
 
     Args:
-        correct: shape (draws, rates, N); the last rate is the full set.
+        hits: shape (draws, rates, N); the last rate is the full set.
         labels: shape (N,).
 
     Returns:
@@ -273,16 +233,15 @@ def held_out_gain(correct: NDArray[np.bool_], labels: IntArray) -> tuple[float, 
     for label in np.unique(labels):
         images = np.flatnonzero(labels == label)
         half[images[(len(images) + 1) // 2 :]] = 1
-    full = correct[0, -1]
-    subsets = correct.reshape(-1, correct.shape[2])
+    full, subsets = hits[0, -1], hits.reshape(-1, hits.shape[2])
     differences = np.zeros(len(full))
-    for chosen_on in (0, 1):
-        best = subsets[:, half == chosen_on].mean(axis=1).argmax()
-        held_out = half != chosen_on
+    for choosing in (0, 1):
+        best = subsets[:, half == choosing].mean(axis=1).argmax()
+        held_out = half != choosing
         differences[held_out] = subsets[best, held_out].astype(float) - full[held_out]
-    neighbours = differences[np.lexsort((labels, half))]  # in each of both: their own order
-    blocks_of = np.array_split(neighbours, min(ERROR_BLOCKS, len(neighbours)))
-    errors = [_error(differences), _error(np.array([block.mean() for block in blocks_of]))]
+    neighbours = differences[np.lexsort((labels, half))]  # of each half and class: in their order
+    parts = np.array_split(neighbours, min(ERROR_BLOCKS, len(neighbours)))
+    errors = [_error(differences), _error(np.array([part.mean() for part in parts]))]
     return float(differences.mean()), max(errors)
 
 

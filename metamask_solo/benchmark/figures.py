@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from metamask_solo.analysis.drawing import BLUE, GREY, LOOKS, STYLE, VERMILION, png
+from metamask_solo.analysis.figures import BLUE, GREY, LOOKS, STYLE, VERMILION, png
 from metamask_solo.benchmark.file import BenchmarkFile
 from metamask_solo.benchmark.rows import Row, group
 from metamask_solo.benchmark.statistics import best_settings, compare, mean_and_deviation

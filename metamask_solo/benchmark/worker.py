@@ -18,14 +18,18 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
-from metamask_solo.analysis.measures import moments, rankme, singular_values
 from metamask_solo.benchmark.memory import peak_memory
 from metamask_solo.benchmark.records import Cost, Result, Task
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
 from metamask_solo.data.images import evaluation_transform, plain_loader, split_loader
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.evaluation.features import extract_features, pick_device
+from metamask_solo.evaluation.features import (
+    effective_rank,
+    extract_features,
+    pick_device,
+    second_moments,
+)
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
@@ -212,12 +216,12 @@ def _label_free(names: list[str], features: Tensor, mask: Tensor | None) -> dict
     """RankMe of the masked features where there is a mask, beside that of the plain ones."""
     if "rankme" not in names:
         return {}
-    plain = moments(features.numpy())
-    found = {"rankme": rankme(singular_values(plain))}
-    if mask is not None:
-        masked = plain.masked(mask.double().numpy())
-        found = {"rankme": rankme(singular_values(masked)), "rankme_plain": found["rankme"]}
-    return found
+    second = second_moments(features)
+    plain = effective_rank(second)
+    if mask is None:
+        return {"rankme": plain}
+    m = mask.double()
+    return {"rankme": effective_rank(second * m * m[:, None]), "rankme_plain": plain}
 
 
 def _curve(folder: Path) -> list[tuple[int, float]]:

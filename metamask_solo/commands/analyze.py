@@ -2,9 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-HELP = "measure and draw what the mask did: redundancy, confounders, bounds"
-LEAST_SAMPLES, MOST_SAMPLES = 1_000, 50_000
+from metamask_solo.commands.options import check_counts, command_parser
+
+RANGES = {"samples": (1_000, 50_000), "draws": (2, 1_000)}
 
 
 def main(argv: list[str]) -> int:
@@ -18,162 +20,109 @@ def main(argv: list[str]) -> int:
 
     from tqdm import tqdm
 
-    from metamask_solo.analysis import loading, subsets
-    from metamask_solo.analysis.output import check_output, write_output
-    from metamask_solo.analysis.records import Data, Settings
-    from metamask_solo.analysis.study import (
-        reference_accuracies,
-        steps_of,
-        study,
-        subset_images,
-    )
-    from metamask_solo.checkpoints.reading import load_backbone
-    from metamask_solo.evaluation.features import pick_device
+    from metamask_solo.analysis import loading
+    from metamask_solo.analysis.measure_checkpoint import accuracies, measure_checkpoint
+    from metamask_solo.analysis.report import Analysis, check_output, write_analysis
+    from metamask_solo.checkpoints.reading import read_checkpoint
+    from metamask_solo.data.folders import say
+    from metamask_solo.data.images import class_names
+    from metamask_solo.data.unlabelled import sample_names
+    from metamask_solo.errors import UserError
+    from metamask_solo.evaluation.features import FeatureReader
 
-    _check(arguments)
-    device = pick_device(arguments.device)
-    out, data = Path(arguments.out), arguments.data
-    check_output(out)
-    labelled, classes = False, None
-    if data is not None and loading.has_labels(data):
-        labelled, classes = True, loading.check_data(data)
-    read = [load_backbone(path, masked=False)[1] for path in arguments.checkpoints]
-    paths, names = [checkpoint.path for checkpoint in read], loading.titles(read)
+    counts = ("seed", "batch_size", "num_workers")
+    check_counts(**{name: getattr(arguments, name) for name in counts})
+    for name, (least, most) in RANGES.items():
+        if not least <= (value := getattr(arguments, name)) <= most:
+            raise UserError(f"--{name}={value}: must be from {least} to {most}")
+    check_output(arguments.out)
+    data, seed, sample = arguments.data, arguments.seed, (arguments.samples, arguments.seed)
+    readers = [
+        FeatureReader(
+            path,
+            masked=None if read_checkpoint(path).folded else False,
+            data=data,
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+            device=arguments.device,
+        )
+        for path in arguments.checkpoints
+    ]
+    read = [reader.checkpoint for reader in readers]
     if data is None:
-        labelled = all(loading.has_own_labels(checkpoint) for checkpoint in read)
         loading.check_same_data(read)
-    # one kind of positives for all, so that the brackets can be compared
-    two_views = labelled and all(
-        loading.two_view_data(one, loading.val_folder(one, data)) is not None for one in read
-    )
-    reading = loading.Reading(
-        data,
-        arguments.samples,
-        arguments.seed,
-        arguments.batch_size,
-        arguments.num_workers,
-        device,
-    )
-    studies, background, references = [], None, None
-    for path, name in zip(paths, names, strict=True):
-        if labelled:
-            subject, files = loading.load_subject(path, name, reading, two_views)
-            background = loading.read_background(data, files)
-        else:
-            subject = loading.load_unlabelled(path, name, reading)
-        if labelled and references is None and arguments.references:
-            everything = loading.load_references(path, reading)
-            train_part, val_part = subset_images(subject, arguments.seed)
-            part = {
-                reference: (train.take(train_part), val.take(val_part))
-                for reference, (train, val) in everything.items()
-            }
-            references = reference_accuracies(everything), reference_accuracies(part)
-        with tqdm(
-            total=steps_of(subject, arguments.draws), desc=f"{name} subsets", leave=False
-        ) as bar:
-            seed, draws = arguments.seed, arguments.draws
-            studies.append(study(subject, background, seed, draws, bar.update, references))
-    if labelled and data is None:
-        classes = int(subject.train.labels.max()) + 1
+    labelled = loading.has_labels(read[0], data)
+    splits = [
+        dict(zip(("train", "val"), reader.loaders(*sample), strict=True))
+        if labelled
+        else {"train": reader.loader("train", False, *sample)}
+        for reader in readers
+    ]
+    first: dict[str, Any] = splits[0]
     config = read[0].config
-    images = Data(
-        folder=str(data or (config.data.train_path if config is not None else "")),
+    classes = len(class_names(first["train"])) if labelled else None
+    if classes == 1:
+        raise UserError("data: only 1 class; at least 2 are needed")
+    if not labelled:
+        say("no train/ and val/ with class folders: only redundancy and mask are measured")
+    # one kind of positives for all, so that the bounds can be compared
+    two_views = all(loading.view_transform(checkpoint.config) is not None for checkpoint in read)
+    background = loading.read_background(data, sample_names(first["train"])) if labelled else None
+    untrained = {}
+    if labelled and arguments.untrained:
+        untrained = loading.untrained_features(readers[0], splits[0], seed)
+    measured = []
+    for reader, name, loaders in zip(readers, loading.titles(read), splits, strict=True):
+        subject = loading.read_features(reader, name, loaders, seed, two_views)
+        with tqdm(total=arguments.draws + 2, desc=f"{name} subsets", leave=False) as bar:
+            measured.append(
+                measure_checkpoint(
+                    subject, background, seed, arguments.draws, bar.update, untrained
+                )
+            )
+    analysis = Analysis(
+        data=str(data or (config.data.train_path if config is not None else "")),
+        images={loader.dataset.split: len(loader.dataset) for loader in first.values()},
         classes=classes,
-        train_images=len(subject.train.labels),
-        val_images=len(subject.val.labels) if subject.val is not None else 0,
+        doubts=[],
         background=background is not None,
-    )
-    settings = Settings(
-        seed=arguments.seed,
+        seed=seed,
         samples=arguments.samples,
         draws=arguments.draws,
-        knn_k=subsets.KNN_K,
-        knn_temperature=subsets.KNN_TEMPERATURE,
-        penalties=list(subsets.PENALTIES),
+        untrained={
+            name: {probe: float(hits.mean()) for probe, hits in accuracies(*features).items()}
+            for name, features in untrained.items()
+        },
+        checkpoints=measured,
     )
-    write_output(out, images, settings, studies)
-    what = "checkpoints" if len(studies) > 1 else "checkpoint"
-    print(f"{out / 'report.html'}: {len(studies)} {what}{'' if labelled else ', without labels'}")
+    write_analysis(arguments.out, analysis)
+    what = "checkpoints" if len(measured) > 1 else "checkpoint"
+    report = arguments.out / "report.html"
+    print(f"{report}: {len(measured)} {what}{'' if labelled else ', without labels'}")
     return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo analyze",
-        description=HELP[0].upper() + HELP[1:] + ". Checkpoints of any method, side by side; "
-        "those without a mask are measured on plain features only.",
-        epilog="Memory: about 4 copies of the features at most, that is 16 bytes for each image "
-        "and dimension (50,000 images with 512 dimensions: 0.4 GB, with 2,048: 1.6 GB), for one "
-        "checkpoint at a time, and about 0.3 GB for blocks of distances. The subset "
-        "experiment takes at most 5,000 training and 2,000 validation images of the sample.",
+    parser = command_parser(
+        "analyze",
+        ". Checkpoints of any method, side by side; those without a mask are measured on plain "
+        "features only.",
+        "The subset experiment takes at most 5,000 training and 2,000 validation images of the "
+        "sample.",
     )
-    parser.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help=".ckpt file or folder of a run"
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FOLDER",
-        help="holds train/ and val/, with class folders, or images alone (default: the "
-        "data of each run)",
-    )
-    parser.add_argument(
-        "--out", default="analysis", metavar="FOLDER", help="what to write (default: analysis)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of all random draws (default: 0)"
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=10_000,
-        metavar="N",
-        help=f"images of each split, at most; {LEAST_SAMPLES} to {MOST_SAMPLES} (default: 10000)",
-    )
-    parser.add_argument(
-        "--draws",
-        type=int,
-        default=50,
-        metavar="N",
-        help="random subsets of dimensions at each rate; 2 to 1000 (default: 50)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="images at a time (default: 256)"
-    )
-    parser.add_argument(
-        "--num-workers",
-        type=int,
-        default=2,
-        metavar="N",
-        help="processes that read images (default: 2)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="auto, cpu or cuda, for the backbone (default: auto)"
-    )
-    parser.add_argument(
-        "--no-references",
-        dest="references",
-        action="store_false",
-        help="leave out the lines of an untrained backbone and of the pixels",
-    )
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
+    help_ = "holds train/ and val/ with class folders, or images alone (default: the runs' data)"
+    add("--data", type=Path, metavar="FOLDER", help=help_)
+    add("--out", type=Path, default=Path("analysis"), metavar="FOLDER", help="what to write")
+    add("--seed", type=int, default=0, metavar="N", help="of all random draws")
+    help_ = "images of each split, at most; {} to {}".format(*RANGES["samples"])
+    add("--samples", type=int, default=10_000, metavar="N", help=help_)
+    help_ = "random subsets of dimensions at each rate; {} to {}".format(*RANGES["draws"])
+    add("--draws", type=int, default=50, metavar="N", help=help_)
+    add("--batch-size", type=int, default=256, metavar="N", help="images at a time")
+    add("--num-workers", type=int, default=2, metavar="N", help="processes that read images")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="for the backbone")
+    help_ = "leave out the untrained backbone and the pixels"
+    add("--no-untrained", dest="untrained", action="store_false", help=help_)
     return parser.parse_args(argv)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    from metamask_solo.errors import UserError
-
-    ranges = {
-        "seed": (0, 2**32 - 1),
-        "samples": (LEAST_SAMPLES, MOST_SAMPLES),
-        "draws": (2, 1_000),
-        "batch_size": (1, 65_536),
-        "num_workers": (0, 256),
-    }
-    for name, (least, most) in ranges.items():
-        value = getattr(arguments, name)
-        if not least <= value <= most:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option}={value}: must be from {least} to {most}")
-    if arguments.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device={arguments.device}: must be auto, cpu or cuda")

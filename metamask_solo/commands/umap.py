@@ -69,7 +69,7 @@ def _draw(points: Any, labels: Any, names: list[str], title: str, out: Path) -> 
     import matplotlib
     from matplotlib.figure import Figure
 
-    from metamask_solo.analysis.drawing import wrapped
+    from metamask_solo.analysis.figures import wrapped
     from metamask_solo.atomic_files import atomic_write
 
     figure = Figure(figsize=(8, 7), layout="constrained")

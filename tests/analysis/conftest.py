@@ -1,34 +1,39 @@
-"""A small subject with a planted confounder, for the tests of this folder."""
+"""The features of a checkpoint with a planted confounder, for the tests of this folder."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from metamask_solo.analysis.study import Background, Subject
-from metamask_solo.analysis.subsets import Split
+from metamask_solo.analysis.measure_checkpoint import Background, CheckpointFeatures
+from metamask_solo.analysis.subsets import Labelled
 
 DIMS, CLASSES = 24, 4
 
 
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 @pytest.fixture(scope="session")
-def confounded() -> Callable[..., tuple[Subject, Background]]:
+def confounded() -> Callable[..., tuple[CheckpointFeatures, Background]]:
     return make_confounded
 
 
 def make_confounded(
-    name: str = "1: metamask", masked: bool = True, seed: int = 0
-) -> tuple[Subject, Background]:
+    name: str = "1: metamask", masked: bool = True
+) -> tuple[CheckpointFeatures, Background]:
     """Dimensions 0 to 11 tell the class, 12 to 23 the photograph; the mask damps the latter."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
-    def split(count: int) -> tuple[Split, Background]:
+    def split(count: int) -> tuple[Labelled, Background]:
         labels, photograph = np.arange(count) % CLASSES, rng.integers(2, size=count)
         of_class = np.random.default_rng(9).normal(size=(CLASSES, 12))[labels]
         of_photograph = np.random.default_rng(8).normal(size=(2, 12))[photograph] * 3
         features = np.hstack([of_class, of_photograph]) + rng.normal(size=(count, DIMS))
         colour = np.stack([photograph + rng.normal(size=count)] * 3, axis=1)
-        return Split(features.astype(np.float32), labels), Background(photograph, colour)
+        return Labelled(features.astype(np.float32), labels), Background(photograph, colour)
 
     train, background = split(200)
     val, _ = split(80)
@@ -39,4 +44,4 @@ def make_confounded(
         history = (np.array([0, 10, 20]), np.stack([start, (start + mask) / 2, mask]))
     path = f"runs/{name.split(': ')[-1]}/last.ckpt"
     method = "metamask" if masked else "simclr"
-    return Subject(name, path, method, train, val, mask, history), background
+    return CheckpointFeatures(name, path, method, train, val, mask, history), background

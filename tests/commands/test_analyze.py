@@ -1,7 +1,6 @@
 """The command ``metamask-solo analyze``, on small generated checkpoints and images."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,12 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from torchvision.datasets import ImageFolder
 
-from metamask_solo.analysis import drawing, figures, loading, output, study
-from metamask_solo.checkpoints.reading import read_checkpoint
-from metamask_solo.commands import analyze
-from metamask_solo.data import images
-from metamask_solo.data.splitting import split_folder
-from metamask_solo.errors import UserError
+from metamask_solo.__main__ import main
+from metamask_solo.analysis import figures, loading, report
 from metamask_solo.hosts import BACKBONE_PREFIX, build_backbone
 
 DIMS = 512
 CLASSES = ("a", "b", "c")
-FIGURES = set(figures.FIGURES)
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes much of the time of these tests; nothing here depends on the resolution."""
-    monkeypatch.setitem(drawing.STYLE, "savefig.dpi", 40)
 
 
 @pytest.fixture
@@ -72,8 +60,12 @@ AUGMENTATION = {
 }
 
 
-def write_run(folder: Path, method: str, masked: bool, **changes: Any) -> Path:
-    """A checkpoint of an untrained ResNet-18, with a mask or none, and its args.json."""
+def write_run(folder: Path, method: str, masked: bool, factor: float = 1.0, **changes: Any) -> Path:
+    """A checkpoint of an untrained ResNet-18, with a mask or none, and its args.json.
+
+    Args:
+        factor: of weights: with 0 all features are the same, with NaN none is a number.
+    """
     config = OmegaConf.create(
         {
             "name": f"{method}-run",
@@ -89,15 +81,17 @@ def write_run(folder: Path, method: str, masked: bool, **changes: Any) -> Path:
     torch.manual_seed(len(method))
     backbone = build_backbone(config)
     state = {BACKBONE_PREFIX + name: value for name, value in backbone.state_dict().items()}
+    for name, value in state.items():
+        if "layer4" in name and "running" not in name and value.is_floating_point():
+            value *= factor
+    state[f"{BACKBONE_PREFIX}layer4.1.bn2.bias"] += 1.0
     raw: dict[str, Any] = {"state_dict": state}
     if masked:
         logits = torch.linspace(-2, 2, DIMS)
         state["mask.logits"] = logits
         masks = torch.stack([torch.full((DIMS,), 0.5), torch.sigmoid(logits)])
-        raw["metamask"] = {
-            "kind": "sigmoid",
-            "history": {"step": torch.tensor([0, 12]), "mask": masks},
-        }
+        history = {"step": torch.tensor([0, 12]), "mask": masks}
+        raw["metamask"] = {"kind": "sigmoid", "history": history}
     folder.mkdir(parents=True)
     torch.save(raw, folder / "last.ckpt")
     (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(config)))
@@ -105,214 +99,160 @@ def write_run(folder: Path, method: str, masked: bool, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def run(data: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the command quickly and returns analysis.json."""
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
 
-    def run(*checkpoints: Path, out: str = "out", seed: int = 0) -> dict[str, Any]:
-        options = ["--data", data, "--out", tmp_path / out, "--seed", seed]
-        options += ["--draws", 2, "--num-workers", 0]
-        assert analyze.main([str(value) for value in (*checkpoints, *options)]) == 0
-        return json.loads((tmp_path / out / "analysis.json").read_text())
+    def run(*checkpoints: Path, data: Path | None = data, draw: bool = True, **more: Any) -> Any:
+        if not draw:
+            monkeypatch.setattr(report, "draw_figures", lambda checkpoints: {})
+        options = {"out": tmp_path / "out", "draws": 2, "num-workers": 0, **more}
+        options |= {} if data is None else {"data": data}
+        argv = [f"--{name}={value}" for name, value in options.items()]
+        assert main(["analyze", *map(str, checkpoints), *argv]) == 0
+        return json.loads((Path(options["out"]) / "analysis.json").read_text())
 
     return run
 
 
 @pytest.mark.slow
-def test_two_methods_side_by_side(run, tmp_path, capsys):
+def test_two_methods_side_by_side(run, data, tmp_path, capsys):
     masked = write_run(tmp_path / "masked", "metamask", True)
     plain = write_run(tmp_path / "plain", "simclr", False)
-    found = run(masked, plain.parent)
-
+    of = run(masked, plain.parent)
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'report.html'}: 2 checkpoints\n"
-    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == FIGURES
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(figures.FIGURES)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == len(FIGURES)
-    assert "http" not in page
-    assert found["data"] == {
-        "folder": str(tmp_path / "data"),
-        "classes": 3,
-        "train_images": 24,
-        "val_images": 12,
-        "background": True,
-    }
-    first, second = found["checkpoints"]
+    assert page.count("data:image/png;base64,") == len(figures.FIGURES) and "http" not in page
+    assert of["images"] == {"train": 24, "val": 12}
+    assert (of["data"], of["classes"], of["background"]) == (str(data), 3, True)
+    first, second = of["checkpoints"]
     assert (first["name"], second["name"]) == ("1: metamask-run", "2: simclr-run")
-    assert second["path"] == str(plain)
-    assert first["dims"] == DIMS
+    assert (second["path"], second["mask"], first["dims"]) == (str(plain), None, DIMS)
     assert list(first["mask"]["information"]) == ["class", "photograph", "colour", "deviation"]
-    np.testing.assert_allclose(
-        first["mask"]["values"], torch.sigmoid(torch.linspace(-2, 2, DIMS)), rtol=1e-6
-    )
-    assert first["mask"]["history"]["step"] == [0, 12]
-    assert second["mask"] is None
-    assert first["bracket"]["positives"] == second["bracket"]["positives"] == "two views"
-    assert first["bracket"]["plain"]["negatives"] == 24
-    for bracket in (first["bracket"]["plain"], first["bracket"]["masked"]):
-        assert bracket["inside"] and 0 < bracket["intra_class_variance"] < 1
-    assert second["bracket"]["masked"] is None
+    values = torch.sigmoid(torch.linspace(-2, 2, DIMS))
+    np.testing.assert_allclose(first["mask"]["values"], values, rtol=1e-6)
+    assert [row["step"] for row in first["mask"]["history"]] == [0, 12]
+    assert first["positives"] == second["positives"] == "two views"
+    assert first["bounds"]["plain"]["negatives"] == 24
+    assert all(of["inside"] for of in first["bounds"].values())
+    accuracy = first["accuracy"]["knn"]
+    assert accuracy["difference"][0] == pytest.approx(accuracy["masked"] - accuracy["plain"])
+    assert f"kNN {accuracy['masked']:.1%} and {accuracy['plain']:.1%}" in page
 
 
 @pytest.mark.slow
-def test_it_is_deterministic(run, tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_files(run, tmp_path):
     checkpoint = write_run(tmp_path / "masked", "metamask", True)
-    first = run(checkpoint, out="first")
-    assert run(checkpoint, out="second") == first
-    for name in ("report.html", "subsets.png", "bracket.png"):
+    first = run(checkpoint, out=tmp_path / "first")
+    # views do not depend on the workers that draw them
+    assert run(checkpoint, out=tmp_path / "second", **{"num-workers": 2}) == first
+    for name in ("report.html", "subsets.png"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    monkeypatch.setattr(output, "draw_figures", lambda studies: {})
-    other = run(checkpoint, out="other", seed=1)
-    views = [analysis["checkpoints"][0]["bracket"]["plain"] for analysis in (first, other)]
-    assert views[0]["contrastive_loss"] != views[1]["contrastive_loss"]
+    other = run(checkpoint, out=tmp_path / "other", seed=1, draw=False)
+    losses = [o["checkpoints"][0]["bounds"]["plain"]["contrastive_loss"] for o in (first, other)]
+    assert losses[0] != losses[1]
 
 
-def test_without_views_for_all_the_positives_are_of_the_same_class(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "draw_figures", lambda studies: {})
-    several = write_run(tmp_path / "several", "simclr", False)
-    single = write_run(
-        tmp_path / "single", "metamask", False, augmentations=[{**AUGMENTATION, "num_crops": 1}]
-    )
-    (tmp_path / "data" / "metadata.csv").unlink()
-    found = run(several, single)
-    assert [c["bracket"]["positives"] for c in found["checkpoints"]] == ["same class"] * 2
-    assert found["data"]["background"] is False
-
-
-def test_views_are_scaled_as_in_training(data, tmp_path):
-    config = {"data": {"dataset": "cifar10"}, "backbone": {"name": "resnet18", "kwargs": {}}}
+def test_views_are_scaled_as_in_training():
+    off = {"prob": 0.0}
     still = {
         **AUGMENTATION,
         "rrc": {"enabled": True, "crop_min_scale": 1.0, "crop_max_scale": 1.0},
-        **{
-            name: {**AUGMENTATION[name], "prob": 0.0}
-            for name in (  # type: ignore[dict-item]
-                "color_jitter",
-                "grayscale",
-                "gaussian_blur",
-                "solarization",
-            )
-        },
+        "color_jitter": {**AUGMENTATION["color_jitter"], **off},  # type: ignore[dict-item]
+        **dict.fromkeys(("grayscale", "gaussian_blur", "solarization"), off),
     }
-    checkpoint = read_checkpoint(
-        write_run(tmp_path / "run", "simclr", False, augmentations=[still], **config)
-    )
-    views = loading.two_view_data(checkpoint, data / "val")
-    _, (view, _), label = views[0]
-    pixel = np.asarray(Image.open(data / "val" / "a" / "0.png"))[5, 3] / 255
+    config = OmegaConf.create({"data": {"dataset": "cifar10"}, "augmentations": [still]})
+    pixels = np.full((32, 32, 3), (10, 100, 200), dtype=np.uint8)
+    first, second = loading.view_transform(config)(Image.fromarray(pixels))
     mean, std = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2470, 0.2435, 0.2616])
-    np.testing.assert_allclose(view[:, 5, 3], (pixel - mean) / std, atol=0.05)
-    assert label == 0
+    for view in (first, second):
+        np.testing.assert_allclose(view[:, 9, 9], (pixels[0, 0] / 255 - mean) / std, atol=0.05)
+
+
+def test_without_views_for_all_the_positives_are_of_the_same_class(run, tmp_path):
+    several = write_run(tmp_path / "several", "simclr", False)
+    one_view = [{**AUGMENTATION, "num_crops": 1}]
+    single = write_run(tmp_path / "single", "metamask", False, augmentations=one_view)
+    of = run(several, single, draw=False)
+    assert [one["positives"] for one in of["checkpoints"]] == ["same class"] * 2
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("option", "message"),
     [
-        (["--samples", "999"], "--samples=999: must be from 1000 to 50000"),
-        (["--samples", "50001"], "--samples=50001"),
-        (["--draws", "1"], "--draws=1: must be from 2"),
-        (["--seed", "-1"], "--seed=-1"),
-        (["--batch-size", "0"], "--batch-size=0"),
-        (["--num-workers", "-1"], "--num-workers=-1"),
-        (["--device", "tpu"], "--device=tpu: must be auto, cpu or cuda"),
-        (["--data", "nowhere"], "--data=nowhere: no such folder"),
+        ("--samples=999", "--samples=999: must be from 1000 to 50000"),
+        ("--draws=1", "--draws=1: must be from 2"),
+        ("--seed=-1", "--seed=-1"),
+        ("--data=nowhere", "nowhere"),
+        ("--out=data", "holds other files"),
+        ("--samples=1000", "gone.ckpt: no such checkpoint"),
     ],
 )
-def test_wrong_settings_are_named_before_anything_is_read(options, message, data, tmp_path):
-    given = ["gone.ckpt", "--data", str(data), "--out", str(tmp_path / "out"), *options]
-    with pytest.raises(UserError, match=message):
-        analyze.main(given)
-    assert not (tmp_path / "out").exists()
+def test_wrong_settings_are_one_line(option, message, data, monkeypatch, capsys):
+    monkeypatch.chdir(data.parent)
+    checkpoint = "gone.ckpt"
+    if "nowhere" in option:
+        checkpoint = str(write_run(data.parent / "run", "simclr", False))
+    assert main(["analyze", checkpoint, "--data=data", "--out=out", option]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+    assert not Path("out").exists()
 
 
-def test_wrong_files_are_named(data, tmp_path):
-    options = ["--data", str(data), "--out"]
-    with pytest.raises(UserError, match="gone.ckpt: no such checkpoint"):
-        analyze.main(["gone.ckpt", *options, str(tmp_path / "out")])
-    with pytest.raises(UserError, match="holds other files"):
-        analyze.main(["gone.ckpt", *options, str(data)])
-    (data / "val" / "d").mkdir()
-    with pytest.raises(UserError, match="class d is in val only"):
-        analyze.main(["gone.ckpt", *options, str(tmp_path / "out")])
-
-
-def test_cuda_that_is_not_there(data, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="no GPU"):
-        analyze.main(["gone.ckpt", "--data", str(data), "--device", "cuda"])
-
-
-def test_help_states_memory_and_ranges(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        analyze.main(["--help"])
-    assert stopped.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "usage: metamask-solo analyze" in text
-    assert "1000 to 50000" in text and "Memory:" in text
-
-
-def test_images_without_labels_have_their_redundancy_measured(data, tmp_path, run):
-    split_folder(data / "train", tmp_path / "flat", 0.5, flat=True)
+@pytest.mark.parametrize("kind", ["split", "folders of any depth"])
+def test_images_without_labels_have_their_redundancy_measured(data, tmp_path, run, kind):
+    flat = tmp_path / "flat"
+    for number, file in enumerate(sorted((data / "train").rglob("*.png"))):
+        place = flat / ("train" if kind == "split" else f"{number % 2}/{number % 3}")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:02}.png").write_bytes(file.read_bytes())
     checkpoint = write_run(tmp_path / "run", "metamask", True)
-
-    options = ["--data", str(tmp_path / "flat"), "--out", str(tmp_path / "out")]
-    assert analyze.main([str(checkpoint), *options, "--num-workers", "0"]) == 0
-    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    labelled = run(checkpoint, out="labelled")
-    numbers = found["checkpoints"][0]
-    assert numbers["accuracy"] is numbers["subsets"] is numbers["bracket"] is None
-    assert found["data"]["classes"] is None and found["data"]["train_images"] == 12
-    assert numbers["redundancy"].keys() == labelled["checkpoints"][0]["redundancy"].keys()
-    assert numbers["redundancy"]["plain"]["rankme"] > 1
+    of = run(checkpoint, data=flat)
+    numbers = of["checkpoints"][0]
+    labelled = run(checkpoint, out=tmp_path / "labelled", draw=False)["checkpoints"][0]
+    assert numbers["accuracy"] is numbers["subsets"] is numbers["bounds"] is of["classes"] is None
+    for version, measures in numbers["redundancy"].items():
+        expected = labelled["redundancy"][version]["rankme"]
+        assert measures["rankme"] == pytest.approx(expected, rel=1e-4)
+    assert list(numbers["mask"]["information"]) == ["deviation"]
     drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert drawn == {"correlation", "spectrum", "mask", "information"}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Accuracies need labels" in page and "12 training images without labels" in page
+    assert "Accuracies need labels" in page
+    assert f"24 {'training ' if kind == 'split' else ''}images" in " ".join(page.split())
 
 
-@pytest.mark.parametrize("dataset", ["custom", "cifar10"])
-def test_the_runs_own_data_are_the_default(data, tmp_path, monkeypatch, dataset, run):
-    own = {"dataset": dataset, "num_classes": 3}
+def test_a_collapsed_and_a_diverged_run_beside_a_good_one(run, tmp_path, capsys):
+    good = write_run(tmp_path / "good", "metamask", True)
+    collapsed = write_run(tmp_path / "collapsed", "simclr", False, factor=0.0)
+    diverged = write_run(tmp_path / "diverged", "metamask", True, factor=float("nan"))
+    one, two, three = run(good, collapsed, diverged)["checkpoints"]
+    assert one["accuracy"]["knn"]["plain"] > 0.5 and one["notes"] == []
+    assert "the same" in two["notes"][0]
+    assert two["redundancy"]["plain"]["rankme"] == pytest.approx(1, abs=1e-3)
+    assert "not finite" in three["notes"][0]
+    assert three["redundancy"] is three["accuracy"] is None
+    assert three["mask"]["statistics"]["max"] == pytest.approx(0.88, abs=0.01)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert two["notes"][0] in page and "3: metamask-run" in page and "not measured" in page
+
+
+def test_the_runs_own_data_are_the_default(data, tmp_path, run):
+    own = {"dataset": "custom", "num_classes": 3}
     own |= {f"{split}_path": str(data / split) for split in ("train", "val")}
     checkpoint = write_run(tmp_path / "run", "metamask", True, data=own)
-    if dataset == "cifar10":  # as torchvision gives it: no files, and no folders
-        monkeypatch.setattr(images, "classification_dataset", _cifar(data))
-
-    options = ["--out", str(tmp_path / "out"), "--draws", "2", "--num-workers", "0"]
-    assert analyze.main([str(checkpoint), *options]) == 0
-    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    assert (found["data"]["train_images"], found["data"]["val_images"]) == (24, 12)
-    assert found["data"]["classes"] == 3
-    positives = found["checkpoints"][0]["bracket"]["positives"]
-    assert positives == ("two views" if dataset == "custom" else "same class")
-    if dataset == "custom":
-        given = run(checkpoint, out="given")["checkpoints"][0]
-        assert found["checkpoints"][0]["accuracy"] == given["accuracy"]
-        references = found["checkpoints"][0]["references"]
-        assert list(references) == ["random backbone (resnet18)", "raw pixels"]
-        assert references == given["references"]
+    of = run(checkpoint, data=None, draw=False)
+    asked = run(checkpoint, out=tmp_path / "asked", draw=False)
+    assert of["images"] == {"train": 24, "val": 12} and of["classes"] == 3
+    for name in ("accuracy", "bounds", "redundancy"):
+        assert of["checkpoints"][0][name] == asked["checkpoints"][0][name]
+    assert of["untrained"] == asked["untrained"]
 
 
-def _cifar(data):
-    def dataset(config, split, transform, whole):
-        return list(ImageFolder(str(data / split), transform))
-
-    return dataset
-
-
-def test_pixels_are_those_of_scikit_learn(data, tmp_path, run, monkeypatch):
-    """The kNN of raw pixels against scikit-learn's, k = 20 of 24 images and temperature 0.07.
-
-    On all images as the accuracies beside them, however few the subset experiment takes.
-    """
-    monkeypatch.setattr(study, "SUBSET_TRAIN", 12)
-    monkeypatch.setattr(study, "SUBSET_VAL", 6)
-    measured, counts = study.reference_accuracies, []
-
-    def counted(references):
-        counts.append([len(split.labels) for split in references["raw pixels"]])
-        return measured(references)
-
-    monkeypatch.setattr(study, "reference_accuracies", counted)
-    found = run(write_run(tmp_path / "run", "simclr", False))["checkpoints"][0]
+def test_pixels_are_those_of_scikit_learn(data, tmp_path, run):
+    """The kNN of pixels against scikit-learn's, k = 20 of 24 images and temperature 0.07."""
+    of = run(write_run(tmp_path / "run", "simclr", False), draw=False)
     pixels, labels = {}, {}
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for split in ("train", "val"):
@@ -320,45 +260,11 @@ def test_pixels_are_those_of_scikit_learn(data, tmp_path, run, monkeypatch):
         scaled = [(np.asarray(image) / 255 - mean) / std for image, _ in folder]
         pixels[split] = np.stack(scaled).reshape(len(scaled), -1)
         labels[split] = folder.targets
-
-    def weights(distance):
-        return np.exp((1 - distance) / 0.07)
-
-    knn = KNeighborsClassifier(20, metric="cosine", algorithm="brute", weights=weights)
-    knn.fit(pixels["train"], labels["train"])
-    assert found["references"]["raw pixels"]["knn"] == pytest.approx(
-        knn.score(pixels["val"], labels["val"])
+    knn = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
     )
-    assert found["subsets"]["references"].keys() == found["references"].keys()
-    assert counts == [[24, 12], [found["subsets"]["train_images"], found["subsets"]["val_images"]]]
-    assert counts[1] == [12, 6]
-
-
-def test_runs_of_different_data_are_not_compared(data, tmp_path):
-    def own(name, **changes):
-        folders = {f"{split}_path": str(data / split) for split in ("train", "val")}
-        own_data = {"dataset": "custom", "num_classes": 3, **folders, **changes}
-        return write_run(tmp_path / name, "simclr", False, data=own_data)
-
-    first, same = own("a"), own("b", val_path=f"{data}/train/../val")
-    other, packed = own("c", val_path=str(data / "train")), own("d", format="h5")
-    for one, said in ((other, "data.val_path is .*val and .*train"), (packed, "data.format is")):
-        with pytest.raises(UserError, match=f"runs of different data: {said}.*; analyse"):
-            analyze.main([str(first), str(one), "--out", str(tmp_path / "out")])
-    loading.check_same_data([read_checkpoint(path) for path in (first, same)])
-
-
-def test_runs_of_one_name_are_told_apart_and_the_page_begins_with_the_answers(data, tmp_path, run):
-    paths = [write_run(tmp_path / f"offline-{name}", "metamask", True) for name in ("a1", "b2")]
-    found = run(*paths)
-
-    names = [one["name"] for one in found["checkpoints"]]
-    assert names == ["1: metamask-run (a1)", "2: metamask-run (b2)"]
-    page = (tmp_path / "out" / "report.html").read_text()
-    answer = re.search(r'<p class="answer">(.*?)</p>', page)
-    assert answer is not None and page.index("<p") == answer.start()
-    assert answer[1].startswith("The mask of 1: metamask-run (a1) spread out, from 0.1")
-    assert "evidence" in answer[1] and "Accuracy with the mask and without it" in answer[1]
-    accuracy = found["checkpoints"][0]["accuracy"]["knn"]
-    assert accuracy["difference"]["mean"] == pytest.approx(accuracy["masked"] - accuracy["plain"])
-    assert f"kNN {accuracy['masked']:.1%} and {accuracy['plain']:.1%}" in answer[1]
+    knn.fit(pixels["train"], labels["train"])
+    expected = knn.score(pixels["val"], labels["val"])
+    assert of["untrained"]["pixels"]["knn"] == pytest.approx(expected)
+    assert of["checkpoints"][0]["subsets"]["untrained"]["pixels"]["knn"] == pytest.approx(expected)
+    assert of["untrained"].keys() == {"untrained backbone (resnet18)", "pixels"}

@@ -28,7 +28,8 @@ def write_run(
     rows = [f"{epoch},{9 * epoch + 8},{loss},{50 + epoch}" for epoch, loss in enumerate(losses)]
     (place / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     if config:
-        config = {"backbone": {"name": "resnet18"}, "method": "simclr", **config}
+        base = {"backbone": {"name": "resnet18"}, "method": "simclr", "data": {"dataset": "custom"}}
+        config = {**base, **config}
         (folder / "args.json").write_text(json.dumps(config))
     if mask:
         masks = torch.stack([torch.full((8,), 0.5), torch.linspace(0.49, 0.52, 8)])
@@ -118,7 +119,8 @@ def test_logs_as_people_have_them(plot: Any, tmp_path: Path, case: str) -> None:
 
 def test_runs_of_one_name_are_labelled_by_what_differs(plot: Any, tmp_path: Path) -> None:
     def sweep(folder: str, lr: float, seed: int) -> Path:
-        settings = {"optimizer": {"lr": lr}, "data": {"num_workers": seed}, "seed": seed}
+        settings = {"optimizer": {"lr": lr}, "seed": seed}
+        settings["data"] = {"dataset": "custom", "num_workers": seed}
         return write_run(tmp_path / folder, [lr + seed, 1.0], name="sweep", **settings)
 
     runs = [sweep("a", 0.1, 0), sweep("b", 0.3, 0), sweep("c", 0.3, 1), sweep("d", 0.3, 1)]
