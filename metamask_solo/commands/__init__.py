@@ -17,5 +17,5 @@ COMMANDS = {
     "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
     "profile": "time one epoch of a run by part: reading, each augmentation, training, mask update",
     "step-cost": "time one training step of each method",
-    "doctor": "say what is installed, what is bridged on solo-learn, and which devices there are",
+    "doctor": "say what is installed, which solo-learn this is, and which devices there are",
 }

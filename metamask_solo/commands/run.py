@@ -9,7 +9,8 @@ import sys
 import types
 from typing import Any
 
-HELP = "run a script of your own solo-learn clone with MetaMask registered"
+from metamask_solo.commands.options import command_parser
+
 MODULE = "metamask_solo.commands.run"
 # tell the processes that the script starts what to run, and whether without a GPU
 SCRIPT = "METAMASK_SOLO_SCRIPT"
@@ -27,11 +28,11 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: there is no such script.
     """
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo run",
-        description=HELP[0].upper() + HELP[1:] + ", as `python SCRIPT ARGS` would.",
-        epilog="Example, in the clone: metamask-solo run main_pretrain.py "
-        "--config-path scripts/pretrain/cifar --config-name metamask.yaml",
+    parser = command_parser(
+        "run",
+        ", as `python SCRIPT ARGS` would.",
+        epilog="Example, in the clone: metamask-solo run main_pretrain.py --config-path "
+        "pkg://metamask_solo.scripts.pretrain.cifar --config-name metamask.yaml",
     )
     parser.add_argument(
         "--cpu",
