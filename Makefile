@@ -11,6 +11,8 @@ export VENV PYTHON SOLO_LEARN SETUP
 RUN = "$(VENV)/bin/python" -m
 PYTEST = $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 SOURCES = metamask_solo scripts tests tools
+# where most tests take less than a second
+QUICK = $(addprefix tests/,method data evaluation analysis checkpoints)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lint types format soak docs dist clean
@@ -28,8 +30,8 @@ demo: setup ## Make a data set, train MetaMask and its baselines on it, and prin
 test: lint types ## Check format, lint and types, and run all tests but the soak tests
 	$(PYTEST)
 
-quick: lint types ## Check format, lint and types, and run the tests that are not slow
-	$(PYTEST) -m "not slow and not soak and not ddp"
+quick: lint types ## Check format, lint and types, and run the quick tests of the core
+	$(PYTEST) -m "not slow and not soak and not ddp and not precision" $(QUICK)
 
 lint: setup ## Check format, lint and the layers of the package, change nothing
 	$(RUN) ruff format --check $(SOURCES)

@@ -30,13 +30,12 @@ def hypergradients() -> dict[str, Callable[[], Tensor]]:
     backbone = timm.create_model("resnet18", num_classes=0)
     head, mask = nn.Linear(512, 128), DimensionalMask(512)
     network = nn.ModuleList([backbone, head])
+    optimizer = torch.optim.SGD(network.parameters(), lr=LR)
     views = torch.randn(2, 64, 3, 32, 32)
 
     def loss() -> Tensor:
         z1, z2 = (head(mask(backbone(view))) for view in views)
         return nt_xent(z1, z2, 0.2)
-
-    optimizer = torch.optim.SGD(network.parameters(), lr=LR)
 
     def by_torchopt() -> Tensor:
         before = torchopt.extract_state_dict(network)
@@ -47,12 +46,11 @@ def hypergradients() -> dict[str, Callable[[], Tensor]]:
         mask.logits.requires_grad_(False)
         return gradient
 
-    def ours(method: str) -> Callable[[], Tensor]:
-        return lambda: mask_hypergradient(loss, network, mask, optimizer, method)  # type: ignore[arg-type]
-
     return {
-        "exact": ours("exact"),
-        "double_backward": ours("double_backward"),
+        "exact": lambda: mask_hypergradient(loss, network, mask, optimizer),
+        "double_backward": lambda: mask_hypergradient(
+            loss, network, mask, optimizer, "double_backward"
+        ),
         "torchopt": by_torchopt,
     }
 
@@ -74,7 +72,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     ways = hypergradients()
-    found = {name: way() for name, way in ways.items()}  # and warms up
+    gradients = {name: way() for name, way in ways.items()}  # and warms up
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for name, way in ways.items():
@@ -87,7 +85,7 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, each in seconds.items():
         ratios = [one / base for one, base in zip(each, seconds["exact"], strict=True)]
-        error = (found[name] - found["exact"]).norm() / found["exact"].norm()
+        error = (gradients[name] - gradients["exact"]).norm() / gradients["exact"].norm()
         print(
             f"| {name} | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} "
             f"| {memory[name] / memory['exact']:.2f} | {float(error):.0e} |"
