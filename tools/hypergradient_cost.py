@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from metamask_solo import DimensionalMask, mask_hypergradient, nt_xent
-from metamask_solo.benchmark.memory import peak_memory
+from metamask_solo.benchmark.step_cost import peak_memory
 
 LR = 0.05
 

@@ -1,33 +1,58 @@
-"""The runs of a benchmark, and what its report is about, from its YAML file."""
+"""The runs of a benchmark from its YAML file: each one's config, composed, checked and known."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metamask_solo.benchmark.configs import TORCHVISION, compose_variants, untrained_config
-from metamask_solo.benchmark.file import (
+from metamask_solo.benchmark.schema import (
     EVALUATIONS,
+    QUICK_PIXELS,
+    RESERVED,
     BenchmarkFile,
     Folders,
-    Launcher,
+    find_config,
+    packaged,
     read_file,
 )
-from metamask_solo.benchmark.notes import notes_on
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
 from metamask_solo.training.endings import scripts_folder
-from metamask_solo.training.hydra_app import reason
+from metamask_solo.training.hydra_app import open_config, reason
+from metamask_solo.training.overrides import compose_pretraining
 
 JOB = "metamask_solo_benchmark_job"
+# folder that torchvision's copy of a data set is in
+TORCHVISION = {
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "stl10": "stl10_binary",
+}
+# of every run
+EVERY_RUN = {
+    "checkpoint.enabled": True,
+    "auto_resume.enabled": True,
+    "auto_resume.max_hours": 24 * 365 * 10,
+    "wandb.enabled": False,
+    "fold_at_end": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+# two methods that differ in these are not compared by their losses alone
+COMPARABLE = ("optimizer.batch_size", "optimizer.name", "max_epochs", "precision")
 
 
 @dataclass(frozen=True)
@@ -35,14 +60,12 @@ class Run:
     """One method, in one setting, with one seed.
 
     Attributes:
-        method: the label in the YAML file, or one of ``REFERENCES``.
+        method: its name in the YAML file, or ``random`` or ``pixels``.
         setting: the searched keys and their values; empty where nothing is searched.
         config: the whole pretraining config, resolved.
-        digest: of all that decides the result; another digest is another run. Of the data's
-            folders, names and sizes of the files count, not the place.
-        config_digest: of the same without the seed, and without what is measured. The runs of a
-            variant that have the same one may be taken together.
-        data_digest: of the data alone. Runs that have the same one may be compared.
+        digest: of all that decides the result; another digest is another run.
+        config_digest: of the same without the seed. The runs of one method have one.
+        data_digest: of images and evaluations. Runs that are compared have one.
         folder: where everything of the run lies.
     """
 
@@ -56,18 +79,13 @@ class Run:
     folder: Path
 
     @property
-    def variant(self) -> str:
-        """The method and its setting: what the runs of several seeds have in common."""
-        return " ".join([self.method, *override_list(self.setting)])
-
-    @property
     def training(self) -> Path:
         """The folder of the pretraining run, once there is one."""
-        found = sorted(self.folder.glob("training/*/*/args.json"))
-        return found[-1].parent if found else self.folder / "training"
+        runs = sorted(self.folder.glob("training/*/*/args.json"))
+        return runs[-1].parent if runs else self.folder / "training"
 
     def __str__(self) -> str:
-        return f"{self.variant}, seed {self.seed}"
+        return f"{' '.join([self.method, *override_list(self.setting)])}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,8 @@ class Plan:
 
     Attributes:
         file: its keys; folders of images are whole paths.
+        out: the folder of the results.
+        runs: all of them, the untrained first, then seed by seed.
         notes: what a reader of the report must know.
     """
 
@@ -85,54 +105,64 @@ class Plan:
     notes: list[str]
 
 
-def read_plan(file: str | Path, overrides: list[str]) -> Plan:
+@dataclass(frozen=True)
+class Variant:
+    """A method in one setting: the config of its runs without seed and folder, and what decides.
+
+    See :func:`metamask_solo.training.resume.run_identity`.
+    """
+
+    method: str
+    setting: dict[str, Any]
+    config: dict[str, Any]
+    identity: dict[str, Any]
+
+
+def read_plan(config: str | Path, overrides: list[str]) -> Plan:
     """Reads and checks a benchmark's YAML file; writes nothing.
 
     Args:
-        file: the YAML file.
+        config: the YAML file: see :func:`find_config`.
         overrides: ``KEY=VALUE``, dotted keys of the file.
 
     Raises:
         UserError: the first thing that cannot work.
     """
-    given = read_file(file, overrides)
-    out = Path(given.out or Path("benchmarks") / given.name)
+    benchmark = read_file(config, overrides)
+    out = Path(benchmark.out or Path("benchmarks") / benchmark.name)
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out}: is not a folder")
     out = out.resolve()
-    _check_launcher(given.launcher, out)
-    if isinstance(given.data, Folders):
-        paths = {key: str(Path(path).resolve()) for key, path in given.data.given().items()}
-        given = given.model_copy(update={"data": given.data.model_copy(update=paths)})
-    variants = compose_variants(Path(file), given)
+    _check_launcher(benchmark, out)
+    if isinstance(benchmark.data, Folders):
+        folders = benchmark.data
+        paths = {"train_path": folders.train_path, "val_path": folders.val_path}
+        whole = {key: path and str(Path(path).resolve()) for key, path in paths.items()}
+        benchmark = benchmark.model_copy(update={"data": folders.model_copy(update=whole)})
+    variants = _variants(find_config(config).parent, benchmark)
+    wanted = [variant for variant in variants if variant.method in benchmark.trained]
     # an untrained backbone is another one with each seed; pixels are pixels
-    planned: list[tuple[str, dict[str, Any], int, dict[str, Any]]] = [
-        (label, {}, seed, untrained_config(label, variants[0].config))
-        for label in given.untrained
-        for seed in (given.seeds[:1] if label == "pixels" else given.seeds)
+    planned: list[tuple[Variant, int]] = [
+        (_untrained(name, variants[0]), seed)
+        for name in benchmark.shown
+        if name not in benchmark.methods
+        for seed in (benchmark.seeds[:1] if name == "pixels" else benchmark.seeds)
     ]
-    wanted = [variant for variant in variants if variant.method in given.trained]
     planned += [
-        (variant.method, variant.setting, seed, variant.config)
-        for seed in given.seeds  # all methods of one seed first: an early table compares all
+        (variant, seed)
+        for seed in benchmark.seeds  # all methods of one seed first: an early table compares all
         for variant in wanted
-        if seed in given.seeds_of(variant.method)
+        if seed in benchmark.seeds_of(variant.method)
     ]
-    if given.trained and not any(map(given.seeds_of, given.trained)):
-        label = given.trained[0]
-        raise UserError(
-            f"methods.{label}.seeds={given.methods[label].seeds}: none of them is in "
-            f"seeds={given.seeds}, so there is nothing to run"
-        )
-    files: dict[tuple[str, str], str] = {}
-    runs = [_run(*one, given, files, out) for one in planned]
+    images: dict[tuple[str, str], str] = {}
+    runs = [_run(variant, seed, benchmark, images, out) for variant, seed in planned]
     for run in runs:
         if run.data_digest != runs[0].data_digest:
             raise UserError(
-                f"{run}: its images are others than those of {runs[0]}: no comparison; give all "
-                "the same by data.train_path=FOLDER data.val_path=FOLDER"
+                f"{run}: its images are not those of {runs[0]}; give all the same by "
+                "data.train_path=FOLDER data.val_path=FOLDER"
             )
-    return Plan(given, out, runs, notes_on(wanted, given))
+    return Plan(benchmark, out, runs, [*_differences(wanted)])
 
 
 def override_list(setting: Mapping[str, Any]) -> list[str]:
@@ -140,39 +170,190 @@ def override_list(setting: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in setting.items()]
 
 
-def job_config(plan: Plan) -> dict[str, Any]:
-    """The Hydra config of the jobs: nothing but the name of a run, and the launcher."""
-    return _job_config(plan.file.launcher, plan.out)
+def _variants(folder: Path, benchmark: BenchmarkFile) -> list[Variant]:
+    """Those that are wanted, and the first, whose backbone and images the untrained have.
+
+    Each config is complete, and its model was built for a test.
+    """
+    first = next(iter(benchmark.methods))
+    variants = []
+    with _placeholder_data(benchmark.data) as paths:
+        for name, method in benchmark.methods.items():
+            if name != first and name not in benchmark.trained:
+                continue
+            search = {**benchmark.search, **method.search}
+            for values in itertools.product(*search.values()):
+                setting = dict(zip(search, values, strict=True))
+                try:
+                    cfg = compose_method(folder, benchmark, name, setting)
+                    variants.append(Variant(name, setting, *_checked(cfg, benchmark, paths)))
+                except UserError as error:
+                    raise UserError(f"methods.{name}: {error}") from error
+                except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+                    raise UserError(f"methods.{name}: {reason(error)}") from error
+    return variants
 
 
-def _job_config(launcher: Launcher, out: Path) -> dict[str, Any]:
-    settings = launcher.model_extra
-    return {
-        "defaults": [
-            "_self_",
-            {"override hydra/launcher": launcher.name},
-            {"override hydra/hydra_logging": "disabled"},
-            {"override hydra/job_logging": "disabled"},
-        ],
-        "run": "???",
-        "out": str(out),
-        "launcher": launcher.name,
-        "launched_by": 0,
-        "hydra": {
-            "output_subdir": None,
-            "sweep": {"dir": str(out / "hydra"), "subdir": "."},
-            **({"launcher": settings} if settings else {}),
-        },
-    }
+def compose_method(
+    folder: Path, benchmark: BenchmarkFile, name: str, setting: dict[str, Any]
+) -> DictConfig:
+    """The config of a method: its file, the benchmark's overrides, its own, and the setting."""
+    method = benchmark.methods[name]
+    config = method.config
+    places = [folder / config, Path(config), *packaged(config, scripts_folder() / "pretrain")]
+    paths = [path for path in places if path.is_file()]
+    if not paths:
+        raise UserError(
+            f"config={config}: no such file here, beside the benchmark's file, or in "
+            f"{scripts_folder() / 'pretrain'}"
+        )
+    path = paths[0].resolve()
+    with initialize_config_dir(str(path.parent), version_base="1.2"):
+        overrides = [*benchmark.overrides, *method.overrides, *benchmark.last_overrides]
+        cfg = open_config(compose_pretraining(path.stem, overrides))
+    for key, value in setting.items():
+        if OmegaConf.select(cfg, key, default=RESERVED) is RESERVED:  # a default that none has
+            raise UserError(f"search: {key} is not in {config}")
+        OmegaConf.update(cfg, key, value)
+    for key, value in EVERY_RUN.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    if benchmark.quick:
+        for pipeline in cfg.augmentations:
+            pipeline.crop_size = QUICK_PIXELS
+    if benchmark.length is not None:
+        OmegaConf.update(cfg, "max_epochs", benchmark.length, force_add=True)
+    cfg.seed = benchmark.seeds[0]
+    return cfg
 
 
-def _check_launcher(launcher: Launcher, out: Path) -> None:
-    ConfigStore.instance().store(name=f"{JOB}.yaml", node=_job_config(launcher, out))
-    try:
-        with initialize_config_dir(str(scripts_folder()), version_base="1.2"):
-            compose(JOB, ["run=none"], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"launcher={launcher.name}: {reason(error)}") from error
+def _checked(
+    cfg: DictConfig, benchmark: BenchmarkFile, paths: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and identity of a run; its model was built for a test."""
+    import metamask_solo  # noqa: F401  registers the method
+    from metamask_solo.hosts import build_method, complete_pretrain_config
+    from metamask_solo.training.config_checks import check_pretrain_config
+    from metamask_solo.training.resume import run_identity
+
+    data = benchmark.data
+    trial = open_config(cfg)
+    if isinstance(data, str) and trial.data.dataset != "custom":
+        raise UserError(f"data.dataset={trial.data.dataset}: must be custom with data={data}")
+    if isinstance(data, Folders):
+        trial.data.dataset = cfg.data.dataset = _dataset(cfg.data.dataset, data)
+    trial.data.update(paths)
+    check_pretrain_config(trial)
+    unlabelled = trial.data.get("val_path") is None or trial.data.get("no_labels", False)
+    if unlabelled and not benchmark.without_labels:
+        raise UserError(
+            "data.val_path: missing; the evaluations need labelled images (without labels: "
+            "data.train_path=FOLDER data.no_labels=true)"
+        )
+    if trial.data.get("format", "image_folder") != "image_folder":
+        raise UserError(f"data.format={trial.data.format}: must be image_folder")
+    completed = complete_pretrain_config(trial)
+    build_method(completed)
+    if isinstance(data, Folders):
+        cfg.data.update(_of_config(data))
+    content: Any = OmegaConf.to_container(cfg, resolve=True)
+    return content, run_identity(completed)
+
+
+def _dataset(dataset: str, data: Folders) -> str:
+    """The data set that solo-learn is told: ``custom`` where the folders hold class folders.
+
+    solo-learn's CIFAR-10, CIFAR-100 and STL-10 are torchvision's files; everything else is read as
+    class folders.
+    """
+    if dataset not in TORCHVISION:
+        return dataset
+    folders = [folder for folder in (data.train_path, data.val_path) if folder is not None]
+    packed = [(Path(folder) / TORCHVISION[dataset]).is_dir() for folder in folders]
+    return dataset if all(packed) else "custom"
+
+
+def _of_config(data: Folders) -> dict[str, Any]:
+    """What a run's config says of the images."""
+    no_labels = {"no_labels": True} if data.no_labels else {}
+    return {"train_path": data.train_path, "val_path": data.val_path, **no_labels}
+
+
+@contextmanager
+def _placeholder_data(data: str | Folders | None) -> Iterator[dict[str, Any]]:
+    """Paths to check configs with: of data not made yet, folders with ten classes."""
+    if not isinstance(data, str):
+        yield {} if data is None else _of_config(data)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for split, label in itertools.product(("train", "val"), range(10)):
+            path = Path(folder, split, str(label), "0.png")
+            path.parent.mkdir(parents=True)
+            path.touch()
+        yield {"train_path": f"{folder}/train", "val_path": f"{folder}/val"}
+
+
+def _untrained(name: str, variant: Variant) -> Variant:
+    """An untrained backbone, or the pixels, with the images and the backbone of a method."""
+    config = {"data": {"format": "image_folder", "num_workers": 4}, "max_epochs": 0}
+    kept = ("augmentations", "accelerator", "backbone", "method", "data")
+    config |= {key: variant.config[key] for key in kept if key in variant.config}
+    decisive = ("augmentations.", "data.", *(("backbone.",) if name == "random" else ()))
+    identity = {key: value for key, value in variant.identity.items() if key.startswith(decisive)}
+    return Variant(name, {}, {**config, "untrained": name}, {**identity, "untrained": name})
+
+
+def _differences(variants: list[Variant]) -> Iterator[str]:
+    """A note for each key in which methods differ, and which is not their own matter."""
+
+    def value(config: dict[str, Any], key: str) -> str:
+        if key == "crop_size":
+            return ", ".join(str(pipeline[key]) for pipeline in config["augmentations"])
+        return str(OmegaConf.select(OmegaConf.create(config), key))
+
+    for key in ("crop_size", *COMPARABLE):
+        methods: dict[str, list[str]] = {}
+        for variant in variants:
+            if key not in variant.setting:
+                methods.setdefault(value(variant.config, key), []).append(variant.method)
+        if len(methods) > 1:
+            parts = [f"{key}={text} of {', '.join(names)}" for text, names in methods.items()]
+            yield f"The methods differ in more than their losses: {'; '.join(parts)}."
+
+
+def _run(
+    variant: Variant,
+    seed: int,
+    benchmark: BenchmarkFile,
+    images: dict[tuple[str, str], str],
+    out: Path,
+) -> Run:
+    data, config = benchmark.data, json.loads(json.dumps(variant.config))
+    paths = {key: config["data"].get(key) for key in ("train_path", "val_path")}
+    if isinstance(data, str):  # made from packages, so the name says all
+        files = [data]
+        paths = {
+            f"{split}_path": str(out / "datasets" / data / split) for split in ("train", "val")
+        }
+    else:
+        places = [(path, config["data"]["dataset"]) for path in paths.values() if path is not None]
+        for place in set(places) - images.keys():
+            images[place] = _fingerprint(*place)
+        files = [images[place] for place in places]
+    measured = {name: EVALUATIONS[name] for name in benchmark.measured}
+    data_digest = _digest([files, measured, RELEASE])
+    config_digest = _digest([data_digest, {**variant.identity, "seed": None}])
+    digest = _digest([config_digest, seed])
+    folder = out / "runs" / variant.method / f"seed-{seed}-{digest}"
+    config["seed"] = seed
+    config["data"] |= paths
+    config["checkpoint"] = {**config.get("checkpoint", {}), "dir": str(folder / "training")}
+    digests = digest, config_digest, data_digest
+    return Run(variant.method, variant.setting, seed, config, *digests, folder)
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _fingerprint(folder: str, dataset: str) -> str:
@@ -183,61 +364,44 @@ def _fingerprint(folder: str, dataset: str) -> str:
     """
     if dataset in TORCHVISION:
         return dataset
-    files, seen = [], set()
-    for place, below, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:  # a link that leads back
+    files = []
+    seen = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:  # a link that leads back
             below.clear()
             continue
-        seen.add(os.path.realpath(place))
-        below.sort()
-        files += [Path(place, name) for name in names]
+        seen.add(os.path.realpath(parent))
+        files += [Path(parent, name) for name in names]
     digest = hashlib.sha256()
     for path in sorted(path for path in files if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def _run(
-    label: str,
-    setting: dict[str, Any],
-    seed: int,
-    config: dict[str, Any],
-    benchmark: BenchmarkFile,
-    files: dict[tuple[str, str], str],
-    out: Path,
-) -> Run:
-    data, config = benchmark.data, json.loads(json.dumps(config))
-    config["seed"] = seed
-    config.setdefault("checkpoint", {})
-    given = dict(config["data"])
-    # the place of data and results must not decide what they are
-    for key in ("train_path", "val_path"):
-        if isinstance(data, str):
-            config["data"][key] = data
-        elif given.get(key) is not None:
-            place = given[key], given["dataset"]
-            files[place] = files.get(place) or _fingerprint(*place)
-            config["data"][key] = files[place]
-    config["checkpoint"].pop("dir", None)
-    measured = {name: EVALUATIONS[name] for name in benchmark.measured}
-    decisive = json.dumps(
-        {"config": config, "evaluations": measured, "solo-learn": RELEASE}, sort_keys=True
-    )
-    seedless = json.dumps(
-        {"config": {**config, "seed": None}, "solo-learn": RELEASE}, sort_keys=True
-    )
-    images = json.dumps([config["data"].get("train_path"), config["data"].get("val_path")])
-    config["data"] = given
-    digest = hashlib.sha256(decisive.encode()).hexdigest()[:12]
-    config_digest, data_digest = _figures(seedless), _figures(images)
-    folder = out / "runs" / label / f"seed-{seed}-{digest}"
-    if isinstance(data, str):
-        config["data"]["train_path"] = str(out / "datasets" / data / "train")
-        config["data"]["val_path"] = str(out / "datasets" / data / "val")
-    config["checkpoint"]["dir"] = str(folder / "training")
-    return Run(label, setting, seed, config, digest, config_digest, data_digest, folder)
+def job_config(benchmark: BenchmarkFile, out: Path) -> dict[str, Any]:
+    """The Hydra config of the jobs: nothing but the name of a run, and the launcher."""
+    settings = benchmark.launcher.model_extra
+    return {
+        "defaults": [
+            "_self_",
+            {"override hydra/launcher": benchmark.launcher.name},
+            {"override hydra/hydra_logging": "disabled"},
+            {"override hydra/job_logging": "disabled"},
+        ],
+        "run": "???",
+        "out": str(out),
+        "hydra": {
+            "output_subdir": None,
+            "sweep": {"dir": str(out / "hydra"), "subdir": "."},
+            **({"launcher": settings} if settings else {}),
+        },
+    }
 
 
-def _figures(text: str) -> str:
-    """A digest in figures: older versions read no other column that they do not know."""
-    return str(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))
+def _check_launcher(benchmark: BenchmarkFile, out: Path) -> None:
+    ConfigStore.instance().store(name=f"{JOB}.yaml", node=job_config(benchmark, out))
+    try:
+        with initialize_config_dir(str(scripts_folder()), version_base="1.2"):
+            compose(JOB, ["run=none"], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"launcher={benchmark.launcher.name}: {reason(error)}") from error

@@ -1,202 +1,235 @@
-"""What so many seeds can tell: paired comparisons of a family, the noise floor, the power.
+"""What runs of several seeds can tell: one linear model, and one family of comparisons.
 
-Methods are compared by the differences of runs with the same seed.
+Functions of a DataFrame with a line for each finished run: ``method``, ``seed``, and a column for
+each measure. The model is measure ~ method + seed: methods and seeds add up, and the runs of each
+method vary normally with a spread of their own (HC3 errors, MacKinnon and White 1985).
 """
 
-import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import statsmodels.api as sm
+from numpy.typing import NDArray
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from metamask_solo.benchmark.rows import Row, group
-
+Pair = tuple[str, str]
 LEVEL = 0.05  # of a whole family
 POWER = 0.8
-SAME = 1e-9  # percentage points: what two differences that are one may be apart by rounding
+LEAST_SEEDS = 3  # of each of two methods that are compared
+LEAST_FREEDOM = 3  # degrees of freedom of the residuals
+NO_SPREAD = 1e-9
+# standard deviations of methods in simulations; only their ratios matter
+SPREADS = (0.2, 0.7)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One method minus another, in percentage points, over the seeds of both.
+class Model:
+    """A fitted linear model of one measure.
 
     Attributes:
-        seeds: the number of differences.
-        mean: of the differences.
-        interval: covers the true mean, together with those of the whole family, in 95 % of all
-            cases (Student's t, by Bonferroni); None with one seed, or where all differences are
-            equal: of few images they often are, and nothing says then how they vary.
-        p_value: of the two-sided paired t-test, corrected for the family by Holm; None where the
-            interval is.
-        detectable: the smallest true difference that so many seeds, with differences that vary as
-            these do, would have shown in 80 % of all cases (two-sided test at 5 %, not corrected).
+        fit: the result of statsmodels, its errors HC3.
+        method: the method of each run that the model was fitted to.
     """
 
-    one: str
-    other: str
-    metric: str
-    seeds: int
-    mean: float
-    interval: tuple[float, float] | None
-    p_value: float | None
-    detectable: float | None
+    fit: Any
+    method: list[str]
 
     @property
-    def clear(self) -> bool:
-        """Whether the family's correction leaves a difference."""
-        return self.p_value is not None and self.p_value < LEVEL
+    def seeds(self) -> dict[str, int]:
+        """Runs of each method."""
+        return {name: self.method.count(name) for name in sorted(set(self.method))}
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the residuals."""
+        return int(self.fit.df_resid)
+
+    def contrasts(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        """One method minus another as weights of the coefficients, shape (pairs, coefficients)."""
+        weights = pd.DataFrame(0.0, index=range(len(pairs)), columns=self.fit.params.index)
+        for line, (one, other) in enumerate(pairs):
+            for method, sign in ((one, 1.0), (other, -1.0)):
+                if f"method_{method}" in weights:  # the first method has no coefficient
+                    weights.loc[line, f"method_{method}"] = sign
+        return weights.to_numpy()
+
+    def compares(self, pair: Pair) -> bool:
+        """Whether both methods have enough seeds, and the model enough degrees of freedom."""
+        enough = all(self.seeds.get(method, 0) >= LEAST_SEEDS for method in pair)
+        return enough and self.freedom >= LEAST_FREEDOM
 
 
-@dataclass(frozen=True)
-class NoiseFloor:
-    """By how much two runs of one method with one seed differ.
+def fit(runs: pd.DataFrame, measure: str) -> Model | None:
+    """The linear model of a measure; None where the runs leave nothing to estimate a spread from.
 
-    Attributes:
-        pairs: number of pairs.
-        size: root of the mean of the squared differences, in percentage points.
-        detectable: the smallest true difference that so many seeds would have shown in 80 % of all
-            cases if pairs differed by this noise alone; None with one pair, or without noise.
+    A run that the model fits exactly, such as the only one of its method or of its seed, tells
+    nothing of the spread (HC3 would divide by zero) and is left out.
     """
+    runs = runs.dropna(subset=[measure])
+    while runs.method.nunique() > 1:
+        design = pd.get_dummies(runs[["method", "seed"]].astype(str), drop_first=True, dtype=float)
+        design.insert(0, "intercept", 1.0)
+        basis, size, _ = np.linalg.svd(design.to_numpy(), full_matrices=False)
+        leverage = (basis[:, size > NO_SPREAD] ** 2).sum(1)
+        if (size <= NO_SPREAD).any():  # methods without a common seed
+            return None
+        if leverage.max() < 1 - NO_SPREAD:
+            fitted = sm.OLS(runs[measure], design).fit(cov_type="HC3", use_t=True)
+            return Model(fitted, runs.method.tolist())
+        runs = runs[leverage < 1 - NO_SPREAD]
+    return None
 
-    pairs: int
-    size: float
-    detectable: float | None
 
+def compare(runs: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str]) -> pd.DataFrame:
+    """A family of comparisons: each pair of methods in each measure, corrected for their number.
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def paired(one: Sequence[Row], other: Sequence[Row], metric: str) -> pd.DataFrame:
-    """The values ``one`` and ``other`` for each seed that both have, in the order of the seeds.
-
-    The pixels are the same with every seed.
+    Returns:
+        A line for each that can be compared: ``method``, ``baseline``, ``measure``, ``difference``
+        (in the units of the measure), ``low`` and ``high`` (its interval; all of the family cover
+        the truth together in 95 % of all cases, by Bonferroni), ``p`` (two-sided, corrected in the
+        same way), ``clear`` (p is below 0.05, and 0 outside of the interval), ``error`` (standard
+        error), ``freedom``, ``seeds`` (the smaller number of the two) and ``detectable`` (see
+        :func:`detectable_effect`).
     """
-    values = pd.DataFrame({"one": _by_seed(one, metric), "other": _by_seed(other, metric)})
-    for name, rows in (("one", one), ("other", other)):
-        if rows and rows[0].method == "pixels":
-            values[name] = values[name].ffill().bfill()
-    return values.dropna().sort_index()
-
-
-def _by_seed(rows: Sequence[Row], metric: str) -> "pd.Series[float]":
-    found = {row.seed: row.metrics[metric] for row in rows if metric in row.metrics}
-    return pd.Series(found, dtype=float)
-
-
-def compare(
-    pairs: Sequence[tuple[str, str]], groups: dict[str, list[Row]], metrics: Sequence[str]
-) -> list[Comparison]:
-    """A family of comparisons: each pair of methods in each metric, corrected for their number.
-
-    Args:
-        pairs: names of two groups; a pair without a common seed is left out.
-        groups: rows of each method.
-        metrics: accuracies in percent.
-    """
-    family = [
-        (one, other, metric, values)
-        for one, other in pairs
-        for metric in metrics
-        if len(values := paired(groups[one], groups[other], metric))
+    models = {measure: fit(runs, measure) for measure in measures}
+    comparable = [
+        (model, measure, pair)
+        for pair in pairs
+        for measure, model in models.items()
+        if model is not None and model.compares(pair)
     ]
-    tests = [_test(values) for *_, values in family]
-    known = [test.pvalue for test in tests if test is not None]
-    corrected = iter(multipletests(known, LEVEL, "holm")[1] if known else ())
-    found = []
-    for (one, other, metric, values), test in zip(family, tests, strict=True):
-        mean, deviation = mean_and_deviation(list(values.one - values.other))
-        interval = p_value = detectable = None
-        if test is not None and deviation is not None:
-            low, high = test.confidence_interval(1 - LEVEL / len(known))
-            interval, p_value = (float(low), float(high)), float(next(corrected))
-            detectable = detectable_effect(len(values)) * deviation
-        found.append(
-            Comparison(one, other, metric, len(values), mean, interval, p_value, detectable)
-        )
-    return found
+    lines = []
+    for model, measure, pair in comparable:
+        line = difference(model, pair, len(comparable))
+        lines.append({"method": pair[0], "baseline": pair[1], "measure": measure, **line})
+    columns = ["method", "baseline", "measure", "difference", "low", "high", "p", "clear"]
+    columns += ["error", "freedom", "seeds", "detectable"]
+    return pd.DataFrame(lines, columns=columns)
 
 
-def _test(values: pd.DataFrame) -> Any:
-    """The paired t-test; None without spread, where it would divide by zero."""
-    differences = values.one - values.other
-    if differences.max() - differences.min() < SAME:
-        return None
-    return stats.ttest_rel(values.one, values.other)
+def difference(model: Model, pair: Pair, family: int) -> dict[str, Any]:
+    """One method minus another, as :func:`compare` describes it, in a family of that size."""
+    test = model.fit.t_test(model.contrasts([pair]))
+    low, high = test.conf_int(LEVEL / family)[0]
+    error = float(test.sd.item())
+    p_value = min(1.0, family * float(test.pvalue)) if error > NO_SPREAD else np.nan
+    return {
+        "difference": float(test.effect.item()),
+        "low": float(low),
+        "high": float(high),
+        "p": p_value,
+        "clear": p_value < LEVEL,
+        "error": error,
+        "freedom": model.freedom,
+        "seeds": min(model.seeds[method] for method in pair),
+        "detectable": detectable_effect(error, model.freedom, family),
+    }
 
 
-def noise_floor(one: Sequence[Row], other: Sequence[Row], metric: str) -> NoiseFloor | None:
-    """Of two methods that are one; None without a common seed."""
-    values = paired(one, other, metric)
-    if values.empty:
-        return None
-    size = math.sqrt(statistics.fmean((values.one - values.other) ** 2))
-    known = len(values) > 1 and size > SAME
-    return NoiseFloor(len(values), size, detectable_effect(len(values)) * size if known else None)
-
-
-def detectable_effect(count: int) -> float:
-    """The effect that a two-sided t-test of ``count`` differences finds with a power of 80 %.
-
-    In units of the standard deviation of the differences.
-    """
-    solved = TTestPower().solve_power(nobs=count, alpha=LEVEL, power=POWER, alternative="two-sided")
-    return float(solved)
-
-
-def clear_winner(
-    groups: dict[str, list[Row]], metric: str, same: tuple[str, str] | None = None
-) -> str | None:
-    """The method with the best mean, if it is clearly better than every other.
-
-    That is: every comparison with it stays clear when corrected for their number.
+def detectable_effect(error: float, freedom: int, family: int) -> float:
+    """The minimum detectable effect: the true difference that a family shows with power 80 %.
 
     Args:
-        same: two methods that are one, so that neither need be better than the other.
+        error: the standard error of the difference.
+        freedom: degrees of freedom of the residuals.
+        family: the number of comparisons that are corrected for.
     """
-    groups = {
-        name: rows for name, rows in groups.items() if any(metric in row.metrics for row in rows)
-    }
-    if len(groups) < 2:
-        return None
-    best = best_of(groups, metric)
-    twins = set(same) if same and best in same else {best}
-    others = [name for name in groups if name not in twins]
-    found = compare([(best, name) for name in others], groups, [metric])
-    # over the seeds that two have in common, the better mean may be the other's
-    above = all(c.clear and c.mean > 0 for c in found)
-    return best if found and len(found) == len(others) and above else None
+    # the t-test of `freedom + 1` values whose mean has this error
+    size = TTestPower().solve_power(nobs=freedom + 1, alpha=LEVEL / family, power=POWER)
+    return float(size * np.sqrt(freedom + 1) * error)
 
 
-def best_settings(rows: Sequence[Row], measures: Sequence[str]) -> dict[str, list[Row]]:
-    """Of each method the setting with the best mean; of equal ones, by the next measure.
+def detectable_with(model: Model, pairs: Sequence[Pair], family: int, seeds: int) -> float:
+    """The largest minimum detectable effect of some comparisons if each method had so many seeds.
 
-    A setting takes part if no other of its method has more finished runs: means over fewer seeds
-    are no match.
+    Standard errors are taken to change as those of the balanced model do.
+
+    Args:
+        model: of the runs that there are.
+        pairs: of methods of the model.
+        family: see :func:`detectable_effect`.
+        seeds: at least 2.
     """
-    methods = dict.fromkeys(row.method for row in rows)
-    found = {}
-    for method in methods:
-        groups = group([row for row in rows if row.method == method])
-        if groups:
-            most = max(map(len, groups.values()))
-            whole = {name: runs for name, runs in groups.items() if len(runs) == most}
-            best = best_of(whole, *measures)
-            found[best] = whole[best]
-    return found
+    error = float(model.fit.t_test(model.contrasts(pairs)).sd.max())
+    methods, now = len(model.seeds), max(model.seeds.values())
+    freedom = (methods - 1) * (seeds - 1)
+    return detectable_effect(error * np.sqrt((methods - 1) * (now - 1) / freedom), freedom, family)
 
 
-def best_of(groups: dict[str, list[Row]], *measures: str) -> str:
-    """The group with the highest mean; of equal ones, by the next measure."""
+def best_method(
+    runs: pd.DataFrame, measure: str, family: int, same: Iterable[str] = ()
+) -> tuple[str, list[str]]:
+    """The method with the highest mean, and the methods that it is not clearly better than.
 
-    def means(name: str) -> list[float]:
-        found = ([row.metrics[m] for row in groups[name] if m in row.metrics] for m in measures)
-        return [statistics.fmean(values) if values else -math.inf for values in found]
+    It is clearly better than another where the interval of their difference, corrected as those of
+    the family, lies above 0. Looking at the best one alone needs no further correction: to name a
+    wrong one, it must beat the true best one (Hsu 1984).
 
-    return max(groups, key=means)
+    Args:
+        runs: those of all methods that may be the best.
+        measure: the column.
+        family: the number of comparisons of the page.
+        same: methods that are one and the same; none of them need be better than another.
+    """
+    model = fit(runs, measure)
+    means = runs.groupby("method")[measure].mean().dropna()
+    if model is not None:  # of unequal seeds, the model's differences say more than the means
+        first = next(iter(model.seeds))
+        pairs = [(method, first) for method in model.seeds]
+        means[list(model.seeds)] = means[first] + model.contrasts(pairs) @ model.fit.params
+    best = str(means.idxmax())
+    twins = {best, *same} if best in set(same) else {best}
+    rivals = []
+    for other in means.index.difference(list(twins)):
+        clear = False
+        if model is not None and model.compares((best, other)):
+            clear = difference(model, (best, other), max(family, 1))["low"] > 0
+        rivals += [] if clear else [str(other)]
+    return best, rivals
+
+
+def coverage(
+    model: Model, pairs: Sequence[Pair], measures: int = 1, draws: int = 20_000
+) -> tuple[float, float, float]:
+    """How often intervals of this model cover the truth, in simulations with unequal spreads.
+
+    Each draw gives each method a standard deviation from ``SPREADS``. The measures are simulated
+    as independent.
+
+    Args:
+        model: whose methods and seeds are simulated.
+        pairs: the comparisons in each measure.
+        measures: their number.
+        draws: simulated pages.
+
+    Returns:
+        In percent: of single intervals at 95 %, the lowest and the highest of the comparisons; and
+        of all corrected intervals of a page together.
+    """
+    design = np.asarray(model.fit.model.exog)
+    method = pd.Categorical(model.method).codes
+    solve = np.linalg.pinv(design)
+    hat = design @ solve
+    weights = model.contrasts(pairs) @ solve
+    random = np.random.default_rng(0)
+    spreads = random.uniform(*SPREADS, (draws, len(model.seeds)))
+    noise = random.standard_normal((draws, len(method))) * spreads[:, method]
+    squares = ((noise - noise @ hat) / (1 - np.diag(hat))) ** 2
+    t = np.abs(noise @ weights.T) / np.sqrt(squares @ (weights**2).T)
+    family = len(pairs) * measures
+    single = 100 * (t < stats.t.ppf(1 - LEVEL / 2, model.freedom)).mean(0)
+    together = (t < stats.t.ppf(1 - LEVEL / 2 / family, model.freedom)).all(1).mean() ** measures
+    return float(single.min()), float(single.max()), 100 * float(together)
+
+
+def noise_floor(runs: pd.DataFrame, pair: Pair, measure: str) -> tuple[float, int]:
+    """Root mean square of the differences of two methods with the same seed, and their number."""
+    values = runs[runs.method.isin(pair)].pivot(index="seed", columns="method", values=measure)
+    if not set(pair) <= set(values):
+        return np.nan, 0
+    differences = (values[pair[0]] - values[pair[1]]).dropna()
+    return float(np.sqrt((differences**2).mean())), len(differences)

@@ -4,10 +4,13 @@ import contextlib
 import copy
 import multiprocessing
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +19,6 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from metamask_solo.benchmark.memory import peak_memory
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE, backbone_names, build_method
 from metamask_solo.method.losses import nt_xent
@@ -251,6 +253,20 @@ def _two_models_update(model: Any, optimizer: torch.optim.SGD) -> Callable[[list
         mask_optimizer.step()
 
     return update
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of the GPU what was allocated, else what this process had in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:  # getrusage would count what the parent had, too
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _peak_memory(setting: Setting, variant: str) -> float:

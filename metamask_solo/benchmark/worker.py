@@ -5,9 +5,9 @@ Its argument is the run's folder, which holds run.json; the process adds result.
 
 import os
 import platform
+import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
-from metamask_solo.benchmark.memory import peak_memory
-from metamask_solo.benchmark.records import Cost, Result, Task
+from metamask_solo.benchmark.results import RESULT, TASK, read_json, write_json
+from metamask_solo.benchmark.step_cost import peak_memory
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.datasets import classification_datasets
 from metamask_solo.data.images import evaluation_transform, plain_loader, split_loader
@@ -39,21 +39,21 @@ from metamask_solo.training.sampling import workers_of
 from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
+COSTS = "costs.json"
 LARGEST_RAW = 64  # pixels a side
 PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")
 
 
 def main(argv: list[str]) -> int:
     """Pretrains and evaluates; the exit codes are those of the commands."""
-    _end_with_parent()
     folder = Path(argv[0])
     try:
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a further process of DDP
-            _pretrain(Task.read(folder), folder)
+            _pretrain(folder)
             return 0
         # waits until no other process works on this run; a killed process holds nothing
         with FileLock(folder / "lock"):
-            if not Result.is_in(folder):
+            if not (folder / RESULT).exists():
                 _run(folder)
     except (UserError, RunStopped) as error:
         print(f"error: {error}", flush=True)
@@ -61,11 +61,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-class Measure(pl.Callback):  # type: ignore[name-defined]
+class Costs(pl.Callback):  # type: ignore[name-defined]
     """Writes what training costs into the run's folder.
 
     A step lasts from the start of one batch to the start of the next: reading the data and
-    MetaMask's mask update included, validation not. The mean of the last epoch is taken. Written
+    MetaMask's mask update included, validation not. The median of the last epoch is taken. Written
     before each checkpoint: a run killed after its last one has nothing left to train.
     """
 
@@ -81,16 +81,17 @@ class Measure(pl.Callback):  # type: ignore[name-defined]
         self.starts.append(time.perf_counter())
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
-        steps = len(self.starts) - 1
-        if steps > 0:  # of an epoch that was resumed, there may be one left
-            self.seconds_per_step = (self.starts[-1] - self.starts[0]) / steps
+        steps = [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)]
+        if steps:  # of an epoch that was resumed, there may be one left
+            self.seconds_per_step = statistics.median(steps)
         if trainer.is_global_zero:
-            Cost(
-                seconds_per_step=self.seconds_per_step,
-                peak_memory_mib=peak_memory(model.device),
-                parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-                device=model.device.type,
-            ).write(self.folder)
+            costs = {
+                "seconds_per_step": self.seconds_per_step,
+                "peak_memory_mib": peak_memory(model.device),
+                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                "device": model.device.type,
+            }
+            write_json(self.folder / COSTS, costs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds_per_step": self.seconds_per_step}
@@ -100,44 +101,40 @@ class Measure(pl.Callback):  # type: ignore[name-defined]
 
 
 def _run(folder: Path) -> None:
-    task = Task.read(folder)
-    config = OmegaConf.create(task.config)
+    task = read_json(folder / TASK)
+    assert task is not None
+    config, evaluations = OmegaConf.create(task["config"]), task["evaluations"]
+    result: dict[str, Any] = {"epochs": config.max_epochs, "commit": _commit()}
+    result |= {name: version_of(name) for name in PACKAGES}
+    result["python"] = platform.python_version()
     trained = None
-    if "reference" in config:
-        result = _look_at(config, task.evaluations)
+    if "untrained" in config:
+        result |= _untrained(config, evaluations)
     else:
-        trained = _pretrain(task, folder)
+        trained = _pretrain(folder)
         assert trained.checkpoint is not None  # the benchmark turns checkpoints on
         if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
             torch.distributed.destroy_process_group()
-        metrics, chosen = _evaluate(trained.checkpoint, task.evaluations, config)
-        result = Result(
-            metrics=metrics,
-            chosen=chosen,
-            logged=trained.metrics,
-            curve=_curve(trained.folder),
-            seconds_per_epoch=trained.seconds_per_epoch,
-            **dict(Cost.read(folder)),
-        )
-    versions = {
-        **{name: version_of(name) for name in PACKAGES},
-        "python": platform.python_version(),
-    }
-    where = {"epochs": config.max_epochs, "commit": _commit(), "versions": versions}
-    result.model_copy(update=where).write(folder)
-    if trained is not None and not task.keep_checkpoints:
+        result |= _evaluate(trained.checkpoint, evaluations, config)
+        result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
+        result |= read_json(folder / COSTS) or {}
+        result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
+    write_json(folder / RESULT, result)
+    if trained is not None and not task["keep_checkpoints"]:
         for checkpoint in trained.folder.glob("*.ckpt"):
             checkpoint.unlink()
 
 
-def _pretrain(task: Task, folder: Path) -> FitResult:
-    cfg = OmegaConf.create(task.config)
-    return pretrain_run(cfg, reuse_finished=True, callbacks=(Measure(folder),))
+def _pretrain(folder: Path) -> FitResult:
+    task = read_json(folder / TASK)
+    assert task is not None
+    cfg = OmegaConf.create(task["config"])
+    return pretrain_run(cfg, reuse_finished=True, callbacks=(Costs(folder),))
 
 
-def _look_at(config: Any, names: list[str]) -> Result:
-    """What a reference is worth, without training: an untrained backbone, or the pixels."""
-    if config.reference == "random":
+def _untrained(config: Any, names: list[str]) -> dict[str, Any]:
+    """What an untrained backbone, or the pixels, are worth."""
+    if config.untrained == "random":
         pl.seed_everything(config.seed)
         backbone = build_backbone(config)
     else:
@@ -146,11 +143,13 @@ def _look_at(config: Any, names: list[str]) -> Result:
     if config.data.get("no_labels", False):
         loader = split_loader("train", config, num_workers=config.data.num_workers, labelled=False)
         features, _ = extract_features(backbone, loader, device)
-        metrics, chosen = _label_free(names, features, None), dict[str, float]()
+        measured = _label_free(names, features, None)
     else:
-        metrics, chosen = _accuracies(names, *_features(backbone, config, device))
-    parameters = sum(p.numel() for p in backbone.parameters())
-    return Result(metrics=metrics, chosen=chosen, parameters=parameters, device=device)
+        measured = _accuracies(names, *_features(backbone, config, device))
+    return measured | {
+        "parameters": sum(p.numel() for p in backbone.parameters()),
+        "device": device,
+    }
 
 
 class Pixels(nn.Module):
@@ -176,10 +175,8 @@ def _features(backbone: nn.Module, config: Any, device: str) -> list[Tensor]:
     return found
 
 
-def _evaluate(
-    checkpoint: Path, names: list[str], config: Any
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracies in percent; of a method with a mask, also those of the features without it."""
+def _evaluate(checkpoint: Path, names: list[str], config: Any) -> dict[str, float]:
+    """What is measured; of a method with a mask, ``…_plain`` is of the features without it."""
     backbone, read = load_backbone(checkpoint, masked=False)
     assert read.config is not None
     if read.config.data.get("no_labels", False):
@@ -187,29 +184,28 @@ def _evaluate(
             "train", read.config, num_workers=read.config.data.num_workers, labelled=False
         )
         unlabelled, _ = extract_features(backbone, loader, _device(config))
-        return _label_free(names, unlabelled, read.mask), {}
+        return _label_free(names, unlabelled, read.mask)
     features = _features(backbone, read.config, _device(config))
-    plain, plain_chosen = _accuracies(names, *features)
+    plain = _accuracies(names, *features)
     if read.mask is None:
-        return plain, plain_chosen
+        return plain
     train, train_labels, val, val_labels = features
-    masked = train * read.mask, train_labels, val * read.mask, val_labels
-    found, chosen = _accuracies(names, *masked)
-    found |= {f"{name}_plain": value for name, value in plain.items()}
-    return found, chosen | {f"{name}_plain": value for name, value in plain_chosen.items()}
+    masked = _accuracies(names, train * read.mask, train_labels, val * read.mask, val_labels)
+    titles = {"linear_C": "linear_plain_C"}
+    return masked | {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
 
 
-def _accuracies(names: list[str], *features: Tensor) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracies in percent, and what an evaluation chose on the training images for it."""
+def _accuracies(names: list[str], *features: Tensor) -> dict[str, float]:
+    """Accuracies in percent, RankMe, and the C that the linear probe chose."""
     train, train_labels, val, val_labels = features
-    accuracies, chosen = {}, {}
+    measured = {}
     if "knn" in names:
-        accuracies["knn"], _ = knn_accuracy(train, train_labels, val, val_labels)
-    accuracies |= _label_free(names, train, None)
+        measured["knn"], _ = knn_accuracy(train, train_labels, val, val_labels)
+    measured |= _label_free(names, train, None)
     if "linear" in names:
         probe = linear_probe(train, train_labels, val, val_labels)
-        accuracies["linear"], chosen["linear"] = probe.accuracy, probe.c
-    return accuracies, chosen
+        measured |= {"linear": probe.accuracy, "linear_C": probe.c}
+    return measured
 
 
 def _label_free(names: list[str], features: Tensor, mask: Tensor | None) -> dict[str, float]:
@@ -217,17 +213,17 @@ def _label_free(names: list[str], features: Tensor, mask: Tensor | None) -> dict
     if "rankme" not in names:
         return {}
     second = second_moments(features)
-    plain = effective_rank(second)
     if mask is None:
-        return {"rankme": plain}
-    m = mask.double()
-    return {"rankme": effective_rank(second * m * m[:, None]), "rankme_plain": plain}
+        return {"rankme": effective_rank(second)}
+    weights = mask.double()
+    masked = second * weights * weights[:, None]
+    return {"rankme": effective_rank(masked), "rankme_plain": effective_rank(second)}
 
 
-def _curve(folder: Path) -> list[tuple[int, float]]:
-    """Epoch (from 1) and accuracy in percent of the kNN that solo-learn evaluates on the way."""
+def _curve(folder: Path) -> str:
+    """EPOCH:ACCURACY (from 1, in percent) of the kNN that solo-learn evaluates on the way."""
     rows = [row for row in read_metrics(folder) if row.get(ONLINE_KNN)]
-    return [(int(row["epoch"]) + 1, float(row[ONLINE_KNN])) for row in rows]
+    return " ".join(f"{int(row['epoch']) + 1}:{float(row[ONLINE_KNN])}" for row in rows)
 
 
 def _commit() -> str | None:
@@ -241,22 +237,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, however that ended.
-
-    Standard input is a pipe that nobody writes to: it is at its end when the parent is. The last
-    checkpoint of a whole epoch is what a run goes on from: after one in the middle of an epoch,
-    the averages that are logged for that epoch would be those of its rest.
-    """
-
-    def wait() -> None:
-        while os.read(0, 1024):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 # what each does, in a line; the order is that of `metamask-solo --help`
 COMMANDS = {
-    "demo": "from nothing to a table: data, three methods, two evaluations, one figure",
+    "demo": "from nothing to a table: data, three methods, two evaluations, figures",
     "data": "write small data sets made from Python packages, or split a folder of your own images",
     "pretrain": "pretrain any method of solo-learn from a YAML file",
     "linear": "train a linear probe on a checkpoint's frozen features",
@@ -14,8 +14,7 @@ COMMANDS = {
     "run": "run a script of your own solo-learn clone with MetaMask registered",
     "plot": "draw what runs logged: losses, online kNN, RankMe and the mask's spread",
     "analyze": "measure and draw what the mask did: redundancy, confounders, bounds",
-    "benchmark": "compare methods over seeds, from a YAML file to a table and figures",
-    "profile": "time one epoch of a run by part: reading, each augmentation, training, mask update",
+    "benchmark": "compare methods over seeds: an answer in words, a table and figures",
     "step-cost": "time one training step of each method",
     "doctor": "say what is installed, which solo-learn this is, and which devices there are",
 }

@@ -1,10 +1,10 @@
-"""``metamask-solo benchmark``: methods × seeds from a YAML file, to a table and figures."""
+"""``metamask-solo benchmark``: methods × seeds from a YAML file, to an answer in words."""
 
 import argparse
 from typing import Any
 
-HELP = "compare methods over seeds, from a YAML file to a table and figures"
-RESULTS, REPORT = "results.csv", "results.md"
+HELP = "compare methods over seeds: an answer in words, a table and figures"
+RESULTS, MARKDOWN, PAGE = "results.csv", "results.md", "report.html"
 
 
 def main(argv: list[str]) -> int:
@@ -12,11 +12,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "metamask-solo benchmark",
         description="Pretrains every method with every seed, evaluates each by nearest neighbours "
-        f"and a linear probe on held-out images, and writes {RESULTS}, {REPORT} and figures to one "
-        "folder. A second call runs what is missing: a finished run is kept, an interrupted one "
-        "continues.",
+        f"and a linear probe on held-out images, and writes {RESULTS}, {MARKDOWN}, {PAGE} and "
+        "figures to one folder. A second call runs what is missing: a finished run is kept, an "
+        "interrupted one continues.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="such as scripts/benchmark/smoke.yaml")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a name below")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -35,10 +35,10 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
 
-    from metamask_solo.benchmark.file import read_file
-    from metamask_solo.benchmark.launch import execute
+    from metamask_solo.benchmark import results
+    from metamask_solo.benchmark.launch import execute, pending_runs
     from metamask_solo.benchmark.plan import read_plan
-    from metamask_solo.benchmark.rows import check_rows
+    from metamask_solo.benchmark.schema import read_file
     from metamask_solo.data.digits import write_dataset
 
     if arguments.from_rows:
@@ -46,14 +46,18 @@ def main(argv: list[str]) -> int:
         print(report_of_rows(read_file(arguments.config, arguments.overrides)), end="")
         return 0
     plan = read_plan(arguments.config, arguments.overrides)
-    check_rows(plan)
+    results.check_rows(plan)
     for note in plan.notes:
         print(f"note: {note}")
     if not arguments.tables_only:
-        if isinstance(plan.file.data, str):
-            write_dataset(plan.file.data, plan.out / "datasets")
-        execute(plan)
-    return 1 if _write_results(plan) else 0
+        pending = pending_runs(plan)
+        finished = len(plan.runs) - len(pending)
+        print(f"{plan.file.name}: {len(plan.runs)} runs, {finished} finished before")
+        if pending:
+            if isinstance(plan.file.data, str):
+                write_dataset(plan.file.data, plan.out / "datasets")
+            execute(plan, pending)
+    return _write_results(plan)
 
 
 def _refuse_what_rows_ignore(overrides: list[str]) -> None:
@@ -72,38 +76,37 @@ def report_of_rows(benchmark: Any) -> str:
     Raises:
         UserError: the benchmark names no such file, or it cannot be read.
     """
-    from metamask_solo.benchmark.rows import rows_of_report
-    from metamask_solo.benchmark.tables import markdown
+    from metamask_solo.benchmark import report, results
 
-    rows, left_out = rows_of_report(benchmark)
-    others = "rows of other methods, seeds or epochs"
-    note = f"Left out of {benchmark.rows_file.name}: {left_out} {others}."
-    return markdown(benchmark, rows, [note] if left_out else [])
+    rows = results.rows_of(benchmark)
+    line = report.summary(benchmark, rows)
+    return report.markdown(benchmark.name, line, report.sections(benchmark, rows))
 
 
 def _write_results(plan: Any) -> int:
-    """Writes all that the finished runs allow; returns the number of runs without a result."""
+    """Writes all that the finished runs allow; returns 1 if a run has no result."""
     from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.benchmark import report, results
     from metamask_solo.benchmark.figures import draw_figures
-    from metamask_solo.benchmark.rows import csv_table, known_rows, read_rows
-    from metamask_solo.benchmark.tables import markdown
 
-    rows = read_rows(plan)
+    rows = results.read_results(plan)
+    missing = int((rows.status != "finished").sum())
+    if missing == len(rows) and not (rows.status == "failed").any():
+        print("nothing is finished yet: no results to show")
+        return 1
     figures = draw_figures(plan.file, rows)
-    report = markdown(plan.file, rows, plan.notes, list(figures))
+    title, line = plan.file.name, report.summary(plan.file, rows)
+    sections = report.sections(plan.file, rows, plan.notes)
+    text = report.markdown(title, line, sections, list(figures))
     contents = {
-        **{plan.out / f"{name}.png": content for name, content in figures.items()},
-        plan.out / RESULTS: csv_table(rows).encode(),
-        plan.out / REPORT: report.encode(),
+        **{f"{name}.png": content for name, content in figures.items()},
+        RESULTS: results.csv_text(rows).encode(),
+        MARKDOWN: text.encode(),
+        PAGE: report.page(title, line, sections, figures).encode(),
     }
-    finished = [row for row in rows if row.status == "finished"]
-    file = plan.file.rows_file
-    if file is not None and finished:
-        ours = {row.digest for row in finished}
-        others = [row for digest, row in known_rows(plan.file).items() if digest not in ours]
-        contents[file] = csv_table([*finished, *others]).encode()
-    for place, content in contents.items():
-        with atomic_write(place) as path:
+    for name, content in contents.items():
+        with atomic_write(plan.out / name) as path:
             path.write_bytes(content)
-    print(f"\n{report}\nresults: {plan.out}")
-    return sum(row.status != "finished" for row in rows)
+    results.add_to_file(plan.file, rows)
+    print(f"\n{text}\nresults: {plan.out}, to be read in a browser: {plan.out / PAGE}")
+    return 1 if missing else 0

@@ -1,51 +1,72 @@
-"""The figures of a benchmark, from the rows of the results page."""
+"""Figures and pages of a benchmark, from the rows of the results page."""
 
 from pathlib import Path
 
+import matplotlib
 import pytest
 from drawn import misplaced
-from scipy import stats
 
-from metamask_solo.benchmark import figures
-from metamask_solo.benchmark.file import BenchmarkFile, read_file
-from metamask_solo.benchmark.rows import Row, group, read_csv
+from metamask_solo.analysis.figures import STYLE
+from metamask_solo.benchmark import figures, report
+from metamask_solo.benchmark.results import rows_of
+from metamask_solo.benchmark.schema import BenchmarkFile, read_file
+from metamask_solo.benchmark.statistics import compare
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def read(name: str) -> tuple[BenchmarkFile, dict[str, list[Row]]]:
-    rows = ROOT / "docs" / "results" / f"{name}.csv"
-    file = read_file(
-        ROOT / "scripts" / "benchmark" / f"{name}.yaml", [f"rows={rows}", "evaluations=[knn]"]
-    )
-    return file, group(read_csv(rows))
+def read(name: str, rows: str, *overrides: str) -> BenchmarkFile:
+    path = ROOT / "docs" / "results" / f"{rows}.csv"
+    return read_file(ROOT / "scripts" / "benchmark" / f"{name}.yaml", [f"rows={path}", *overrides])
 
 
-@pytest.mark.parametrize("name", ["digits", "textured-digits"])
-def test_no_text_leaves_its_panel(name: str) -> None:
-    file, groups = read(name)
-    for figure in (
-        figures.accuracy_figure(file, groups),
-        figures.differences_figure(file, groups),
-        figures.time_figure(file, groups),
-        figures.curves_figure(groups),
-    ):
+@pytest.mark.parametrize(
+    "benchmark", [read("cifar10_small", "cifar10"), read("digits", "digits", "evaluations=[knn]")]
+)
+def test_no_text_leaves_its_panel(benchmark: BenchmarkFile) -> None:
+    rows = rows_of(benchmark)
+    trained = rows[~rows.method.isin(["random", "pixels"])]
+    family = compare(trained, benchmark.pairs, benchmark.measured)
+    with matplotlib.rc_context(STYLE):
+        drawn = [
+            figures.accuracy_figure(rows, benchmark.measured),
+            figures.differences_figure(family),
+        ]
+    for figure in drawn:
         assert misplaced(figure) == []
+    # the intervals that are drawn are those of the comparisons
+    axis = drawn[1].axes[0]
+    names = [text.get_text() for text in axis.get_yticklabels()]
+    for line in family[family.measure == "knn"].itertuples():
+        height = names.index(f"{line.method} − {line.baseline}")
+        (interval,) = (x for x in axis.lines if list(x.get_ydata()) == [height] * 2)
+        assert list(interval.get_xdata()) == [line.low, line.high]
 
 
-def test_differences_stand_with_their_corrected_intervals() -> None:
-    file, groups = read("digits")
-    figure = figures.differences_figure(file, groups)
-    axis = figure.axes[file.measured.index("knn")]
-    places = {
-        t.get_text(): y for t, y in zip(axis.get_yticklabels(), axis.get_yticks(), strict=True)
-    }
-    # pairs that a figure leaves out have no rows
-    pairs = [pair for pair in file.pairs if {*pair} <= {*groups}]
-    one, other = ({row.seed: row.metrics["knn"] for row in groups[m]} for m in pairs[0])
-    paired = stats.ttest_rel([one[seed] for seed in one], [other[seed] for seed in one])
-    count = len(figures.compare(pairs, groups, file.measured))
-    expected = paired.confidence_interval(1 - 0.05 / count)
-    place = places[" − ".join(pairs[0])]
-    (drawn,) = (line for line in axis.lines if list(line.get_ydata()) == [place] * 2)
-    assert list(drawn.get_xdata()) == pytest.approx([expected.low, expected.high])
+def test_a_search_shows_its_settings_and_compares_nothing() -> None:
+    benchmark = read("cifar10_search", "cifar10_search")
+    rows = rows_of(benchmark)
+    titles = [title for title, _ in report.sections(benchmark, rows)]
+    assert titles == ["Results", "Best settings"]
+    assert {*figures.draw_figures(benchmark, rows)} >= {"accuracy"}
+
+
+def test_a_page_holds_answer_tables_and_figures() -> None:
+    benchmark = read("cifar10_small", "cifar10")
+    rows = rows_of(benchmark)
+    sections = report.sections(benchmark, rows, ["<note>"])
+    text = report.markdown("a & b", "line", sections, ["accuracy"])
+    page = report.page("a & b", "line", sections, {"accuracy": b"png"})
+
+    assert text.startswith("# a & b\n\nline\n\n## Answer\n\n- <note>\n- ")
+    assert "| simclr | 5 | 44.75 ± 0.24 | 49.12 ± 0.22 | – | – |" in text
+    # the median of five seeds: one of them was paused for 20 minutes
+    assert (
+        "| joint | 5 | 44.08 ± 0.69 | 48.09 ± 0.48 | 44.08 ± 0.69 | 48.09 ± 0.48 | 63.8 | 1.536"
+        in text
+    )
+    assert "| metamask − joint | -0.29 (-1.30 to +0.71) | 1.000 | 1.28 |" in text
+    assert "**-1.71 (-2.90 to -0.51)**" in text and text.endswith("![accuracy](accuracy.png)\n")
+    assert "<h1>a &amp; b</h1>" in page and "<li>&lt;note&gt;</li>" in page
+    assert "<td><b>-1.71 (-2.90 to -0.51)</b></td>" in page
+    assert 'src="data:image/png;base64,cG5n"' in page

@@ -1,79 +1,49 @@
 """A benchmark's YAML file: what it becomes, and what is refused before anything is written."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark.file import EVALUATIONS, read_file
-from metamask_solo.benchmark.plan import read_plan
+from metamask_solo.benchmark.plan import compose_method, read_plan
+from metamask_solo.benchmark.schema import read_file
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import RELEASE
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmark"
-FILES = sorted(file.name for file in SCRIPTS.glob("*.yaml"))
-
-SIMCLR = {"config": "simclr.yaml"}
-METAMASK = {"config": "metamask.yaml"}
+SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
 WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"seed": 1}, [], "seed: unknown setting; did you mean seeds?"),
-    ({"evalutions": ["knn"]}, [], "evalutions: unknown setting; did you mean evaluations?"),
-    ({"name": ...}, [], "name: missing; give it a word of letters"),
+    ({"name": ...}, [], "name: "),
     ({"name": "a/b"}, [], "name=a/b"),
-    ({"seeds": []}, [], "seeds=[]"),
-    ({"seeds": [0, -1]}, [], "seeds=[0, -1]"),
     ({"seeds": [1, 1]}, [], "a seed occurs twice"),
-    ({"seeds": [0.5]}, [], "seeds=[0.5]"),
-    ({"epochs": 0}, [], "epochs=0"),
+    ({"seeds": [0, -1]}, [], "seeds"),
     ({}, ["epochs=many"], "epochs=many"),
     ({}, ["epochs"], "epochs: must be KEY=VALUE"),
-    ({"evaluations": ["knn", "guess"]}, [], "must be a list of knn, linear"),
-    ({"data": "mnist"}, [], "data=mnist: allowed are digits"),
-    ({"data": {"train_path": "x"}}, [], "data.val_path: missing"),
+    ({"data": "mnist"}, [], "data=mnist: no such folder; allowed are digits"),
     ({"data": {"train_path": "x", "val_path": "y"}}, [], "data.train_path="),
-    ({"methods": {}}, [], "methods: missing"),
+    ({"methods": {}}, [], "methods"),
     ({"methods": {"a b": SIMCLR}}, [], "methods.a b"),
-    ({"methods": {1: SIMCLR}}, [], "methods.1={'config': 'simclr.yaml'}: a name is made of"),
-    ({"methods": {"simclr": "simclr.yaml"}}, [], "must be a mapping with config"),
-    ({"methods": {"simclr": {}}}, [], "methods.simclr.config: missing"),
-    ({"methods": {"simclr": {**SIMCLR, "seed": 1}}}, [], "methods.simclr.seed: unknown"),
-    ({"methods": {"simclr": {"config": "no.yaml"}}}, [], "methods.simclr.config=no.yaml: no such"),
-    ({"reference": "vicreg"}, [], "reference=vicreg: allowed are simclr, metamask"),
+    ({"methods": {"simclr": {"config": "no.yaml"}}}, [], "methods.simclr: config=no.yaml: no such"),
+    ({"methods": {"random": SIMCLR}}, [], "methods.random: the name of what is untrained"),
+    ({"baseline": "vicreg"}, [], "baseline=vicreg: allowed are simclr, metamask"),
+    ({"only": ["byol"]}, [], "only=byol: allowed are simclr, metamask"),
+    ({"same_method": ["simclr"]}, [], "same_method=['simclr']: must be two of simclr, metamask"),
+    ({"comparisons": [["simclr", "byol"]]}, [], "comparisons=['simclr', 'byol']: must be two of"),
+    ({"comparisons": [["simclr", "metamask"]] * 2}, [], "a pair occurs twice"),
     ({"overrides": ["seed=3"]}, [], "overrides: seed is set by the benchmark's own key seeds"),
-    ({"overrides": ["++max_epochs=3"]}, [], "own key epochs"),
-    ({"overrides": "lr=3"}, [], "overrides=lr=3: must be a list"),
-    ({"overrides": ["optimizer.rate=3"]}, [], "methods.simclr: "),
+    ({}, ["overrides+=[max_epochs=3]"], "overrides: max_epochs is set by the benchmark's own key"),
+    ({}, ["search.seed=[1]"], "search: seed is set by the benchmark's own key seeds"),
     ({"overrides": ["optimizer.lr=-3"]}, [], "methods.simclr: optimizer.lr=-3"),
-    ({"overrides": ["method=simsalabim"]}, [], "methods.simclr: method=simsalabim: allowed"),
-    ({"overrides": ["+method_kwargs.alfa=3"]}, [], "methods.metamask: method_kwargs.alfa"),
     ({"overrides": ["data.val_path=null"], "data": ...}, [], "data.val_path"),
-    ({"search": {"optimizer.lr": 0.1}}, [], "search.optimizer.lr=0.1: must be a list"),
-    ({"search": {"optimizer.lr": [[0.1]]}}, [], "search.optimizer.lr=[[0.1]]: must be a list"),
     ({"search": {"optimizer.rate": [0.1]}}, [], "search: optimizer.rate is not in simclr.yaml"),
-    ({"search": {"seed": [1]}}, [], "own key seeds"),
-    ({}, ["search.seed=[1]"], "own key seeds"),
-    ({}, ["search.optimizer.lr=0.1"], "must be a mapping of keys to lists of values"),
-    ({}, ["overrides+=5"], "overrides+=5: += adds a list to a list"),
-    ({}, ["name+=[a]"], "name+=[a]: += adds a list to a list"),
-    ({}, ["only=simclr"], "only=simclr: must be a list of methods, such as [simclr]"),
-    ({}, ["only=[simclr]", "methods.simclr.seeds=[7]"], "methods.simclr.seeds=[7]: none of them"),
+    ({}, ["overrides+=5"], "+= adds a list to a list"),
+    ({}, ["only=[simclr]", "methods.simclr.seeds=[7]"], "no method has one of these among its own"),
     ({"launcher": "cluster"}, [], "launcher=cluster: "),
     ({"launcher": {"name": "joblib", "jobs": 2}}, [], "launcher=joblib: "),
-    ({"keep_checkpoints": "no"}, [], "keep_checkpoints=no"),
-    ({"references": ["noise"]}, [], "references=['noise']: must be a list of random, pixels"),
-    ({"references": ["random"], "methods": {"random": SIMCLR}}, [], "methods.random: the name of"),
-    ({"noise_floor": ["simclr"]}, [], "noise_floor=['simclr']: must be two of simclr, metamask"),
-    ({"noise_floor": ["simclr", "simclr"]}, [], "noise_floor="),
-    ({"comparisons": [["simclr", "byol"]]}, [], "comparisons: ['simclr', 'byol'] must be two of"),
-    ({"comparisons": [["simclr", "metamask"], ["metamask", "simclr"]]}, [], "is there twice"),
-    ({"rows": 3}, [], "rows=3: must be the path of a CSV file"),
-    ({"only": ["byol"]}, [], "only=['byol']: must be a list of simclr, metamask"),
-    ({"methods": {"simclr": {**SIMCLR, "seeds": [-1]}}}, [], "methods.simclr.seeds=[-1]"),
 ]
 
 
@@ -88,8 +58,6 @@ def test_a_wrong_file_is_one_line_and_nothing_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if keys.get("overrides") == ["+method_kwargs.alfa=3"]:  # solo-learn's methods take any
-        keys = {**keys, "methods": {"metamask": {"config": "metamask.yaml"}}}
     file = benchmark_file(**keys)
     before = sorted(tmp_path.rglob("*"))
 
@@ -115,233 +83,166 @@ def test_an_unreadable_file_is_one_line(
     assert str(file) in error and error.count("\n") == 1
 
 
-def test_methods_times_seeds(benchmark_file: Callable[..., Path], tmp_path: Path) -> None:
+def test_packaged_files_are_known_by_name(tmp_path: Path) -> None:
+    names = ("cifar10_small", "cifar10_small.yaml")
+    addresses = ("pkg://metamask_solo.scripts.benchmark.cifar10_small",)
+    addresses += ("pkg://metamask_solo/scripts/benchmark/cifar10_small.yaml",)
+    files = [read_file(name, []) for name in (*names, *addresses, SCRIPTS / "cifar10_small.yaml")]
+    assert all(file == files[0] for file in files)
+    with pytest.raises(UserError, match=r"costum: no such file; the package has .*custom, "):
+        read_file("costum", [])
+
+
+def test_methods_times_seeds_and_whose_overrides_win(benchmark_file: Callable[..., Path]) -> None:
     methods = {
-        "simclr": {"config": "simclr.yaml", "overrides": ["optimizer.weight_decay=0.5"]},
-        "metamask": {"config": "metamask.yaml"},
+        "simclr": {**SIMCLR, "overrides": ["optimizer.weight_decay=0.5"]},
+        "metamask": {**METAMASK, "seeds": [4]},
     }
-    file = benchmark_file(methods=methods, overrides=["optimizer.weight_decay=0.25"], epochs=7)
+    file = benchmark_file(
+        methods=methods, overrides=["optimizer.weight_decay=0.25"], untrained=["pixels", "random"]
+    )
 
-    plan = read_plan(file, ["seeds=[3,4]"])
+    def runs(*overrides: str) -> list[tuple[str, int, Any]]:
+        plan = read_plan(file, ["seeds=[3,4]", *overrides])
+        decays = [OmegaConf.create(r.config).get("optimizer", {}) for r in plan.runs]
+        return [
+            (run.method, run.seed, decay.get("weight_decay"))
+            for run, decay in zip(plan.runs, decays, strict=True)
+        ]
 
-    names = [(run.method, run.seed) for run in plan.runs]
-    assert names == [("simclr", 3), ("metamask", 3), ("simclr", 4), ("metamask", 4)]
-    assert [run.config["seed"] for run in plan.runs] == [3, 3, 4, 4]
-    decays = [run.config["optimizer"]["weight_decay"] for run in plan.runs]
-    assert decays == [0.5, 0.25, 0.5, 0.25]  # a method's own overrides come last
-    assert {run.config["max_epochs"] for run in plan.runs} == {7}
-    assert len({run.folder for run in plan.runs}) == 4
-    assert {run.config["checkpoint"]["dir"] for run in plan.runs} == {
-        str(run.folder / "training") for run in plan.runs
-    }
-
-
-def test_searched_values_keep_their_types(benchmark_file: Callable[..., Path]) -> None:
-    """A digest is one of them: 1 is neither 1.0 nor true."""
-    values = [1, 1.0, True, "1", None, 1e-3]
-    (found,) = read_file(benchmark_file(search={"key": values}), []).search.values()
-    assert [repr(value) for value in found] == [repr(value) for value in values]
+    untrained = [("random", 3, None), ("random", 4, None), ("pixels", 3, None)]
+    simclr = [("simclr", 3, 0.5), ("simclr", 4, 0.5)]
+    assert runs() == [*untrained, *simclr, ("metamask", 4, 0.25)]
+    assert runs("only=[metamask]") == [*untrained, ("metamask", 4, 0.25)]
+    assert runs("only=[]") == untrained
+    # on a command line they reach every method
+    last = [("simclr", 3, 0.125), ("simclr", 4, 0.125), ("metamask", 4, 0.125)]
+    assert runs("overrides+=[optimizer.weight_decay=0.125]") == [*untrained, *last]
+    assert runs("overrides=[optimizer.weight_decay=0.125]") == [*untrained, *last]
 
 
 def test_a_search_is_every_combination(benchmark_file: Callable[..., Path]) -> None:
     search = {"search": {"method_kwargs.temperature": [0.1, 0.2], "optimizer.lr": [2.0]}}
-    methods = {
-        "simclr": {"config": "simclr.yaml", **search},
-        "metamask": {"config": "metamask.yaml"},
-    }
-    file = benchmark_file(methods=methods, search={"optimizer.lr": [0.1, 0.3]}, seeds=[0])
-
-    plan = read_plan(file, [])
-
-    assert [run.variant for run in plan.runs] == [
-        "simclr optimizer.lr=2.0 method_kwargs.temperature=0.1",
-        "simclr optimizer.lr=2.0 method_kwargs.temperature=0.2",
-        "metamask optimizer.lr=0.1",
-        "metamask optimizer.lr=0.3",
+    file = benchmark_file(
+        methods={"simclr": {**SIMCLR, **search}, "metamask": METAMASK},
+        search={"optimizer.lr": [0.1]},
+        seeds=[0],
+    )
+    plan = read_plan(file, ["search.optimizer.weight_decay=[0.5]"])
+    assert [run.setting for run in plan.runs] == [
+        {"optimizer.lr": 2.0, "optimizer.weight_decay": 0.5, "method_kwargs.temperature": 0.1},
+        {"optimizer.lr": 2.0, "optimizer.weight_decay": 0.5, "method_kwargs.temperature": 0.2},
+        {"optimizer.lr": 0.1, "optimizer.weight_decay": 0.5},
     ]
-    assert [run.config["optimizer"]["lr"] for run in plan.runs] == [2.0, 2.0, 0.1, 0.3]
-    assert plan.file.searched
+    assert plan.runs[1].config["method_kwargs"]["temperature"] == 0.2
 
 
 @pytest.mark.slow
-def test_the_digest_is_that_of_what_decides_the_result(
-    benchmark_file: Callable[..., Path], tmp_path: Path
+def test_a_run_is_known_by_what_decides_its_result(
+    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
-    file = benchmark_file(seeds=[0])
+    file = benchmark_file(seeds=[0], untrained=["random"])
 
     def digests(*overrides: str) -> list[str]:
         return [run.digest for run in read_plan(file, list(overrides)).runs]
 
     first = digests()
-    assert len(set(first)) == 2
-    assert digests() == first
-    assert digests(f"out={tmp_path / 'other'}") == first  # another place, the same runs
-    assert digests("launcher=joblib", "name=x", "seeds=[0]") == first
-    assert not set(digests("epochs=2")) & set(first)
-    assert not set(digests("overrides=[optimizer.lr=0.4]")) & set(first)
-    assert not set(digests("evaluations=[knn]")) & set(first)
-
-
-def test_the_digest_of_a_config_is_of_all_but_the_seed(
-    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
-) -> None:
-    file = benchmark_file(
-        methods={"simclr": SIMCLR}, seeds=[0, 1], references=["random"], evaluations=["knn"]
-    )
-
-    def digests(*overrides: str) -> list[str]:
-        return [run.config_digest for run in read_plan(file, list(overrides)).runs]
-
-    random, other_random, simclr, other = first = digests()
-    assert random == other_random != simclr == other
-    assert digests("seeds=[0,7]", f"out={tmp_path / 'other'}") == first
-    assert digests("evaluations=[knn,linear]") == first
-    assert not {*digests("overrides=[optimizer.lr=0.4]")[2:]} & {*first}
-    assert all(text.isdecimal() for text in first)  # older versions read no other column
-    # other data are another config; and the digest of a run is what it ever was
-    runs = read_plan(file, []).runs
-    known = {
-        "evaluations": {"knn": EVALUATIONS["knn"]},
-        "solo-learn": RELEASE,
-    }
-    files = {}
-    for split in ("train", "val"):
-        paths = sorted(path for path in (images / split).rglob("*") if path.is_file())
-        text = "".join(f"{p.relative_to(images / split)} {p.stat().st_size}\n" for p in paths)
-        files[f"{split}_path"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    for run in runs:
-        config = {**run.config, "data": {**run.config["data"], **files}}
-        config["checkpoint"] = {k: v for k, v in config["checkpoint"].items() if k != "dir"}
-        text = json.dumps({"config": config, **known}, sort_keys=True)
-        assert run.digest == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert len({*first}) == 3
+    # neither places, nor names, nor how fast images are read
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
-    next((copy / "val").rglob("*.png")).unlink()
     elsewhere = [f"data.{split}_path={copy / split}" for split in ("train", "val")]
+    same = [[f"out={tmp_path / 'other'}", *elsewhere], ["launcher=joblib", "name=x"]]
+    same += [["overrides=[data.num_workers=1,wandb.project=x,name=y]"]]
+    for overrides in same:
+        assert digests(*overrides) == first
+    for overrides in (["epochs=2"], ["overrides=[optimizer.lr=0.4]"]):
+        # what is untrained does not depend on them
+        assert digests(*overrides)[0] == first[0] and not {*digests(*overrides)[1:]} & {*first}
+    assert not {*digests("evaluations=[knn]")} & {*first}
+    runs = read_plan(file, ["seeds=[0,1]"]).runs
+    assert len({run.config_digest for run in runs}) == 3 and len({r.data_digest for r in runs}) == 1
+    image = next((copy / "val").rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"0")
     assert not {*digests(*elsewhere)} & {*first}
 
 
-def test_the_place_of_the_data_does_not_matter_but_what_they_are_does(
+def test_methods_that_read_different_images_are_no_benchmark(
     benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(images, copy)
-    file = benchmark_file(seeds=[0], references=["random", "pixels"])
-    elsewhere = [f"data.{split}_path={copy / split}" for split in ("train", "val")]
-
-    def digests() -> tuple[list[str], list[str]]:
-        plans = [read_plan(file, overrides) for overrides in ([], elsewhere)]
-        assert plans[1].runs[2].config["data"]["train_path"] == str(copy / "train")
-        return tuple([run.digest for run in plan.runs] for plan in plans)  # type: ignore[return-value]
-
-    here, there = digests()
-    assert here == there and len(set(here)) == 4
-    next((copy / "val").rglob("*.png")).unlink()
-    here, there = digests()
-    assert not set(here) & set(there)
+    file = benchmark_file(data=..., seeds=[0])
+    shutil.copytree(images, tmp_path / "named")
+    next((tmp_path / "named" / "val").rglob("*.png")).unlink()
+    cfg = OmegaConf.load(tmp_path / "metamask.yaml")
+    cfg.data.val_path = str(tmp_path / "named" / "val")
+    OmegaConf.save(cfg, tmp_path / "metamask.yaml")
+    with pytest.raises(UserError, match="metamask, seed 0: its images are not those of simclr"):
+        read_plan(file, [])
 
 
 def test_class_folders_instead_of_torchvisions_files(
-    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+    benchmark_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The same benchmark takes both; solo-learn is told which."""
-    own = {"methods": {"simclr": {**SIMCLR, "overrides": ["data.dataset=cifar10"]}}}
-
-    def dataset(*overrides: str) -> str:
-        (run,) = read_plan(benchmark_file(seeds=[0], **own), list(overrides)).runs
-        return str(run.config["data"]["dataset"])
-
-    assert dataset() == "custom"
-    (tmp_path / "root" / "cifar-10-batches-py").mkdir(parents=True)
+    """The same benchmark takes both; solo-learn is told which, and of a packed one the name."""
+    methods = {"simclr": {**SIMCLR, "overrides": ["data.dataset=cifar10"]}}
+    file = benchmark_file(methods=methods, seeds=[0])
+    assert read_plan(file, []).runs[0].config["data"]["dataset"] == "custom"
+    root = tmp_path / "root" / "cifar-10-batches-py"
+    root.mkdir(parents=True)
     paths = [f"data.{split}_path={tmp_path / 'root'}" for split in ("train", "val")]
-    assert dataset(*paths) == "cifar10"
-    with pytest.raises(UserError, match="data.train_path=.*: holds no class folder"):
-        (tmp_path / "empty").mkdir()
-        dataset(*(f"data.{split}_path={tmp_path / 'empty'}" for split in ("train", "val")))
-
-
-@pytest.mark.slow
-def test_references_seeds_and_only(benchmark_file: Callable[..., Path]) -> None:
-    methods = {"simclr": SIMCLR, "metamask": {"config": "metamask.yaml", "seeds": [1]}}
-    file = benchmark_file(methods=methods, references=["pixels", "random"], seeds=[0, 1])
-
-    def runs(*overrides: str) -> list[tuple[str, int]]:
-        return [(run.method, run.seed) for run in read_plan(file, list(overrides)).runs]
-
-    references = [("random", 0), ("random", 1), ("pixels", 0)]
-    assert runs() == [*references, ("simclr", 0), ("simclr", 1), ("metamask", 1)]
-    assert runs("only=[metamask]") == [*references, ("metamask", 1)]
-    assert runs("only=[]") == references
-    # an epoch more of the methods is nothing to them
-    before = {run.digest for run in read_plan(file, []).runs[:3]}
-    assert {run.digest for run in read_plan(file, ["epochs=9"]).runs[:3]} == before
-    assert {run.digest for run in read_plan(file, ["only=[metamask]"]).runs[:3]} == before
+    (run,) = read_plan(file, paths).runs
+    assert run.config["data"]["dataset"] == "cifar10"
+    (root / "test_batch").write_bytes(b"1")
+    assert read_plan(file, paths).runs[0].digest == run.digest
 
 
 def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) -> None:
     names = ("simclr", "joint", "fixed_mask", "metamask")
     file = benchmark_file(methods={name: METAMASK for name in names})
 
-    def found(**keys: Any) -> list[tuple[str, str]]:
-        return read_file(file, [f"{key}={value}" for key, value in keys.items()]).pairs
+    def pairs(*overrides: str) -> list[tuple[str, str]]:
+        return read_file(file, [*overrides]).pairs
 
     # a mask that stays is the joint losses: its comparison would be another's once more
-    assert found() == [("metamask", "simclr"), ("metamask", "joint")]
-    assert found(reference="fixed_mask") == [("fixed_mask", "simclr"), ("fixed_mask", "metamask")]
-    assert found(noise_floor="[simclr,joint]") == [
-        ("metamask", "simclr"),
-        ("metamask", "fixed_mask"),
-    ]
-    assert found(comparisons="[[joint,simclr]]") == [("joint", "simclr")]
+    assert pairs() == [("simclr", "joint"), ("metamask", "joint")]
+    assert pairs("baseline=fixed_mask") == [("simclr", "fixed_mask"), ("metamask", "fixed_mask")]
+    assert pairs("baseline=metamask") == [("simclr", "metamask"), ("joint", "metamask")]
+    assert pairs("same_method=[simclr,joint]")[0] == ("fixed_mask", "joint")
+    assert pairs("comparisons=[[joint,simclr]]") == [("joint", "simclr")]
+    assert pairs("only=[simclr,metamask]", "baseline=simclr") == [("metamask", "simclr")]
+    # of baseline and comparisons, the command line wins
+    small = read_file("cifar10_small", ["baseline=vicreg"])
+    assert {baseline for _, baseline in small.pairs} == {"vicreg"}
 
 
-@pytest.mark.slow
-def test_the_report_tells_which_baselines_several_processes_change(
+def test_differences_beside_the_losses_are_named(
     benchmark_file: Callable[..., Path],
 ) -> None:
-    overrides = ["method=barlow_twins", "~method_kwargs.temperature"]
-    methods = {
-        "barlow": {"config": "simclr.yaml", "overrides": overrides},
-        "metamask": METAMASK,
-    }
+    assert read_plan(benchmark_file(), []).notes == []
+    other = {**SIMCLR, "overrides": ["optimizer.batch_size=5", "augmentations.0.crop_size=24"]}
+    notes = read_plan(benchmark_file(methods={"mine": other, "metamask": METAMASK}), []).notes
+    assert any("crop_size=24 of mine; crop_size=32 of metamask" in note for note in notes)
+    assert any("optimizer.batch_size=5 of mine" in note for note in notes)
+    assert len(notes) == 2
 
-    def notes(devices: str) -> list[str]:
-        return read_plan(
-            benchmark_file(methods=methods, overrides=[f"devices={devices}"]), []
-        ).notes
 
-    assert notes("1") == notes("[0]") == []
-    for devices in ("2", "[0,1]"):
-        (note,) = notes(devices)
-        assert note.startswith("barlow: with several processes, solo-learn's gradient")
+@pytest.mark.parametrize("name", sorted(file.stem for file in SCRIPTS.glob("*.yaml")))
+def test_the_methods_of_the_shipped_files_compose(name: str) -> None:
+    benchmark = read_file(name, [])
+    for method in benchmark.methods:
+        cfg = compose_method(SCRIPTS, benchmark, method, {})
+        assert cfg.max_epochs == benchmark.epochs
+        if method in ("joint", "fixed_mask"):
+            assert cfg.method == "metamask" and not cfg.method_kwargs.meta.enabled
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FILES if name != "custom.yaml"])  # needs images
-def test_the_files_of_the_repository_are_good(
-    name: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_shipped_file_of_ones_own_images(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # no data set is there yet
-    # class folders are looked at, and must be there
-    folders = [f"data.{split}_path={images / split}" for split in ("train", "val")]
-    plan = read_plan(SCRIPTS / name, folders if name == "imagenet-100.yaml" else [])
-
-    assert plan.out == tmp_path / (
-        "demo" if name == "demo.yaml" else f"benchmarks/{Path(name).stem}"
-    )
-    if "digits" in name:
-        assert plan.file.data == Path(name).stem.replace("_search", "-search")
-    assert plan.file.searched == name.endswith("_search.yaml")
-    assert len(plan.runs) == len({run.folder for run in plan.runs})
-    assert not list(tmp_path.iterdir())
-    if "digits" not in name and name != "demo.yaml" and not plan.file.searched:
-        assert plan.file.floor == ("joint", "fixed_mask")
-        assert plan.file.shown[:2] == ["random", "pixels"]
-        methods = {
-            run.method: run.config["method_kwargs"]
-            for run in plan.runs
-            if run.method in ("joint", "fixed_mask")
-        }
-        found = [{**methods[m], "mask": None} for m in plan.file.floor]
-        assert found[0] == found[1]
-        assert not found[0]["meta"]["enabled"]
+    monkeypatch.chdir(tmp_path)
+    paths = [f"data.{split}_path={images / split}" for split in ("train", "val")]
+    plan = read_plan("custom", [*paths, "overrides+=[optimizer.batch_size=8]", "quick=True"])
+    assert {run.method for run in plan.runs} == {*plan.file.shown} and plan.notes == []
+    config = plan.runs[-1].config
+    assert (config["max_epochs"], config["augmentations"][0]["crop_size"]) == (10, 32)

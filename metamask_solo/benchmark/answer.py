@@ -1,0 +1,196 @@
+"""What follows from the results, in sentences: a pure function of the runs.
+
+| sentence about | appears | says |
+|---|---|---|
+| learning | beside an untrained backbone or the pixels | which methods are above them |
+| best | with two methods or more | the best method in each measure, clearly or not |
+| effect | for each comparison | clearly better or worse, or what is excluded |
+| mask | for a method whose mask is updated | the weights that it moved to, or that it stayed |
+| power | always | which difference so many seeds show, and what more seeds would |
+| noise | where two methods are the same | by how much two runs of one method differ |
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from metamask_solo.benchmark.schema import LABEL_FREE, NAMES, UNTRAINED_NAMES
+from metamask_solo.benchmark.statistics import (
+    LEAST_FREEDOM,
+    LEAST_SEEDS,
+    Pair,
+    best_method,
+    compare,
+    detectable_with,
+    fit,
+    noise_floor,
+)
+
+STILL = 0.02  # a mask whose weights differ by less did not move
+UPDATED = "logged/hypergradient_norm"  # logged where a mask is updated
+MORE_SEEDS = (5, 10, 20)
+
+
+def answer(
+    runs: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str], same: Sequence[str] = ()
+) -> list[str]:
+    """The sentences, in the order of the table above.
+
+    Args:
+        runs: finished runs; methods, and beside them ``random`` and ``pixels``.
+        pairs: the comparisons.
+        measures: columns of ``runs``; sentences on accuracies need one that is no RankMe.
+        same: two methods that are one and the same.
+    """
+    untrained = runs[runs.method.isin(UNTRAINED_NAMES)]
+    trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
+    accuracies = [measure for measure in measures if measure not in LABEL_FREE]
+    family = len(pairs) * len(measures)
+    sentences = [*_learning(trained, untrained, accuracies)]
+    if trained.method.nunique() > 1 and trained.seed.nunique() > 1:
+        sentences += _best(trained, accuracies, family, same)
+        sentences += _effects(compare(trained, pairs, measures))
+    sentences += _masks(trained)
+    sentences += _power(trained, pairs, measures, family)
+    if len(same) == 2:
+        sentences += _noise(trained, (same[0], same[1]), measures)
+    if len(accuracies) < len(measures):
+        sentences.append(
+            "RankMe counts the directions that the features use. It is no accuracy, and a higher "
+            "one is not always better."
+        )
+    return sentences
+
+
+def _learning(
+    trained: pd.DataFrame, untrained: pd.DataFrame, measures: Sequence[str]
+) -> Iterator[str]:
+    if trained.empty or untrained.empty:
+        return
+    learned, failed = [], False
+    for measure in measures:
+        means = trained.groupby("method", sort=False)[measure].mean()
+        values = untrained.groupby("method", sort=False)[measure].mean()
+        titles = [f"the {UNTRAINED_NAMES[name]} ({value:.1f} %)" for name, value in values.items()]
+        behind = means[means <= values.max()]
+        if behind.empty:
+            learned.append(NAMES[measure])
+        elif means.max() <= values.max():
+            failed = True
+            yield f"In {NAMES[measure]}, no method is above {_list(titles)}."
+        else:
+            verb = "is" if len(behind) == 1 else "are"
+            yield f"In {NAMES[measure]}, {_list(behind.index)} {verb} not above {_list(titles)}."
+    if failed:
+        yield "Where no method is above: train longer, on more images, or augment otherwise."
+    if learned:
+        titles = [f"the {UNTRAINED_NAMES[name]}" for name in untrained.method.unique()]
+        yield f"In {_list(learned)}, every method is above {_list(titles)}."
+
+
+def _best(
+    trained: pd.DataFrame, measures: Sequence[str], family: int, same: Sequence[str]
+) -> Iterator[str]:
+    clear: dict[str, list[str]] = {}
+    for measure in measures:
+        mean = trained.groupby("method")[measure].mean()
+        best, rivals = best_method(trained, measure, family, same)
+        text = f"{NAMES[measure]} ({mean[best]:.1f} %)"
+        if rivals:
+            yield f"{best} is best in {text}, but not clearly above {_list(rivals)}."
+        else:
+            clear.setdefault(best, []).append(text)
+    for best, texts in clear.items():
+        yield f"{best} is best in {_list(texts)}, clearly above every other method."
+
+
+def _effects(family: pd.DataFrame) -> Iterator[str]:
+    for (method, baseline), lines in family.groupby(["method", "baseline"], sort=False):
+        better, worse = (
+            lines[lines.clear & (lines.difference > 0)],
+            lines[lines.clear & (lines.difference < 0)],
+        )
+        for word, clear in (("better", better), ("worse", worse)):
+            if len(clear):
+                yield f"{method} is clearly {word} than {baseline}: {_values(clear)}."
+        rest = lines[~lines.clear]
+        if len(rest):
+            gains = _list([f"{max(high, 0):.1f}" for high in rest.high])
+            losses = _list([f"{max(-low, 0):.1f}" for low in rest.low])
+            yield (
+                f"{method} does not clearly differ from {baseline}: {_values(rest)}. Gains above "
+                f"{gains} and losses above {losses} are excluded."
+            )
+
+
+def _values(lines: pd.DataFrame) -> str:
+    return _list(
+        [f"{line.difference:+.2f} in {NAMES[line.measure]}" for line in lines.itertuples()]
+    )
+
+
+def _masks(trained: pd.DataFrame) -> Iterator[str]:
+    if UPDATED not in trained:
+        return
+    moved: list[str] = []
+    still: list[str] = []
+    for method, runs in trained[trained[UPDATED].notna()].groupby("method", sort=False):
+        low, high = runs["logged/mask_min"].min(), runs["logged/mask_max"].max()
+        (moved if high - low >= STILL else still).append(f"{method} ({low:.3f} to {high:.3f})")
+    if moved:
+        yield f"The mask moved, to the weights of {_list(moved)}."
+    if still:
+        yield (
+            f"The mask did not move in {_list(still)}: raise method_kwargs.mask.lr, or train "
+            "longer."
+        )
+
+
+def _power(
+    trained: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str], family: int
+) -> Iterator[str]:
+    seeds = int(trained.groupby("method").seed.nunique().max()) if len(trained) else 0
+    if trained.method.nunique() < 2:
+        return
+    if seeds < 2:
+        yield "One seed shows no difference: take at least three, such as seeds=[0,1,2]."
+        return
+    models = {measure: fit(trained, measure) for measure in measures}
+    now: list[str] = []
+    would: list[str] = []
+    more = next(count for count in (*MORE_SEEDS, 2 * seeds) if count > seeds)
+    freedom = 0
+    for measure, model in models.items():
+        known = [pair for pair in pairs if model is not None and set(pair) <= set(model.seeds)]
+        if model is None or not known:
+            yield f"In {NAMES[measure]}, the methods have too few seeds in common to be compared."
+            continue
+        freedom = model.freedom
+        for texts, count in ((now, seeds), (would, more)):
+            effect = detectable_with(model, known, family, count)
+            texts.append(f"{effect:.1f} in {NAMES[measure]}")
+    if not now:
+        return
+    if seeds < LEAST_SEEDS or freedom < LEAST_FREEDOM:
+        head = (
+            f"{'Two' if seeds == 2 else seeds} seeds are too few to compare these methods: they "
+            f"show only differences above {_list(now)}"
+        )
+    else:
+        head = f"{seeds} seeds show differences of {_list(now)} (minimum detectable effect)"
+    yield f"{head}; {more} seeds would show {_list(would)}."
+
+
+def _noise(trained: pd.DataFrame, same: Pair, measures: Sequence[str]) -> Iterator[str]:
+    floors = {NAMES[measure]: noise_floor(trained, same, measure) for measure in measures}
+    parts = [f"{size:.2f} in {name}" for name, (size, count) in floors.items() if count]
+    if parts:
+        yield (
+            f"Noise floor: runs of {' and '.join(same)}, which are the same method, differ by "
+            f"{_list(parts)} with one seed."
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else str(last)

@@ -1,0 +1,200 @@
+"""The report of a benchmark, as Markdown and as one HTML page: answer, tables, figures."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from metamask_solo.benchmark.answer import answer
+from metamask_solo.benchmark.results import VERSIONS, best_settings
+from metamask_solo.benchmark.schema import (
+    LABEL_FREE,
+    NAMES,
+    UNTRAINED_NAMES,
+    BenchmarkFile,
+    Folders,
+)
+from metamask_solo.benchmark.statistics import compare, coverage, fit
+from metamask_solo.evaluation.linear import CS, HELD_OUT
+
+HOW = {
+    "knn": "kNN: k = 20, cosine distance, temperature 0.07",
+    "linear": "linear: logistic regression on the features, divided by one number; its C, of "
+    f"{CS[0]:g} to {CS[-1]:g} and larger if the last is the best, is chosen on a "
+    f"{'fifth' if HELD_OUT == 5 else f'1/{HELD_OUT}'} of the training images",
+    "rankme": "RankMe of the features of the training images",
+}
+COSTS = {
+    "seconds_per_epoch": ("s / epoch", ".1f"),
+    "seconds_per_step": ("s / step", ".3f"),
+    "peak_memory_mib": ("peak MiB", ".0f"),
+    "parameters": ("parameters", ",.0f"),
+}
+STYLE = """body { font: 16px/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; font-size: 0.9rem; margin: 1rem 0 }
+th, td { padding: 0.2rem 0.6rem; text-align: right; border-bottom: 1px solid #ccc }
+th:first-child, td:first-child { text-align: left }
+img { max-width: 100% } small { color: #555 }"""
+Block = Any  # a paragraph, a list of lines, or a DataFrame of texts
+Section = tuple[str, list[Block]]
+
+
+def sections(
+    benchmark: BenchmarkFile, rows: pd.DataFrame, notes: Sequence[str] = ()
+) -> list[Section]:
+    """Titles and what stands below them: paragraphs, lists and tables of text."""
+    runs = rows[rows.status == "finished"]
+    failed = rows[rows.status == "failed"]
+    found: list[Section] = []
+    if len(runs) and benchmark.searched:
+        found = [("Results", _results(benchmark, runs)), ("Best settings", _best(benchmark, runs))]
+    elif len(runs):
+        pairs = [pair for pair in benchmark.pairs if {*pair} <= {*runs.method}]
+        same = benchmark.same
+        found = [
+            ("Answer", [[*notes, *answer(runs, pairs, benchmark.measured, same)]]),
+            ("Results", _results(benchmark, runs)),
+            ("Differences", _differences(benchmark, runs, pairs)),
+        ]
+    if len(failed):
+        lines = [f"{run.variant}, seed {run.seed}: {run.error}" for run in failed.itertuples()]
+        found.append(("Failed runs", [lines]))
+    return [(title, blocks) for title, blocks in found if blocks]
+
+
+def summary(benchmark: BenchmarkFile, rows: pd.DataFrame) -> str:
+    """One line: runs, data, length, device and versions."""
+    counts = [f"{(rows.status == status).sum()} {status}" for status in ("finished", "failed")]
+    data = benchmark.data.train_path if isinstance(benchmark.data, Folders) else benchmark.data
+    lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {data}" if data else "") + "."]
+    finished = rows[rows.status == "finished"]
+    for name in ("epochs", "device", "commit", *VERSIONS):
+        values = finished[name].dropna().unique() if name in finished else []
+        shown = [f"{value:.0f}" if name == "epochs" else str(value) for value in values if value]
+        lines += [f"{name}: {', '.join(shown)}."] if shown else []
+    return " ".join(lines)
+
+
+def _results(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
+    plain = [f"{name}_plain" for name in benchmark.measured]
+    measures = [m for m in (*benchmark.measured, *plain) if m in runs and runs[m].notna().any()]
+    table: dict[str, list[str]] = {"method": [], "runs": []}
+    for variant, lines in runs.groupby("variant", sort=False):
+        table["method"].append(UNTRAINED_NAMES.get(str(variant), str(variant)))
+        table["runs"].append(str(len(lines)))
+        for measure in measures:
+            table.setdefault(_title(measure), []).append(spread(lines[measure]))
+        for name, (title, form) in COSTS.items():
+            # the median: one run beside other programs, or paused, does not count
+            value = lines[name].median() if name in lines else float("nan")
+            table.setdefault(title, []).append("–" if pd.isna(value) else format(value, form))
+    note = "Mean ± standard deviation over the seeds, on the validation images; costs: medians. "
+    return [note + "; ".join(HOW[name] for name in benchmark.measured) + ".", pd.DataFrame(table)]
+
+
+def spread(values: "pd.Series[float]") -> str:
+    """Mean ± standard deviation (n − 1) with two decimals; of one value, the value."""
+    values = values.dropna()
+    if values.empty:
+        return "–"
+    deviation = f" ± {values.std():.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{deviation}"
+
+
+def _differences(
+    benchmark: BenchmarkFile, runs: pd.DataFrame, pairs: Sequence[tuple[str, str]]
+) -> list[Block]:
+    trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
+    family = compare(trained, pairs, benchmark.measured)
+    if family.empty:
+        return []
+    table: dict[str, list[str]] = {}
+    for (method, baseline), lines in family.groupby(["method", "baseline"], sort=False):
+        table.setdefault("difference", []).append(f"{method} − {baseline}")
+        for measure in benchmark.measured:
+            cells = ["–", "–", "–"]
+            for line in lines[lines.measure == measure].itertuples():
+                text = f"{line.difference:+.2f} ({line.low:+.2f} to {line.high:+.2f})"
+                p = "–" if pd.isna(line.p) else "<0.001" if line.p < 0.001 else f"{line.p:.3f}"
+                cells = [f"**{text}**" if line.clear else text, p, f"{line.detectable:.2f}"]
+            heads = [_title(measure), f"p, {NAMES[measure]}", f"detectable, {NAMES[measure]}"]
+            for head, cell in zip(heads, cells, strict=True):
+                table.setdefault(head, []).append(cell)
+    model = fit(trained, family.measure[0])
+    assert model is not None  # something was compared
+    low, high, together = coverage(model, pairs, len(benchmark.measured))
+    note = (
+        f"One linear model of each measure, accuracy ~ method + seed, with HC3 errors and "
+        f"{model.freedom} degrees of freedom. Intervals and p-values are corrected for the "
+        f"{len(family)} comparisons of this table (Bonferroni); bold: p below 0.05. Detectable: "
+        "the minimum detectable effect, a true difference that is shown with a power of 80 %. "
+        "Assumed: methods and seeds add up, and runs vary normally, each method by its own spread. "
+        f"In simulations of these runs with spreads that differ by up to 3.5 times, one interval "
+        f"at 95 % covers the truth in {low:.1f} to {high:.1f} %, and all corrected ones together "
+        f"in {together:.0f} %."
+    )
+    return [note, pd.DataFrame(table)]
+
+
+def _best(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
+    best = best_settings(runs[~runs.method.isin(UNTRAINED_NAMES)], benchmark.measured)
+    table = pd.DataFrame({"method": best.method, "setting": best.setting, "runs": best.runs})
+    for measure in benchmark.measured:
+        table[_title(measure)] = best[measure].map("{:.2f}".format)
+    note = (
+        f"The best setting of each method by {NAMES[benchmark.measured[0]]} on the validation "
+        "images, of equal ones by the next measure. Only settings with the most finished runs "
+        "take part. A best of several is no fair result: measure it on other images."
+    )
+    return [note, table.astype(str)]
+
+
+def _title(measure: str) -> str:
+    name, _, plain = measure.partition("_")
+    unit = "" if name in LABEL_FREE else " %"
+    return f"{NAMES[name]}{unit}{', no mask' if plain else ''}"
+
+
+def markdown(title: str, line: str, found: Sequence[Section], figures: Sequence[str] = ()) -> str:
+    """The report as Markdown."""
+    parts = [f"# {title}", line]
+    for name, blocks in found:
+        parts += [f"## {name}", *(markdown_block(block) for block in blocks)]
+    parts += [f"![{name}]({name}.png)" for name in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_block(block: Block) -> str:
+    """A paragraph, a list or a table as Markdown."""
+    if isinstance(block, str):
+        return block
+    if isinstance(block, list):
+        return "\n".join(f"- {line}" for line in block)
+    rule = ["---", *["---:"] * (len(block.columns) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (block.columns, rule, *block.to_numpy()))
+
+
+def page(title: str, line: str, found: Sequence[Section], figures: Mapping[str, bytes]) -> str:
+    """The report as one HTML page with its figures inside."""
+    parts = [f"<h1>{html.escape(title)}</h1>", f"<p><small>{html.escape(line)}</small></p>"]
+    for name, blocks in found:
+        parts += [f"<h2>{html.escape(name)}</h2>", *map(_html_block, blocks)]
+    for name, content in figures.items():
+        data = base64.b64encode(content).decode()
+        parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
+    head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
+    return "\n".join(["<!doctype html>", f"<html lang='en'>{head}", *parts, "</html>", ""])
+
+
+def _html_block(block: Block) -> str:
+    if isinstance(block, str):
+        return f"<p>{html.escape(block)}</p>"
+    if isinstance(block, list):
+        return "".join(["<ul>", *(f"<li>{html.escape(line)}</li>" for line in block), "</ul>"])
+
+    def cells(column: "pd.Series[str]") -> "pd.Series[str]":
+        return column.map(html.escape).str.replace(r"\*\*(.*)\*\*", r"<b>\1</b>", regex=True)
+
+    return str(block.apply(cells).to_html(index=False, border=0, escape=False))

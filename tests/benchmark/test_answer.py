@@ -1,0 +1,115 @@
+"""Which sentence appears when, from made-up runs."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from metamask_solo.benchmark.answer import answer
+
+PAIRS = [("heads", "joint"), ("simclr", "joint")]
+METHODS = ("joint", "heads", "simclr")
+
+
+def runs(seeds: int = 5, noise: float = 0.3, **knn: float) -> pd.DataFrame:
+    """Runs of three methods around 50 %, and of what else has a mean in ``knn``."""
+    draw = np.random.default_rng(0)
+    means = dict.fromkeys(METHODS, 50.0) | knn
+    lines = [
+        {"method": method, "seed": seed, "knn": mean + noise * draw.normal()}
+        for method, mean in means.items()
+        for seed in range(1 if method == "pixels" else seeds)
+    ]
+    return pd.DataFrame(lines)
+
+
+def said(table: pd.DataFrame, measures: list[str] | None = None, **more: Any) -> str:
+    return "\n".join(answer(table, PAIRS, measures or ["knn"], **more))
+
+
+def test_learning() -> None:
+    assert "kNN, every method is above the untrained backbone and the pixels." in said(
+        runs(random=30, pixels=40)
+    )
+    beaten = said(runs(random=30, pixels=60))
+    assert "In kNN, no method is above the untrained backbone (30." in beaten
+    assert "and the pixels (60." in beaten and "train longer" in beaten
+    some = said(runs(pixels=45, heads=40))
+    assert "In kNN, heads is not above the pixels (44." in some and "train longer" not in some
+    two = said(runs(pixels=45, heads=40, joint=40))
+    assert "In kNN, joint and heads are not above the pixels" in two
+    assert "above the" not in said(runs())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.498, 0.502, "The mask did not move in heads (0.498 to 0.502): raise method_kwargs.mask"),
+        (0.38, 0.65, "The mask moved, to the weights of heads (0.380 to 0.650)."),
+    ],
+)
+def test_mask(low: float, high: float, expected: str) -> None:
+    table = runs()
+    of_heads = table.method == "heads"
+    table["logged/mask_min"], table["logged/mask_max"] = 0.5, 0.5
+    table.loc[of_heads, ["logged/mask_min", "logged/mask_max"]] = [low, high]
+    assert "mask" not in said(table)  # nowhere updated
+    table.loc[of_heads, "logged/hypergradient_norm"] = 0.1
+    assert expected in said(table) and "joint (" not in said(table)
+
+
+def test_effects() -> None:
+    open_ = said(runs())
+    assert "heads does not clearly differ from joint: " in open_
+    assert ". Gains above" in open_ and " and losses above " in open_
+    assert "heads is clearly better than joint: +5." in said(runs(heads=55))
+    assert "heads is clearly worse than joint: -4." in said(runs(heads=45))
+
+
+def test_power() -> None:
+    text = said(runs(seeds=1))
+    assert "One seed shows no difference: take at least three" in text and "clearly" not in text
+    text = said(runs(seeds=2))
+    assert "Two seeds are too few to compare these methods: they show only differences" in text
+    assert "; 5 seeds would show" in text and "differ from" not in text
+    text = said(runs(seeds=3))
+    assert "3 seeds show differences of " in text and "; 5 seeds would show" in text
+    pair = runs(seeds=3)[lambda table: table.method != "simclr"]
+    assert "3 seeds are too few to compare these methods" in said(pair)
+    apart = runs(seeds=6)
+    early = apart.method == "heads"
+    apart = apart[(early & (apart.seed < 3)) | (~early & (apart.seed >= 3))]
+    assert "too few seeds in common" in said(apart)
+
+
+def test_best_and_noise() -> None:
+    assert "simclr is best in kNN (59.7 %), clearly above every other method." in said(
+        runs(simclr=60)
+    )
+    assert " is best in kNN (50.0 %), but not clearly above " in said(runs())
+    # two that are one need not be told apart
+    both = runs(joint=60, heads=60)
+    assert "clearly above every" not in said(both)
+    text = said(both, same=("joint", "heads"))
+    assert "clearly above every other method." in text
+    difference = both[both.method == "joint"].knn.to_numpy() - both[both.method == "heads"].knn
+    floor = np.sqrt((difference**2).mean())
+    assert (
+        f"Noise floor: runs of joint and heads, which are the same method, differ by {floor:.2f}"
+        in text
+    )
+
+
+def test_several_measures_share_a_sentence() -> None:
+    table = runs(heads=55, pixels=20)
+    table["linear"] = table.knn + 5
+    text = said(table, ["knn", "linear"])
+    assert text.count("heads is clearly better") == 1 and " in kNN and +" in text
+    assert "heads is best in kNN (55.0 %) and linear (60.0 %), clearly" in text
+    assert "In kNN and linear, every method is above the pixels." in text
+
+
+def test_without_labels_nothing_is_best() -> None:
+    text = said(runs(heads=80).rename(columns={"knn": "rankme"}), ["rankme"])
+    assert "It is no accuracy" in text and "best" not in text

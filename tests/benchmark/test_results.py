@@ -1,0 +1,141 @@
+"""One DataFrame from the runs' files to the report, and the file of rows."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from metamask_solo.__main__ import main
+from metamask_solo.benchmark import results
+from metamask_solo.benchmark.plan import read_plan
+from metamask_solo.benchmark.results import best_settings, csv_text, read_csv, read_results
+from metamask_solo.errors import UserError
+
+SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
+
+
+def finish(file: Path, *overrides: str, **result: Any) -> None:
+    """Puts made-up results into the folders of a benchmark's runs."""
+    for run in read_plan(file, list(overrides)).runs:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        knn = 40.0 + 10 * (run.method == "metamask") + run.seed
+        content = {"knn": knn, "linear": knn + 5, "epochs": 1, **result}
+        (run.folder / "result.json").write_text(json.dumps(content))
+
+
+def command(file: Path, *arguments: str) -> int:
+    return main(["benchmark", str(file), *arguments])
+
+
+def test_a_file_is_read_as_what_was_written(
+    benchmark_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = benchmark_file(seeds=[0, 1], untrained=["pixels"])
+    more = {"knn": 100 / 3, "logged/loss": float("nan"), "curve": "1:2.5", "commit": "0123e4"}
+    finish(file, **more)
+    rows = read_results(read_plan(file, []))
+    path = tmp_path / "rows.csv"
+    path.write_text(csv_text(rows))
+
+    again = read_csv(path)
+    pd.testing.assert_frame_equal(again[rows.columns], rows, check_dtype=False)
+    assert csv_text(again) == path.read_text()
+    assert list(rows.method) == ["pixels", "simclr", "simclr", "metamask", "metamask"]
+    path.write_text("a;b\n1;2\n")
+    with pytest.raises(UserError, match=r"rows.csv: is no table of a benchmark \(no column method"):
+        read_csv(path)
+
+
+def test_failed_and_pending_runs_have_a_row(
+    benchmark_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = benchmark_file(seeds=[0, 1])
+    assert command(file, "--tables-only") == 1
+    assert "nothing is finished yet" in capsys.readouterr().out
+    finish(file, "seeds=[0]")
+    failed = read_plan(file, []).runs[-1].folder
+    results.write_json(failed / "failed.json", {"error": "no | memory"})
+
+    rows = read_results(read_plan(file, []))
+    assert list(rows.status) == ["finished", "pending", "finished", "failed"]
+    assert command(file, "--tables-only") == 1
+    printed = capsys.readouterr().out
+    assert "4 runs (2 finished, 1 failed)" in printed
+    assert "- metamask, seed 1: no | memory" in printed
+
+
+def test_rows_stand_for_runs_elsewhere_and_are_added_to(
+    benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "rows.csv"
+    file = benchmark_file(seeds=[0, 1, 2], rows=str(shared))
+    finish(file)
+    assert command(file) == 0
+    report = capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out")
+
+    # without the runs' folders nothing is run again, and the report is the same
+    assert command(file) == 0
+    again = capsys.readouterr().out
+    assert "6 runs, 6 finished before" in again and again == report
+    before = shared.read_text()
+    assert command(file, "--from-rows") == 0
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in report.splitlines() if line.startswith(("|", "-")))
+    assert shared.read_text() == before
+    # a further seed is added; the others stay
+    finish(file, "seeds=[3]")
+    assert command(file, "seeds=[3]", "--tables-only") == 0
+    assert sorted(read_csv(shared).seed.unique()) == [0, 1, 2, 3]
+    # a line that another config has taken is refused before any work
+    assert command(file, "overrides=[optimizer.lr=0.125]") == 2
+    said = capsys.readouterr().err
+    assert f"rows={shared}: simclr, seed 0 is there with other settings" in said
+    assert said.count("\n") == 1
+
+
+def test_rows_that_are_no_runs_of_one_benchmark_are_refused(
+    benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "rows.csv"
+    file = benchmark_file(seeds=[0, 1], rows=str(shared))
+    finish(file)
+    assert command(file) == 0
+    whole = read_csv(shared)
+    capsys.readouterr()
+
+    def refused(rows: pd.DataFrame, *overrides: str) -> str:
+        shared.write_text(csv_text(rows))
+        assert command(file, "--from-rows", *overrides) == 2
+        return capsys.readouterr().err
+
+    assert "two lines" in refused(pd.concat([whole, whole[:1]]))
+    other = whole.copy()
+    other.loc[0, "config_digest"] = "other"
+    assert "simclr: its seeds have different settings" in refused(other)
+    other = whole.copy()
+    other.loc[other.method == "simclr", "data_digest"] = "other"
+    assert "different images or evaluations" in refused(other)
+    assert "not every run has linear" in refused(whole.drop(columns="linear"))
+    assert "no finished run of these methods" in refused(whole, "seeds=[7]")
+    assert "no finished run of these methods" in refused(whole, "epochs=9")
+    for override in ("data=digits", "overrides=[optimizer.lr=1]", "methods.simclr.overrides=[]"):
+        assert f"{override}: changes no rows" in refused(whole, override)
+
+
+def test_the_best_setting_of_each_method() -> None:
+    def lines(method: str, setting: str, *knn: float, linear: float = 0.0) -> list[dict[str, Any]]:
+        line = {"method": method, "setting": setting, "variant": f"{method} {setting}"}
+        line |= {"status": "finished", "linear": linear}
+        return [{**line, "seed": seed, "knn": value} for seed, value in enumerate(knn)]
+
+    table = [*lines("a", "lr=1", 50, 52), *lines("a", "lr=2", 60, 40), *lines("a", "lr=3", 99)]
+    table += [*lines("b", "lr=1", 16, 16), *lines("b", "lr=2", 16, 16, linear=1.0)]
+    best = best_settings(pd.DataFrame(table), ["knn", "linear"])
+
+    assert list(best.variant) == ["a lr=1", "b lr=2"]  # fewer seeds are no match; then the next
+    assert list(best.knn) == [51, 16] and list(best.runs) == [2, 2]

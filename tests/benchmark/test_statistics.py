@@ -1,0 +1,191 @@
+"""The analysis against statsmodels called by hand, and against simulations."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from scipy import stats
+
+from metamask_solo.benchmark import statistics
+
+ROWS = Path(__file__).parents[2] / "docs" / "results" / "cifar10.csv"
+PAIRS = [
+    ("metamask", "joint"),
+    ("heads", "joint"),
+    ("fast", "joint"),
+    ("heads", "metamask"),
+    ("fast", "metamask"),
+    ("joint", "simclr"),
+    ("joint", "barlow_twins"),
+    ("joint", "vicreg"),
+]
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> pd.DataFrame:
+    rows = pd.read_csv(ROWS)
+    return rows[~rows.method.isin(["random", "pixels"])]
+
+
+def simulated(methods: int, seeds: int, draw: np.random.Generator, **shift: float) -> pd.DataFrame:
+    """Runs whose methods have spreads from 0.2 to 0.7; ``shift`` is added to a method."""
+    spreads = draw.uniform(0.2, 0.7, methods)
+    of_seed = draw.normal(0, 1, seeds)
+    lines = [
+        {
+            "method": f"m{m}",
+            "seed": s,
+            "knn": 50 + of_seed[s] + spreads[m] * draw.normal() + shift.get(f"m{m}", 0.0),
+        }
+        for m in range(methods)
+        for s in range(seeds)
+    ]
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize("measure", ["knn", "linear"])
+def test_the_table_is_that_of_statsmodels_by_hand(cifar10: pd.DataFrame, measure: str) -> None:
+    family = statistics.compare(cifar10, PAIRS, ["knn", "linear"])
+    assert len(family) == 16
+
+    fitted = smf.ols(f"{measure} ~ C(method) + C(seed)", cifar10).fit(cov_type="HC3", use_t=True)
+    assert fitted.df_resid == 26
+    for method, baseline in PAIRS:
+        terms = [
+            f"{sign} C(method)[T.{name}]"
+            for sign, name in (("", method), ("-", baseline))
+            if f"C(method)[T.{name}]" in fitted.params
+        ]
+        test = fitted.t_test(f"{' '.join(terms)} = 0")
+        of_pair = (family.method == method) & (family.baseline == baseline)
+        (line,) = family[of_pair & (family.measure == measure)].itertuples()
+        low, high = test.conf_int(0.05 / 16)[0]
+        assert line.difference == pytest.approx(test.effect.item())
+        assert (line.low, line.high) == pytest.approx((low, high))
+        assert line.p == pytest.approx(min(1, 16 * float(test.pvalue)), abs=1e-12)
+        assert line.clear == (low > 0 or high < 0)
+
+
+def test_what_the_paper_s_setting_excludes_on_cifar10(cifar10: pd.DataFrame) -> None:
+    family = statistics.compare(cifar10, PAIRS, ["knn", "linear"])
+    knn, linear = family[family.method == "metamask"].itertuples()
+
+    assert (knn.difference, knn.high - knn.difference) == pytest.approx((-0.29, 1.00), abs=0.006)
+    assert (linear.difference, linear.high - linear.difference) == pytest.approx(
+        (0.49, 0.89), abs=0.006
+    )
+    for measure in ("knn", "linear"):
+        best = statistics.best_method(cifar10, measure, 16, ("joint", "fixed_mask"))
+        assert best == ("vicreg", [])
+        rest = cifar10[cifar10.method != "vicreg"]
+        assert statistics.best_method(rest, measure, 16)[0] == "simclr"
+    floor, pairs = statistics.noise_floor(cifar10, ("joint", "fixed_mask"), "knn")
+    values = {m: cifar10[cifar10.method == m].knn.to_numpy() for m in ("joint", "fixed_mask")}
+    by_hand = np.sqrt(np.mean((values["joint"] - values["fixed_mask"]) ** 2))
+    assert (floor, pairs) == (pytest.approx(by_hand), 5)
+
+
+@pytest.mark.parametrize(("methods", "seeds"), [(4, 5), (8, 5), (4, 3), (8, 3)])
+def test_the_minimum_detectable_effect_is_shown_in_four_of_five_cases(
+    methods: int, seeds: int
+) -> None:
+    """By the corrected test, on average over unequal spreads; HC3 written out for whole designs."""
+    draw = np.random.default_rng(1)
+    freedom, family, draws = (methods - 1) * (seeds - 1), 2 * (methods - 1), 20_000
+    spreads = draw.uniform(0.2, 0.7, (draws, methods, 1))
+    noise = draw.normal(size=(draws, methods, seeds)) * spreads
+    of_method, of_seed = noise.mean(2, keepdims=True), noise.mean(1, keepdims=True)
+    residuals = noise - of_method - of_seed + noise.mean((1, 2), keepdims=True)
+    squares = (residuals / (freedom / (methods * seeds))) ** 2
+    error = np.sqrt((squares[:, 0] + squares[:, 1]).sum(1)) / seeds
+    one = statistics.detectable_effect(1.0, freedom, family)
+
+    # the effect that a page with these spreads states on average
+    true_error = np.sqrt((spreads[:, :2, 0] ** 2).sum(1) / seeds)
+    stated = one * true_error * np.mean(error / true_error)
+    differences = of_method[:, 0, 0] - of_method[:, 1, 0] + stated
+    limit = stats.t.ppf(1 - 0.05 / 2 / family, freedom)
+    power = (differences / error > limit).mean()
+    assert 0.72 < power < 0.88, power
+
+
+def test_the_coverage_that_a_page_states_is_that_of_its_intervals() -> None:
+    draw = np.random.default_rng(2)
+    pairs = [("m0", "m1"), ("m2", "m1")]
+    model = statistics.fit(simulated(3, 3, draw), "knn")
+    assert model is not None
+    low, high, together = statistics.coverage(model, pairs)
+
+    single, both = np.zeros(2), 0
+    for _ in range(500):
+        runs = simulated(3, 3, draw)
+        fitted = smf.ols("knn ~ C(method) + C(seed)", runs).fit(cov_type="HC3", use_t=True)
+        t = np.abs([fitted.tvalues["C(method)[T.m1]"], fitted.t_test(
+            "C(method)[T.m2] - C(method)[T.m1] = 0").tvalue.item()])  # fmt: skip
+        single += t < stats.t.ppf(0.975, 4)
+        both += bool((t < stats.t.ppf(1 - 0.0125, 4)).all())
+    assert 100 * single.min() / 500 == pytest.approx(low, abs=2.5)
+    assert 100 * single.max() / 500 == pytest.approx(high, abs=2.5)
+    assert 100 * both / 500 == pytest.approx(together, abs=2.5)
+
+
+def test_two_seeds_and_few_degrees_of_freedom_are_not_compared() -> None:
+    draw = np.random.default_rng(3)
+    pairs = [("m0", "m1")]
+    for methods, seeds, comparisons in ((8, 2, 0), (2, 3, 0), (2, 4, 1), (3, 3, 1), (8, 1, 0)):
+        runs = simulated(methods, seeds, draw)
+        assert len(statistics.compare(runs, pairs, ["knn"])) == comparisons, (methods, seeds)
+    # one method with two seeds among others that have five
+    runs = simulated(4, 5, draw)
+    runs = runs[(runs.method != "m1") | (runs.seed < 2)]
+    lines = statistics.compare(runs, [("m0", "m1"), ("m0", "m2")], ["knn"])
+    assert list(lines.baseline) == ["m2"]
+    best, rivals = statistics.best_method(runs, "knn", 2)
+    assert "m1" in (best, *rivals)
+
+
+def test_methods_without_a_common_seed_are_not_compared() -> None:
+    runs = simulated(4, 6, np.random.default_rng(4))
+    early = runs.method.isin(["m0", "m1"])
+    apart = runs[(early & (runs.seed < 3)) | (~early & (runs.seed >= 3))]
+    assert statistics.fit(apart, "knn") is None
+    assert statistics.compare(apart, [("m0", "m1"), ("m0", "m2")], ["knn"]).empty
+
+
+def test_a_run_that_tells_nothing_of_the_spread_changes_nothing() -> None:
+    """HC3 divides by one minus its leverage."""
+    runs = simulated(3, 4, np.random.default_rng(5))
+    alone = pd.DataFrame([{"method": "m9", "seed": 0, "knn": 1.0}])
+    only = pd.DataFrame([{"method": "m0", "seed": 9, "knn": 99.0}])
+    pairs = [("m0", "m1"), ("m9", "m1")]
+    expected = statistics.compare(runs, pairs, ["knn"])
+    found = statistics.compare(pd.concat([runs, alone, only]), pairs, ["knn"])
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_equal_runs_have_no_p_value() -> None:
+    runs = simulated(3, 3, np.random.default_rng(6)).assign(knn=50.0)
+    (line,) = statistics.compare(runs, [("m0", "m1")], ["knn"]).itertuples()
+    assert (line.difference, line.clear) == (pytest.approx(0, abs=1e-9), False)
+    assert np.isnan(line.p)
+
+
+def test_more_seeds_show_less() -> None:
+    """The forecast for five seeds from three is near what five seeds show."""
+    draw = np.random.default_rng(7)
+    forecasts: list[Any] = []
+    for _ in range(200):
+        model = statistics.fit(simulated(4, 3, draw), "knn")
+        with_more = statistics.fit(simulated(4, 5, draw), "knn")
+        assert model is not None and with_more is not None
+        forecasts.append(
+            [
+                statistics.detectable_with(model, [("m0", "m1")], 3, 5),
+                statistics.detectable_with(with_more, [("m0", "m1")], 3, 5),
+            ]
+        )
+    forecast, real = np.sqrt((np.array(forecasts) ** 2).mean(0))
+    assert forecast == pytest.approx(real, rel=0.15)
