@@ -18,7 +18,6 @@ CIFAR = Path(__file__).parents[2] / "scripts" / "benchmark" / "cifar10.yaml"
 # a ResNet-18 without its last layer; the 3 × 3 stem has 1,728 weights, the standard one 9,408
 PARAMETERS = 11_176_512 - 9408 + 1728
 SMALL = [
-    "+backbone.stem=3x3",
     "optimizer.batch_size=10",
     "data.num_workers=0",
     "accelerator=cpu",
