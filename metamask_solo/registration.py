@@ -9,24 +9,18 @@ from types import ModuleType
 
 from wrapt import when_imported
 
-from metamask_solo.bolts_1_0_2 import BoltsFinder
-
 METHOD = "metamask_solo.method.metamask"
-STEMS = "metamask_solo.checkpoints.timm_stems"
 HOSTS = "metamask_solo.hosts"
+_registered: list[bool] = []
 
 
 def register_when_imported() -> None:
-    """Arranges that :mod:`metamask_solo.method.metamask` follows ``solo``, whoever imports that.
-
-    And that solo-learn 1.0.2 finds the schedule that it imports from pl_bolts.
-    """
-    if not any(isinstance(finder, BoltsFinder) for finder in sys.meta_path):
-        sys.meta_path.append(BoltsFinder())
+    """Arranges that :mod:`metamask_solo.method.metamask` follows ``solo``, whoever imports that."""
+    if not _registered:
+        _registered.append(True)
         when_imported(HOSTS)(_import_method)
         # not of solo.methods: the package imports it before other parts that the method needs
         when_imported("solo")(_unless_hosts_follow)
-        when_imported("timm")(_import_stems)
 
 
 def _unless_hosts_follow(module: ModuleType) -> None:
@@ -37,7 +31,3 @@ def _unless_hosts_follow(module: ModuleType) -> None:
 
 def _import_method(module: ModuleType) -> None:
     importlib.import_module(METHOD)
-
-
-def _import_stems(module: ModuleType) -> None:
-    importlib.import_module(STEMS)

@@ -1,6 +1,6 @@
 """ResNets with the 3×3 stem under names of their own, such as ``resnet18_3x3``, for timm.
 
-Imported by a hook when timm is, so that ``timm.create_model("local-dir:FOLDER")`` opens what
+Importing it lets ``timm.create_model("local-dir:FOLDER")`` open what
 :mod:`metamask_solo.checkpoints.exporting` writes of such a run.
 """
 

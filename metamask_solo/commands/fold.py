@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     print_ending(made, *([["knn", folded.path]] if arguments.form == "host" else []))
     if arguments.form == "timm" and folded.path.is_dir():
         architecture = json.loads((folded.path / CONFIG).read_text())["architecture"]
-        knows = "import metamask_solo; " if architecture.endswith("_3x3") else ""
+        knows = (
+            "import metamask_solo.checkpoints.timm_stems; " if architecture.endswith("_3x3") else ""
+        )
         print(f'open it: {knows}timm.create_model("local-dir:{folded.path}", pretrained=True)')
     return 0

@@ -146,4 +146,5 @@ class Images(Dataset[Any]):
             raise UserError(
                 f"{self.source.name(place)}: was read, but its transform failed ({reason})"
             ) from error
-        return (index, made, label) if self.with_index else (made, label)
+        # the classifier on the way, which logs nothing then, takes no −1
+        return (index, made, max(label, 0)) if self.with_index else (made, label)

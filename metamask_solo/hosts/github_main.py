@@ -1,10 +1,9 @@
-"""solo-learn's GitHub main: methods take a config."""
+"""solo-learn's GitHub main: methods take a config. It is the reference, and runs as it is."""
 
-import functools
 import inspect
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,17 +21,14 @@ from solo.data.pretrain_dataloader import (
 from solo.methods import METHODS
 from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
-from solo.utils.knn import WeightedKNNClassifier as WeightedKNNClassifier
-from solo.utils.misc import param_groups_layer_decay
+from solo.utils.knn import WeightedKNNClassifier
+from solo.utils.metrics import accuracy_at_k
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.transforms import Normalize
 
-from metamask_solo.errors import UserError
-from metamask_solo.hosts.bridges import note
-from metamask_solo.hosts.first_step import SIZED_BACKBONES
-from metamask_solo.hosts.optimization import configure_like, plan_of
-from metamask_solo.hosts.resuming import make_resumable
-from metamask_solo.hosts.stem import SMALL, dataset_of_stem, stem
+from metamask_solo.hosts.derived import UpdatingMetric, without_label_metrics
+from metamask_solo.hosts.stem import SMALL, dataset_of_stem, set_image_size, stem
 from metamask_solo.validation import Settings, validated
 
 RELEASE = "main"
@@ -40,24 +36,22 @@ OPTIMIZERS = BaseMethod._OPTIMIZERS
 LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
 CLASSES: dict[str, int] = _N_CLASSES_PER_DATASET
-DINO_WARMUP = 0
-LARGE_CROPS: dict[str, tuple[float, float]] = {
-    "byol": (2, math.inf),
-    "mae": (1, math.inf),
-    "simclr": (2, math.inf),
-    "supcon": (2, math.inf),
-    "wmse": (2, math.inf),
-}
 SMALL_CROPS = tuple(
     name
     for name, method in METHODS.items()
-    if getattr(method, "multicrop_forward", None) is not BaseMethod.multicrop_forward
-    and issubclass(method, BaseMethod)
+    if issubclass(method, BaseMethod)
+    and method.multicrop_forward is not BaseMethod.multicrop_forward
 )
 
 
 class PluginMethod(BaseMethod):
-    """Base of a method that brings settings of its own; see protocol.py."""
+    """Base of a method of one's own.
+
+    Attributes:
+        settings_model: of the class: the pydantic model of ``method_kwargs``.
+        settings: the checked settings.
+        optimizer_name: value of ``optimizer.name``.
+    """
 
     settings_model: type[Settings]
 
@@ -71,8 +65,8 @@ class PluginMethod(BaseMethod):
     def add_and_assert_specific_cfg(cls, cfg: DictConfig) -> DictConfig:
         """Completes and checks ``method_kwargs``, beside what solo-learn does for every method."""
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
-        given = _plain(cfg.method_kwargs)
-        cfg.method_kwargs = validated(cls.settings_model, given, "method_kwargs.").plain()
+        settings = validated(cls.settings_model, _plain(cfg.method_kwargs), "method_kwargs.")
+        cfg.method_kwargs = settings.plain()
         return cfg
 
     def to_memory_format(self, images: Tensor) -> Tensor:
@@ -80,13 +74,30 @@ class PluginMethod(BaseMethod):
         return images if self.no_channel_last else images.to(memory_format=torch.channels_last)
 
 
+class OnlineKNN(WeightedKNNClassifier, UpdatingMetric):
+    """solo-learn's online kNN on the torchmetrics of today."""
+
+
+class FewClassesModel(LinearModel):
+    """solo-learn's linear model for fewer than five classes, which its top-5 accuracy refuses."""
+
+    def shared_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        if self.training and self.mixup_func is not None:
+            return super().shared_step(batch, batch_idx)
+        images, labels = batch
+        logits = self(images)["logits"]
+        acc1, top = accuracy_at_k(logits, labels, top_k=(1, self.classifier.out_features))
+        loss = F.cross_entropy(logits, labels)
+        return {"batch_size": len(images), "loss": loss, "acc1": acc1, "acc5": top}
+
+
 def setting_names(method: str) -> set[str] | None:
     # the host ignores others without a word; which ones it reads stands in its source only
-    found = METHODS.get(method)
-    if found is None or hasattr(found, "settings_model"):
+    cls = METHODS.get(method)
+    if cls is None or hasattr(cls, "settings_model"):
         return None
-    own = (c for c in found.__mro__ if c.__module__.startswith("solo.methods"))
-    return {n for c in own for n in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(c))}
+    classes = (c for c in cls.__mro__ if c.__module__.startswith("solo.methods"))
+    return {n for c in classes for n in re.findall(r"method_kwargs\.(\w+)", inspect.getsource(c))}
 
 
 def backbone_names() -> list[str]:
@@ -96,9 +107,8 @@ def backbone_names() -> list[str]:
 def build_backbone(cfg: DictConfig) -> nn.Module:
     name = cfg.backbone.name
     kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs", default={}))
-    backbone = BaseMethod._BACKBONES[name](
-        cfg.get("pretrain_method") or cfg.get("method"), **kwargs
-    )
+    method = cfg.get("pretrain_method") or cfg.get("method")
+    backbone = BaseMethod._BACKBONES[name](method, **kwargs)
     if name.startswith("resnet"):
         backbone.fc = nn.Identity()
         if stem(cfg) == SMALL:
@@ -107,16 +117,25 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
     return backbone
 
 
-def build_method(cfg: DictConfig) -> pl.LightningModule:
-    with dataset_of_stem(cfg):
-        model = METHODS[cfg.method](cfg)
-    make_resumable(model)
-    if type(model).configure_optimizers is BaseMethod.configure_optimizers:
-        plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name], _accumulation(cfg))
-        configure_like(model, plan, functools.partial(getattr, model, "learnable_params"))
-    if not cfg.performance.disable_channel_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+def build_method(cfg: DictConfig, labels: bool = True) -> pl.LightningModule:
+    cls = METHODS[cfg.method] if labels else without_label_metrics(METHODS[cfg.method])
+    with dataset_of_stem(cfg), _without_knn(cfg):
+        model = cls(cfg)
+    if OmegaConf.select(cfg, "knn_eval.enabled", default=False):
+        model.knn_eval = True
+        model.knn = OnlineKNN(k=cfg.knn_eval.k, distance_fx=cfg.knn_eval.distance_func)
+    return _as_in_its_scripts(model, cfg)
+
+
+@contextmanager
+def _without_knn(cfg: DictConfig) -> Iterator[None]:
+    """Builds no online kNN: its constructor fails with torchmetrics 1."""
+    enabled = OmegaConf.select(cfg, "knn_eval.enabled", default=False)
+    OmegaConf.update(cfg, "knn_eval.enabled", False, force_add=True)
+    try:
+        yield
+    finally:
+        cfg.knn_eval.enabled = enabled
 
 
 def build_linear(
@@ -125,61 +144,34 @@ def build_linear(
     loss_func: Callable[..., Tensor] | None = None,
     mixup_func: Callable[..., Any] | None = None,
 ) -> pl.LightningModule:
-    model = LinearModel(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
-    plan = plan_of(cfg, OPTIMIZERS[cfg.optimizer.name])
-    configure_like(model, plan, functools.partial(_linear_groups, model))
-    if not cfg.performance.disable_channel_last:
-        model = model.to(memory_format=torch.channels_last)
-    return model
+    cls = LinearModel if cfg.data.num_classes >= 5 else FewClassesModel
+    model = cls(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
+    return _as_in_its_scripts(model, cfg)
 
 
-def _accumulation(cfg: DictConfig) -> int:
-    return cfg.accumulate_grad_batches or 1
-
-
-def _linear_groups(model: Any) -> list[dict[str, Any]]:
-    classifier = {"name": "classifier", "params": model.classifier.parameters()}
-    if not model.finetune:
-        return [classifier]
-    if not model.layer_decay:
-        return [{"name": "backbone", "params": model.backbone.parameters()}, classifier]
-    if not hasattr(model.backbone, "no_weight_decay"):
-        raise UserError(
-            f"optimizer.layer_decay={model.layer_decay}: only for backbones made of layers that "
-            "say no_weight_decay (ViT, Swin)"
-        )
-    groups: list[dict[str, Any]] = param_groups_layer_decay(
-        model.backbone,
-        model.weight_decay,
-        no_weight_decay_list=model.backbone.no_weight_decay(),
-        layer_decay=model.layer_decay,
-    )
-    return [*groups, classifier]
+def _as_in_its_scripts(model: Any, cfg: DictConfig) -> Any:
+    # a list of OmegaConf's would go into the optimiser's state, which no safe reader opens
+    model.extra_optimizer_args = _plain(model.extra_optimizer_args)
+    if cfg.performance.disable_channel_last:
+        return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
     cfg = parse_pretrain(cfg)
+    if cfg.optimizer.get("classifier_lr") is None:
+        cfg.optimizer.classifier_lr = cfg.optimizer.lr
     if issubclass(METHODS[cfg.method], BaseMomentumMethod) and "momentum" not in cfg:
         cfg.momentum = {}  # all of its keys have defaults
-    _set_image_size(cfg, cfg.augmentations[0].crop_size)
+    set_image_size(cfg, cfg.augmentations[0].crop_size)
     return cfg
 
 
 def complete_linear_config(cfg: DictConfig) -> DictConfig:
     # there the linear model itself adds what it needs; here it is needed before that
     cfg = LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
-    _set_image_size(cfg, cfg.data.augmentations.crop_size)
+    set_image_size(cfg, cfg.data.augmentations.crop_size)
     return cfg
-
-
-def _set_image_size(cfg: DictConfig, crop_size: int) -> None:
-    """Swin and ViT are built for one size of images, and take 224 for it, always."""
-    if cfg.backbone.name.startswith(SIZED_BACKBONES) and crop_size != 224:
-        cfg.backbone.kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
-        cfg.backbone.kwargs.setdefault("img_size", crop_size)
-
-
-note(_set_image_size)
 
 
 def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:

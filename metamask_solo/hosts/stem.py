@@ -1,26 +1,25 @@
-"""The first layers of a ResNet: the standard ones, or the 3×3 stem for small images.
+"""Backbones for small images: the 3×3 stem of a ResNet, the size of images of ViT and Swin.
 
-Both releases of solo-learn give the 3×3 stem (a convolution with stride 1, and no max pooling) to
-the CIFAR data sets alone. ``backbone.stem`` asks for it, or against it, whatever the data.
+solo-learn gives the 3×3 stem (a convolution with stride 1, and no max pooling) to the CIFAR data
+sets alone. ``backbone.stem`` asks for it, or against it, whatever the data.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 SMALL, STANDARD = "3x3", "standard"
-STEMS = (SMALL, STANDARD)
 KEY = "backbone.stem"
 SMALL_DATASETS = ("cifar10", "cifar100")
+SIZED_BACKBONES = ("vit", "swin")
 
 
 def stem(cfg: DictConfig) -> str:
     """The stem of a config: ``backbone.stem``, or what solo-learn gives its data set."""
-    given = OmegaConf.select(cfg, KEY, default=None)
-    return given or (SMALL if cfg.data.dataset in SMALL_DATASETS else STANDARD)
+    by_dataset = SMALL if cfg.data.dataset in SMALL_DATASETS else STANDARD
+    return OmegaConf.select(cfg, KEY, default=None) or by_dataset
 
 
 def stem_of(state: Mapping[str, Tensor]) -> str | None:
@@ -31,17 +30,19 @@ def stem_of(state: Mapping[str, Tensor]) -> str | None:
     return SMALL if weight.shape[-1] == 3 else STANDARD
 
 
+def set_image_size(cfg: DictConfig, crop_size: int) -> None:
+    """Swin and ViT are built for one size of images, and take 224 for it if nobody says more."""
+    if cfg.backbone.name.startswith(SIZED_BACKBONES) and crop_size != 224:
+        cfg.backbone.kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
+        cfg.backbone.kwargs.setdefault("img_size", crop_size)
+
+
 @contextmanager
 def dataset_of_stem(cfg: DictConfig) -> Iterator[None]:
-    """Names a data set for which solo-learn builds the stem that is asked for.
-
-    It reads the name when it builds a backbone, and keeps no copy.
-    """
-    before: Any = cfg.data.dataset
-    if stem(cfg) == SMALL:
-        cfg.data.dataset = SMALL_DATASETS[0]
-    elif before in SMALL_DATASETS:
-        cfg.data.dataset = "custom"
+    """Names a data set for which solo-learn builds the stem, while it builds a backbone."""
+    before = cfg.data.dataset
+    if (stem(cfg) == SMALL) != (before in SMALL_DATASETS):
+        cfg.data.dataset = SMALL_DATASETS[0] if stem(cfg) == SMALL else "custom"
     try:
         yield
     finally:

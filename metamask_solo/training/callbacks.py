@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from metamask_solo.atomic_files import atomic_write, remove_leftovers
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped
-from metamask_solo.hosts import loss_scale, pl, step_was_dropped, watch_dropped_steps
+from metamask_solo.hosts import pl
+from metamask_solo.hosts.trainer import loss_scale, step_was_dropped, watch_dropped_steps
 from metamask_solo.training.resume import position
 
 LOOK_EVERY = 10  # steps, where none is logged
@@ -122,12 +123,6 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
     def what_is_left(self) -> str:
         return f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint"
 
-    def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
-        # solo-learn gives a schedule with a fixed rate in it (SimSiam's) another get_lr; pickled,
-        # it would drag the whole optimiser into the file, and no safe reader could open it
-        for state in checkpoint.get("lr_schedulers", []):
-            state.pop("get_lr", None)
-
     def state_dict(self) -> dict[str, Any]:
         return {"random": _random_state(), "metrics": self.metrics}
 
@@ -160,21 +155,6 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-
-
-class OnlineNeighbours(pl.Callback):  # type: ignore[name-defined]
-    """Keeps the features of one epoch at most for solo-learn's kNN on the way.
-
-    The host collects from one validation to the next, however long that takes: old features of
-    other weights would be among the neighbours, and memory would grow.
-    """
-
-    def on_train_batch_end(
-        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if getattr(model, "knn_eval", False):
-            for bank in (model.knn.train_features, model.knn.train_targets):
-                del bank[: max(0, len(bank) - int(trainer.num_training_batches))]
 
 
 class FiniteLoss(pl.Callback):  # type: ignore[name-defined]

@@ -1,7 +1,6 @@
 """Checks of a run's config that come before any work: one line each, naming key and value."""
 
 import inspect
-import math
 import re
 import traceback
 from collections.abc import Iterator
@@ -15,20 +14,9 @@ from pydantic import BaseModel
 from metamask_solo.checkpoints.reading import check_backbone_name
 from metamask_solo.data.datasets import check_folders
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import (
-    DINO_WARMUP,
-    LARGE_CROPS,
-    METHODS,
-    OPTIMIZERS,
-    SIZED_BACKBONES,
-    SMALL_CROPS,
-    Length,
-    check_sizes,
-)
-from metamask_solo.hosts.stem import KEY as STEM_KEY
-from metamask_solo.hosts.stem import SMALL
+from metamask_solo.hosts import METHODS, OPTIMIZERS, SMALL, STEM_KEY, refuse_known_faults
 from metamask_solo.training.config_keys import check_keys
-from metamask_solo.training.run_config import Backbone, Pretraining, Probe, Run
+from metamask_solo.training.run_config import Pretraining, Probe, Run
 from metamask_solo.training.sampling import workers_of
 from metamask_solo.validation import unknown, validated
 
@@ -65,12 +53,9 @@ def check_pretrain_config(cfg: DictConfig) -> None:
     trainable = sorted(set(METHODS) - set(NOT_TRAINABLE))
     if run.method not in trainable:
         raise UserError(f"method={run.method}: allowed are {', '.join(trainable)}")
-    _check_crops(run)
-    _check_image_size(run.backbone, "augmentations.0.crop_size", run.augmentations[0].crop_size)
     base, final = run.momentum.base_tau, run.momentum.final_tau
     if base > final:
         raise UserError(f"momentum.base_tau={base}: must be at most final_tau={final}")
-    _check_warmup(run)
     check_folders(cfg, labels=not run.data.no_labels)
     if run.data.val_path is not None and run.optimizer.classifier_lr is None:
         raise UserError("optimizer.classifier_lr: missing; give it a number of at least 0")
@@ -97,9 +82,10 @@ def _checked(cfg: DictConfig, command: str, model: type[R]) -> R:
     check_backbone_name(cfg)
     if run.backbone.stem == SMALL and not run.backbone.name.startswith("resnet"):
         raise UserError(f"{STEM_KEY}={SMALL}: only a ResNet has one, not {run.backbone.name}")
-    arguments = inspect.signature(OPTIMIZERS[run.optimizer.name].__init__).parameters
+    optimizer = OPTIMIZERS.get(run.optimizer.name)  # a missing one is refused as a fault
+    arguments = inspect.signature(optimizer.__init__).parameters if optimizer else {}
     taken = [name for name in arguments if name not in ("self", "params", "lr", "weight_decay")]
-    for key in run.optimizer.kwargs:
+    for key in run.optimizer.kwargs if optimizer else ():
         if key not in taken:
             raise unknown(f"optimizer.kwargs.{key}", [f"optimizer.kwargs.{n}" for n in taken])
     if run.scheduler.name == "step" and run.scheduler.lr_decay_steps is None:
@@ -129,73 +115,15 @@ def _numbers_of_texts(checked: Any, given: Any, key: str = "") -> Iterator[tuple
             yield from _numbers_of_texts(own, item, f"{key}.{i}")
 
 
-def check_optimization(model: Any, cfg: DictConfig, loader: Any) -> None:
-    """Builds optimiser and schedule of a model, as its run will, and drops them."""
-    if hasattr(model, "build_optimizers"):  # else the method has its own way to make them
-        steps = math.ceil(len(loader) / (cfg.accumulate_grad_batches or 1))
-        model.build_optimizers(Length(steps * cfg.max_epochs, steps))
-
-
-def check_first_step(model: Any, cfg: DictConfig, loader: Any) -> None:
-    """What the first steps of a pretraining need, without data."""
-    check_optimization(model, cfg, loader)
+def check_faults(model: Any, cfg: DictConfig, loader: Any, kind: str) -> None:
+    """Refuses what solo-learn is known to do wrong with a completed config."""
     limit = cfg.get("limit_train_batches")
     batches = len(loader)
     if isinstance(limit, float) and limit <= 1:
         batches = int(batches * limit)
     elif isinstance(limit, int):
         batches = min(batches, limit)
-    check_sizes(model, cfg.optimizer.batch_size, len(cfg.devices) * cfg.num_nodes, batches)
-
-
-def _check_warmup(run: Pretraining) -> None:
-    """DINO makes a list of the epochs after its warm-up, whose length would be negative."""
-    key = "warmup_teacher_temperature_epochs"
-    warmup = run.method_kwargs.get(key, DINO_WARMUP)
-    if run.method == "dino" and isinstance(warmup, int) and warmup > run.max_epochs:
-        raise UserError(
-            f"method_kwargs.{key}={warmup}: must be at most max_epochs, {run.max_epochs}"
-        )
-
-
-def _check_crops(run: Pretraining) -> None:
-    """Crops that a method ignores, or that end its first step with a traceback, are refused."""
-    method, backbone = run.method, run.backbone.name
-    if not METHODS[method].__module__.startswith("solo."):
-        return  # what another method takes, it says itself
-    sizes = [pipeline.crop_size for pipeline in run.augmentations]
-    large = sum(p.num_crops for p in run.augmentations if p.crop_size == sizes[0])
-    least, most = LARGE_CROPS.get(method, (2, 2))
-    if not least <= large <= most:
-        wanted = f"{least}" if least == most else f"at least {least}"
-        raise UserError(
-            f"augmentations: {large} crops of {sizes[0]} pixels; {method} needs {wanted} of the "
-            "first pipeline's size"
-        )
-    small = next((i for i, size in enumerate(sizes) if size != sizes[0]), None)
-    if small is None:
-        return
-    if method not in SMALL_CROPS:
-        raise UserError(
-            f"augmentations.{small}.crop_size={sizes[small]}: {method} uses no crops of another "
-            f"size than {sizes[0]}, the first; methods that do: {', '.join(SMALL_CROPS)}"
-        )
-    if backbone.startswith(SIZED_BACKBONES) and not run.backbone.kwargs.get("dynamic_img_size"):
-        raise UserError(
-            f"augmentations.{small}.crop_size={sizes[small]}: {backbone} takes one size of images; "
-            "give crops of one size, or another backbone"
-        )
-
-
-def _check_image_size(backbone: Backbone, key: str, size: int) -> None:
-    """Patches must fill the image: a ViT would leave a border unseen, or refuse it at the end."""
-    if not backbone.name.startswith(SIZED_BACKBONES):
-        return
-    patch = backbone.kwargs.get("patch_size", 4 if backbone.name.startswith("swin") else 16)
-    if isinstance(patch, int) and patch > 0 and size % patch:
-        raise UserError(
-            f"{key}={size}: must be a multiple of the patches of {backbone.name}, {patch}"
-        )
+    refuse_known_faults(cfg, kind, batches, model)
 
 
 def _devices(cfg: DictConfig) -> list[int]:

@@ -16,12 +16,12 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     build_method,
     complete_pretrain_config,
-    log_nothing_of_labels,
     pl,
+    refuse_known_faults,
 )
 from metamask_solo.training.config_checks import (
     buildable,
-    check_first_step,
+    check_faults,
     check_pretrain_config,
 )
 from metamask_solo.training.endings import print_ending
@@ -83,15 +83,15 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
     check_pretrain_config(cfg)
     with buildable():
         cfg = complete_pretrain_config(cfg)
+        refuse_known_faults(cfg)
         count_classes(cfg)
-        pl.seed_everything(cfg.seed)
-        model = build_method(cfg)
-        if cfg.data.no_labels:
-            log_nothing_of_labels(model)
         data = pretrain_dataset(cfg)
+        labelled = -1 not in data.targets
+        pl.seed_everything(cfg.seed)
+        model = build_method(cfg, labels=labelled)
         train_loader, val_loader, val_data = training_loader(data, cfg), None, None
-        check_first_step(model, cfg, train_loader)
-        if cfg.data.val_path is not None and not cfg.data.no_labels:
+        check_faults(model, cfg, train_loader, "pretrain")
+        if cfg.data.val_path is not None and labelled:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)
         say_doubts(data, val_data)

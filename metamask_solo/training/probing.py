@@ -21,8 +21,8 @@ from metamask_solo.data.images import (
 from metamask_solo.hosts import build_linear, complete_linear_config, pl
 from metamask_solo.training.config_checks import (
     buildable,
+    check_faults,
     check_linear_config,
-    check_optimization,
 )
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.hydra_app import open_config
@@ -80,7 +80,7 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         identify(cfg, train, val)
         val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
         train_loader = training_loader(train, cfg)
-        check_optimization(model, cfg, train_loader)
+        check_faults(model, cfg, train_loader, "linear")
         return model, cfg, train_loader, val_loader
 
 

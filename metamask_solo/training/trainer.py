@@ -19,12 +19,11 @@ from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw, newest_whole
 from metamask_solo.data.images import loader_failure
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.hosts import pl
+from metamask_solo.hosts import HostState, pl
 from metamask_solo.training.callbacks import (
     Checkpointer,
     FiniteLoss,
     Interruption,
-    OnlineNeighbours,
     SafeCheckpointIO,
     logged_metrics,
 )
@@ -106,18 +105,17 @@ def fit(
     timer = pl.callbacks.Timer(duration=_duration(cfg))
     interruption = Interruption(checkpointer, train_loader)
     # first: from the moment that args.json tells of a run, a signal must find its handler
-    all_callbacks = [interruption, *callbacks, timer, OnlineNeighbours()]
+    all_callbacks = [interruption, *callbacks, timer]
     if not dry:
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
     if OmegaConf.select(cfg, "performance.compile", default=False):
         all_callbacks.append(CompiledBackbone())
     all_callbacks += progress_callbacks(cfg)
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
+    all_callbacks.append(HostState())  # behind what restores random states
     profiler = _profiler(cfg, folder)
     loggers = [] if dry else _loggers(cfg, folder)
     trainer = build_trainer(cfg, loggers, all_callbacks, profiler)
-    if getattr(model, "knn_eval", False) and not _validates(trainer, val_loader):
-        model.knn_eval = False  # nothing would ever ask for what it collects
     started = time.monotonic()
     with running(folder) if _writes(trainer, dry) else nullcontext():
         _train(trainer, model, train_loader, val_loader, resume, interruption)
@@ -221,10 +219,6 @@ def _raised_by_lightning(error: BaseException) -> bool:
         trace = trace.tb_next
     module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
     return module.partition(".")[0] in ("lightning", "lightning_fabric", "pytorch_lightning")
-
-
-def _validates(trainer: Any, val_loader: DataLoader[Any] | None) -> bool:
-    return val_loader is not None and trainer.limit_val_batches > 0
 
 
 def _duration(cfg: DictConfig) -> Any:

@@ -20,7 +20,7 @@ RUNS = {
 }
 OPEN = """
 import sys, timm, torch
-if "resnet18_3x3" in sys.argv: import metamask_solo
+if "resnet18_3x3" in sys.argv: import metamask_solo.checkpoints.timm_stems
 x, features = torch.load(sys.argv[1]), {}
 for folder in sys.argv[2:]:
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

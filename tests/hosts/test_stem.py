@@ -78,7 +78,7 @@ def test_what_reads_a_run_takes_its_stem(
     torch.testing.assert_close(folded(x), backbone(x), rtol=1e-4, atol=1e-5)
 
     assert main(["fold", "--timm", str(run), str(tmp_path / "for-timm")]) == 0
-    hint = 'open it: import metamask_solo; timm.create_model("local-dir:'
+    hint = 'open it: import metamask_solo.checkpoints.timm_stems; timm.create_model("local-dir:'
     assert hint in capsys.readouterr().out
 
     report = tmp_path / "knn.json"

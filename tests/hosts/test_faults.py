@@ -1,0 +1,143 @@
+"""What a release is known to do wrong is refused; what is beside it, and right, is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from method_settings import KWARGS
+from omegaconf import OmegaConf
+from runs import pretrain_config
+
+from metamask_solo import hosts
+from metamask_solo.errors import UserError
+from metamask_solo.training.pretraining import check_run
+
+TWO = {"devices": 2}
+BOTH, OLD, MAIN = ("main", "1.0.2"), ("1.0.2",), ("main",)
+WARMUP = {"scheduler.name": "warmup_cosine", "max_epochs": 4}
+KNN = {"knn_eval.enabled": True}
+SMALL = {"small": 2}
+DINO_WARMUP = "method_kwargs.warmup_teacher_temperature_epochs"
+# method, what a file says (20 images, 10 a step), releases that refuse it, and the key
+CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
+    ("barlow_twins", TWO, BOTH, "devices="),
+    ("simclr", TWO, OLD, "devices="),
+    ("vicreg", TWO, OLD, "devices="),
+    ("nnclr", {**TWO, "method_kwargs.queue_size": 40}, OLD, "devices="),
+    ("byol", TWO, (), ""),
+    ("metamask", TWO, (), ""),
+    ("simclr", {"optimizer.name": "lars"}, OLD, "optimizer.name=lars"),
+    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 1}, (), ""),
+    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.5}, (), ""),
+    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.75}, BOTH, "scheduler.warmup_epochs=0.75"),
+    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 1, "max_steps": 5}, BOTH, "warmup_epochs=1"),
+    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0}, MAIN, "scheduler.warmup_epochs=0"),
+    (
+        "simclr",
+        {**WARMUP, "scheduler.warmup_epochs": 0, "optimizer.classifier_lr": 0.5},
+        (),
+        "",
+    ),
+    ("simclr", {"scheduler.name": "cosine"}, BOTH, "scheduler.name=cosine"),
+    ("simclr", {"num_crops": 3}, BOTH, "data.num_large_crops=3"),
+    ("wmse", {"num_crops": 3}, (), ""),
+    ("simclr", SMALL, (), ""),
+    ("byol", SMALL, (), ""),
+    ("vicreg", SMALL, BOTH, "data.num_small_crops=2"),
+    ("swav", SMALL, OLD, "data.num_small_crops=2"),
+    ("simclr", {**SMALL, "backbone.name": "vit_tiny"}, BOTH, "data.num_small_crops=2"),
+    ("simclr", {"backbone.name": "vit_tiny"}, (), ""),
+    ("simclr", {"backbone.name": "vit_tiny", "crop_size": 50}, BOTH, "img_size=50"),
+    ("mocov2plus", {"method_kwargs.queue_size": 45}, BOTH, "queue_size=45"),
+    ("mocov2plus", {"optimizer.batch_size": 12}, BOTH, "queue_size=40"),
+    ("swav", {"method_kwargs.queue_size": 5}, BOTH, "queue_size=5"),
+    ("swav", {"method_kwargs.queue_size": 0}, (), ""),
+    ("wmse", {"method_kwargs.whitening_size": 4}, BOTH, "whitening_size=4"),
+    ("deepclusterv2", {"method_kwargs.num_prototypes": [30]}, BOTH, "num_prototypes=.30."),
+    ("deepclusterv2", {"limit_train_batches": 1}, BOTH, "limit_train_batches=1"),
+    ("dino", {DINO_WARMUP: 3}, BOTH, "epochs=3"),
+    ("dino", {DINO_WARMUP: None}, OLD, "epochs="),
+    ("simclr", KNN, (), ""),
+    ("simclr", {**KNN, "data.val_path": None}, BOTH, "knn_eval.enabled=True"),
+    ("simclr", {**KNN, "check_val_every_n_epoch": 2}, BOTH, "knn_eval.enabled=True"),
+    ("simclr", {**KNN, "limit_val_batches": 1}, BOTH, "knn_eval.enabled=True"),
+    ("simclr", {**KNN, "data.no_labels": True}, BOTH, "knn_eval.enabled=True"),
+    ("supcon", {"data.no_labels": True}, MAIN, "data.no_labels=True"),
+]
+
+
+def case(method: str, said: dict[str, Any], images: Path) -> Any:
+    cfg = pretrain_config(images, images, method)
+    if method != "metamask":
+        sizes = {"proj_hidden_dim": 16, "proj_output_dim": 10}
+        cfg.method_kwargs = {**sizes, **KWARGS[method]}
+    said = dict(said)
+    if said.pop("small", 0):
+        pipeline = cfg.augmentations[0].copy()
+        pipeline.crop_size, pipeline.num_crops = 16, 2
+        cfg.augmentations.append(pipeline)
+    for key in ("num_crops", "crop_size"):
+        cfg.augmentations[0][key] = said.pop(key, cfg.augmentations[0][key])
+    if said.get(DINO_WARMUP, 0) is None:
+        del cfg.method_kwargs[DINO_WARMUP.partition(".")[2]], said[DINO_WARMUP]
+    for key, value in said.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    return cfg
+
+
+@pytest.mark.parametrize("method, said, releases, key", CASES)
+def test_what_is_known_to_go_wrong_is_refused_and_nothing_else(
+    method: str, said: dict[str, Any], releases: tuple[str, ...], key: str, images: Path
+) -> None:
+    if method not in hosts.METHODS:
+        return
+    cfg = case(method, said, images)
+    if hosts.RELEASE not in releases:
+        check_run(cfg)
+        return
+    with pytest.raises(UserError, match=key) as error:
+        check_run(cfg)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def optimizer_of_main(cfg: Any, method: str) -> Any:
+    """The optimiser and schedule of GitHub main, for four epochs of two steps."""
+    cfg.devices = [0]
+    model = hosts.METHODS[method](hosts.complete_pretrain_config(cfg))
+    model._trainer = type("Trainer", (), {"estimated_stepping_batches": 8})()
+    (optimizer,), (schedule,) = model.configure_optimizers()
+    return optimizer, schedule["scheduler"]
+
+
+@pytest.mark.skipif(hosts.RELEASE != "main", reason="a fault of GitHub main")
+@pytest.mark.parametrize("warmup", [0, 0.75])
+def test_the_warm_ups_that_are_refused_do_go_wrong(warmup: float, images: Path) -> None:
+    cfg = case("simclr", {**WARMUP, "scheduler.warmup_epochs": warmup}, images)
+    optimizer, schedule = optimizer_of_main(cfg, "simclr")
+    backbone, classifier = optimizer.param_groups[:2]
+    lr, classifier_lr = 0.5 * 10 / 256, 0.1 * 10 / 256
+    highest = [0.0, 0.0]
+    for _ in range(8):
+        highest = [max(h, g["lr"]) for h, g in zip(highest, (backbone, classifier), strict=True)]
+        optimizer.step()
+        schedule.step()
+    if warmup == 0:
+        assert highest[1] == pytest.approx(lr)
+    else:
+        assert highest[0] > 1.01 * lr and highest[1] > 1.01 * classifier_lr
+
+
+@pytest.mark.skipif(hosts.RELEASE == "main", reason="a fault of 1.0.2")
+def test_the_lars_that_is_refused_does_go_wrong() -> None:
+    from solo.utils.lars import LARSWrapper
+
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer: Any = LARSWrapper(torch.optim.SGD([weight], lr=1.0), eta=0.001)
+
+    def closure() -> torch.Tensor:  # as Lightning calls it
+        weight.grad = torch.ones(2, 2)
+        return weight.sum()
+
+    optimizer.step(closure)
+    assert torch.equal(weight, torch.zeros(2, 2))  # a step of SGD: LARS would move by 0.001

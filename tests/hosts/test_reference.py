@@ -1,0 +1,179 @@
+"""Ten steps of solo-learn's methods by our run, and by what solo-learn does itself.
+
+On GitHub main that is its own script, step by step: its config, data sets, model and Lightning. Of
+1.0.2 no script runs with today's Lightning: its class takes plain steps, at the rates of main.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from runs import pretrain_config, train, write_images
+
+from metamask_solo import hosts
+
+STEPS, EPOCHS = 10, 2
+SETTINGS: dict[str, dict[str, Any]] = {
+    "simclr": {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2},
+    "barlow_twins": {"proj_hidden_dim": 16, "proj_output_dim": 8},
+    "byol": {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 16},
+    "simsiam": {"proj_hidden_dim": 16, "proj_output_dim": 8, "pred_hidden_dim": 16},
+}
+
+
+class Record(hosts.pl.Callback):  # type: ignore[name-defined]
+    """Weights at the start, and index of images, loss and rates of each step."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        self.images: list[int] = []
+        self.batches: list[Any] = []
+        self.losses: list[float] = []
+        self.rates: list[list[float]] = []
+
+    def on_fit_start(self, trainer: Any, model: Any) -> None:
+        self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, i: int
+    ) -> None:
+        self.images += batch[0].tolist()
+        self.batches.append(batch)
+        self.losses.append(float(outputs["loss"]))
+
+    def on_before_optimizer_step(self, trainer: Any, model: Any, optimizer: Any) -> None:
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+def config(method: str, images: Path, out: Path) -> DictConfig:
+    cfg = pretrain_config(images, out, method, max_epochs=EPOCHS, method_kwargs=SETTINGS[method])
+    cfg.optimizer.batch_size = 8  # 40 images: 5 steps an epoch
+    cfg.optimizer.update({"lr": 1.0, "weight_decay": 1e-3, "exclude_bias_n_norm_wd": True})
+    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1, "min_lr": 0.01}
+    cfg.momentum = {"base_tau": 0.9, "final_tau": 1.0}
+    cfg.augmentations[0].rrc.enabled = hosts.RELEASE != "main"  # 1.0.2 always crops
+    cfg.augmentations[0].rrc.crop_min_scale = 1.0
+    cfg.augmentations[0].horizontal_flip.prob = 0.0
+    cfg.data.val_path = None
+    return cfg
+
+
+def by_github_main(cfg: DictConfig, ours: Record) -> Record:
+    """What main_pretrain.py does, on the images of our run in their order."""
+    from solo.args.pretrain import parse_cfg
+    from solo.data.pretrain_dataloader import (
+        FullTransformPipeline,
+        NCropAugmentation,
+        build_transform_pipeline,
+        prepare_datasets,
+    )
+    from solo.utils.misc import make_contiguous
+
+    cfg.devices = [0]
+    cfg = parse_cfg(cfg)
+    model = hosts.METHODS[cfg.method](cfg)
+    make_contiguous(model)
+    model = model.to(memory_format=torch.channels_last)
+    model.load_state_dict(ours.weights)
+    (aug,) = cfg.augmentations
+    pipeline = NCropAugmentation(build_transform_pipeline("custom", aug), aug.num_crops)
+    data = prepare_datasets(
+        "custom", FullTransformPipeline([pipeline]), train_data_path=cfg.data.train_path
+    )
+    epoch = len(ours.images) // EPOCHS
+    loaders = [
+        torch.utils.data.DataLoader(data, 8, sampler=ours.images[start : start + epoch])
+        for start in range(0, len(ours.images), epoch)
+    ]
+    model.train_dataloader = lambda: loaders[model.current_epoch]
+    record = Record()
+    hosts.pl.Trainer(
+        accelerator="cpu",
+        max_epochs=EPOCHS,
+        callbacks=[record],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        reload_dataloaders_every_n_epochs=1,
+    ).fit(model)
+    return record
+
+
+def by_plain_steps(cfg: DictConfig, ours: Record) -> Record:
+    """The class of 1.0.2 as it is, torch's SGD, and the rates of GitHub main by their formula."""
+    lr, classifier_lr, decay = 8 / 256, cfg.optimizer.classifier_lr, 1e-3
+    model: Any = hosts.METHODS[cfg.method](
+        **SETTINGS[cfg.method],
+        **{"lamb": 0.0051, "scale_loss": 0.024, "supervised": False},
+        **{"base_tau_momentum": 0.9, "final_tau_momentum": 1.0, "momentum_classifier": False},
+        encoder="resnet18",
+        backbone_args={"cifar": False},
+        num_classes=5,
+        num_large_crops=2,
+        num_small_crops=0,
+        batch_size=8,
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=1,
+        classifier_lr=classifier_lr,
+        optimizer="sgd",
+        lars=False,
+        lr=lr,
+        weight_decay=decay,
+        exclude_bias_n_norm=False,
+        extra_optimizer_args={},
+        scheduler="none",
+        min_lr=0.0,
+        warmup_start_lr=0.0,
+        warmup_epochs=0,
+    )
+    model.load_state_dict(ours.weights)
+    groups = []
+    for group in model.learnable_params:
+        params, fixed = list(group["params"]), group.get("static_lr", False)
+        base = {"base": group.get("lr", lr), "fixed": fixed, "lr": lr}
+        some = group.get("weight_decay", decay)
+        groups.append({"params": [p for p in params if p.ndim > 1], "weight_decay": some, **base})
+        groups.append({"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0, **base})
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], momentum=0.9)
+    record, warmup = Record(), STEPS // EPOCHS
+    for step, batch in enumerate(ours.batches):
+        for group in optimizer.param_groups:
+            base, share = group["base"], (step - warmup) / (STEPS - warmup)
+            rise = 3e-5 + (base - 3e-5) * step / (warmup - 1)
+            fall = 0.01 + (base - 0.01) * (1 + math.cos(math.pi * share)) / 2
+            if group["fixed"] and step > 0:  # it is fixed from the second step on
+                group["lr"] = base
+            else:
+                group["lr"] = rise if step < warmup else fall
+        record.rates.append([group["lr"] for group in optimizer.param_groups])
+        loss = model.training_step(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        record.losses.append(float(loss.detach()))
+        if hasattr(model, "momentum_updater"):
+            for pair in model.momentum_pairs:
+                model.momentum_updater.update(*pair)
+            model.momentum_updater.update_tau(step + 1, STEPS)
+    return record
+
+
+@pytest.fixture(scope="module")
+def forty_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("forty"), train=8)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to .self.log")
+@pytest.mark.parametrize("method", SETTINGS)
+def test_ten_steps_are_those_of_solo_learn(method: str, forty_images: Path, tmp_path: Path) -> None:
+    ours = Record()
+    train(config(method, forty_images, tmp_path), ours)
+    by_itself = by_github_main if hosts.RELEASE == "main" else by_plain_steps
+    theirs = by_itself(config(method, forty_images, tmp_path), ours)
+    assert len(ours.losses) == STEPS
+    assert len(set(ours.losses)) == STEPS
+    assert ours.rates == [pytest.approx(rates, rel=1e-6) for rates in theirs.rates]
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
