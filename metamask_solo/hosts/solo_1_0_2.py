@@ -194,7 +194,9 @@ class PluginMethod(Lightning2, BaseMethod):
         settings = {name: kwargs.pop(name) for name in names if name in kwargs}
         for name in kwargs:  # the base class takes any, and ignores what it does not know
             if meant := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
-                raise UserError(f"{name}={kwargs[name]!r}: unknown; did you mean {meant[0]}?")
+                raise UserError(
+                    f"{name}={kwargs[name]!r}: unknown setting; did you mean {meant[0]}?"
+                )
         super().__init__(**kwargs)
         if self.lars:
             raise UserError("lars=True: does not work in this release; GitHub main has it")

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from metamask_solo import MetaMask
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import METHODS, pl
+from metamask_solo.hosts import METHODS, RELEASE, pl
 from metamask_solo.method.mask import mask_statistics
 from metamask_solo.method.settings import SETTINGS
 from metamask_solo.validation import allowed
@@ -281,7 +281,7 @@ def test_masked_features_everywhere(images: Path, tmp_path: Path) -> None:
         ),
         ({"method": "metamsk"}, "method=metamsk"),
         ({"augmentations[0].num_crops": 3}, "exactly 2"),
-        ({"optimizer.name": "lars"}, "trial_lr"),
+        ({"optimizer.name": "lars"}, "trial_lr" if RELEASE == "main" else "optimizer.name=lars"),
     ],
     ids=lambda v: "-".join(v) if isinstance(v, dict) else None,
 )
@@ -360,11 +360,10 @@ def test_unknown_keywords_are_refused() -> None:
     # what solo-learn's own script passes to every method
     script = {"dataset": "custom", "data_dir": "x", "num_workers": 4, "gpus": [0], "precision": 16}
     assert METHODS["metamask"](**base, **SMALL_HEADS, **script).settings.alpha == 10
-    for name, near in [("alhpa", "alpha"), ("weigth_decay", "weight_decay")]:
-        with pytest.raises(UserError, match=f"{name}=3: unknown setting; did you mean {near}"):
-            METHODS["metamask"](**base, **{name: 3})
-    with pytest.raises(UserError, match="frobnicate=3: unknown setting; this method's own are"):
-        METHODS["metamask"](**base, frobnicate=3)
+    with pytest.raises(UserError, match="alhpa=3: unknown setting; did you mean alpha"):
+        METHODS["metamask"](**base, alhpa=3)
+    with pytest.raises(UserError, match="lars=True"):
+        METHODS["metamask"](**{**base, "lars": True})
     with pytest.raises(UserError, match="^mask.lrr: unknown setting; did you mean mask.lr"):
         METHODS["metamask"](**base, mask={"lrr": 3})
 
