@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -13,12 +12,11 @@ from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.analysis.figures import (
-    LOOKS,
     STYLE,
+    curve_look,
     draw_mask_history,
     grid,
     legend_below,
-    note_of_coinciding,
     png,
     wrapped,
 )
@@ -39,7 +37,6 @@ PANELS = (
     ("val_acc1", "online classifier or probe", "% of validation images"),
     ("train_rankme", "RankMe of the backbone's features", "directions in use"),
 )
-STYLES = ("-", "--", "-.", ":")
 COLUMNS = 3  # of panels
 MARKS = 12  # on a curve
 
@@ -117,7 +114,7 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
         figure, axes = grid(-(-count // columns), columns, height=3.7)
         for (column, title, unit), axis in zip(panels, axes.flat, strict=False):
             _draw_panel(axis, runs, column)
-            axis.set(ylabel=unit, title=title + note_of_coinciding(axis))
+            axis.set(ylabel=unit, title=title)
         for run, axis in zip(masked, axes.flat[len(panels) :], strict=False):
             masks = run.masks
             assert masks is not None
@@ -135,19 +132,11 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
 
 def _draw_panel(axis: Axes, runs: Sequence[Run], column: str) -> None:
     """A line for each run; it breaks where a value is no finite number."""
-    for run, (colour, marker), style in zip(runs, cycle(LOOKS), cycle(STYLES), strict=False):
+    for number, run in enumerate(runs):
         curve = run.curves[column]
         if curve.empty:
             continue
         gap = np.r_[True, curve.isna(), True]
         marked = (gap[:-2] & gap[2:]) | (np.arange(len(curve)) % -(-len(curve) // MARKS) == 0)
-        axis.plot(
-            curve.index,
-            curve,
-            style,
-            color=colour,
-            marker=marker,
-            markevery=np.flatnonzero(marked).tolist(),
-            markersize=4,
-            label=run.label,
-        )
+        marks, look = np.flatnonzero(marked).tolist(), curve_look(number, len(runs))
+        axis.plot(curve.index, curve, label=run.label, markevery=marks, **look)

@@ -7,7 +7,6 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -15,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
@@ -36,9 +34,9 @@ LOOKS = [
     (SKY, "X"),
     (BLACK, "P"),
 ]
+STYLES = ("-", "--", "-.", ":")
 LINES = {"plain": "-", "masked": "--"}
 PANEL = 4.6  # inches
-VISIBLE = 0.005  # of a panel's height: a smaller distance of two curves cannot be seen
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -81,34 +79,14 @@ def least_span(axis: Axes, values: Array, span: float = 0.1, along: str = "y") -
         (axis.set_ylim if along == "y" else axis.set_xlim)(*limits)
 
 
-def coinciding(axis: Axes) -> dict[Line2D, Line2D]:
-    """The curves that cannot be seen as they lie on an earlier one, each with that one."""
-    curves = [axis.transScale.transform(line.get_xydata()) for line in axis.lines]
-    heights = np.concatenate([curve[:, 1] for curve in curves]) if curves else np.zeros(0)
-    heights = heights[np.isfinite(heights)]
-    height = float(np.ptp(heights)) if len(heights) else 0.0
-    hidden = {}
-    for number, curve in enumerate(curves):
-        for earlier, line in zip(curves[:number], axis.lines, strict=False):
-            if curve.shape == earlier.shape and np.allclose(
-                curve, earlier, rtol=0, atol=VISIBLE * height, equal_nan=True
-            ):
-                hidden[axis.lines[number]] = line
-                break
-    return hidden
-
-
-def note_of_coinciding(axis: Axes) -> str:
-    """A line for the title, by the numbers that labels begin with; empty where all can be seen."""
-    under: dict[str, list[str]] = {}
-    for lines in coinciding(axis).items():
-        number, earlier = (str(line.get_label()).partition(":")[0] for line in lines)
-        under.setdefault(earlier, []).append(number)
-    notes = [
-        f"{', '.join(numbers)} {'coincide' if len(numbers) > 1 else 'coincides'} with {earlier}"
-        for earlier, numbers in under.items()
-    ]
-    return "\n" + wrapped("; ".join(notes)) if notes else ""
+def curve_look(number: int, count: int) -> dict[str, Any]:
+    """How one of ``count`` curves is drawn; later ones are thinner, so that none hides another."""
+    colour, marker = LOOKS[number % len(LOOKS)]
+    style = STYLES[number // len(LOOKS) % len(STYLES)]
+    width = 1.4 + 1.4 * (count - 1 - number) / max(1, count - 1)
+    size = 2 + 2 * width
+    look = {"color": colour, "linestyle": style, "linewidth": width}
+    return {**look, "marker": marker, "markersize": size}
 
 
 def grid(
@@ -213,8 +191,8 @@ def spectrum_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     figure, axes = grid(1, 2, height=PANEL - 0.9 + 0.19 * curves)  # with a legend below
     pairs, spectrum = axes[0]
     thresholds = np.linspace(0, 1, 201)
-    for (name, versions), (colour, marker) in zip(measured, cycle(LOOKS), strict=False):
-        look: dict[str, Any] = {"color": colour, "marker": marker, "markevery": 0.12}
+    for number, (name, versions) in enumerate(measured):
+        look = curve_look(number, len(measured)) | {"markevery": 0.12}
         matrix = versions["plain"].correlation
         values = np.sort(np.abs(matrix[np.triu_indices_from(matrix, 1)]))
         above = 1 - np.searchsorted(values, thresholds, side="right") / max(1, len(values))
@@ -227,19 +205,15 @@ def spectrum_figure(checkpoints: Sequence[Measures]) -> Figure | None:
             spectrum.plot(
                 np.arange(1, len(singular) + 1)[shown],
                 relative[shown],
-                linestyle=LINES[version],
                 label=f"{name}, {version}: RankMe {redundancy.rankme:.1f}",
-                gid=f"{name.partition(':')[0]}, {version}",
-                **look,
+                **look | {"linestyle": LINES[version]},
             )
     pairs.set(yscale="log", xlim=(0, 1), xlabel="threshold x (|correlation|, 0 to 1)")
     pairs.set_ylabel("share of pairs above x (0 to 1)")
-    pairs.set_title("redundancy of pairs (plain features)" + note_of_coinciding(pairs))
+    pairs.set_title("redundancy of pairs (plain features)")
     spectrum.set(yscale="log", xlabel="rank k of the singular value (count)")
     spectrum.set_ylabel("σ$_k$ / σ$_1$ (ratio)")
     spectrum.set_title("singular value spectrum")
-    for curve, earlier in coinciding(spectrum).items():
-        curve.set_label(f"{curve.get_label()} (coincides with {earlier.get_gid()})")
     handles = spectrum.get_legend_handles_labels()
     # long enough to tell a dashed line
     figure.legend(*handles, loc="outside lower center", ncols=1, handlelength=4)

@@ -112,17 +112,6 @@ def test_axes_are_named_and_no_text_leaves_its_panel(confounded, names, spread):
                 assert "0.4998 to 0.5002" in axes[0].get_title() + axes[0].get_xlabel()
 
 
-def test_curves_that_coincide_say_so(confounded, measured):
-    subject, background = confounded()
-    still = replace(subject, mask=np.full(DIMS, 0.5, dtype=np.float32))
-    still = replace(measure_checkpoint(still, background, 0, 2), name="1: a")
-    figure = FIGURES["spectrum"]([still, replace(measured[0], name="2: b")])
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    ends = [label.partition(" (")[2] for label in labels]
-    assert ends == ["", "coincides with 1, plain)", "coincides with 1, plain)", ""]
-    assert figure.axes[0].get_title().endswith("\n2 coincides with 1")
-
-
 @pytest.mark.parametrize("case", ["collapsed", "no labels", "not finite"])
 def test_what_was_not_measured_is_not_drawn_and_said(confounded, measured, case):
     subject, _ = confounded()

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torchvision.datasets import ImageFolder
 
 from metamask_solo.__main__ import main
-from metamask_solo.analysis import figures, loading, report
+from metamask_solo.analysis import figures, loading
 from metamask_solo.hosts import BACKBONE_PREFIX, build_backbone
 
 DIMS = 512
@@ -103,9 +103,10 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     """Runs the command quickly and returns analysis.json."""
     monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
 
-    def run(*checkpoints: Path, data: Path | None = data, draw: bool = True, **more: Any) -> Any:
-        if not draw:
-            monkeypatch.setattr(report, "draw_figures", lambda checkpoints: {})
+    def run(*checkpoints: Path, data: Path | None = data, whole: bool = False, **more: Any) -> Any:
+        if not whole:  # the figures and the pixels take most of the time
+            monkeypatch.setattr(figures, "FIGURES", {})
+            monkeypatch.setattr(loading, "MOST_PIXELS", 0)
         options = {"out": tmp_path / "out", "draws": 2, "num-workers": 0, **more}
         options |= {} if data is None else {"data": data}
         argv = [f"--{name}={value}" for name, value in options.items()]
@@ -115,11 +116,25 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     return run
 
 
+def knn_of_pixels(data: Path) -> float:
+    """scikit-learn's, with k = 20 of 24 images and temperature 0.07."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    pixels, labels = {}, {}
+    for split in ("train", "val"):
+        folder = ImageFolder(str(data / split))
+        scaled = [(np.asarray(image) / 255 - mean) / std for image, _ in folder]
+        pixels[split], labels[split] = np.stack(scaled).reshape(len(scaled), -1), folder.targets
+    knn = KNeighborsClassifier(
+        20, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
+    )
+    return knn.fit(pixels["train"], labels["train"]).score(pixels["val"], labels["val"])
+
+
 @pytest.mark.slow
 def test_two_methods_side_by_side(run, data, tmp_path, capsys):
     masked = write_run(tmp_path / "masked", "metamask", True)
     plain = write_run(tmp_path / "plain", "simclr", False)
-    of = run(masked, plain.parent)
+    of = run(masked, plain.parent, whole=True)
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'report.html'}: 2 checkpoints\n"
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(figures.FIGURES)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -136,20 +151,21 @@ def test_two_methods_side_by_side(run, data, tmp_path, capsys):
     assert first["positives"] == second["positives"] == "two views"
     assert first["bounds"]["plain"]["negatives"] == 24
     assert all(of["inside"] for of in first["bounds"].values())
+    pixels = knn_of_pixels(data)
+    assert of["untrained"]["pixels"]["knn"] == pytest.approx(pixels)
+    assert second["subsets"]["untrained"]["pixels"]["knn"] == pytest.approx(pixels)
+    assert list(of["untrained"]) == ["untrained backbone (resnet18)", "pixels"]
     accuracy = first["accuracy"]["knn"]
     assert accuracy["difference"][0] == pytest.approx(accuracy["masked"] - accuracy["plain"])
     assert f"kNN {accuracy['masked']:.1%} and {accuracy['plain']:.1%}" in page
 
 
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_files(run, tmp_path):
+def test_the_same_seed_gives_the_same_numbers(run, tmp_path):
     checkpoint = write_run(tmp_path / "masked", "metamask", True)
-    first = run(checkpoint, out=tmp_path / "first")
+    first = run(checkpoint)
     # views do not depend on the workers that draw them
-    assert run(checkpoint, out=tmp_path / "second", **{"num-workers": 2}) == first
-    for name in ("report.html", "subsets.png"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    other = run(checkpoint, out=tmp_path / "other", seed=1, draw=False)
+    assert run(checkpoint, **{"num-workers": 2}) == first
+    other = run(checkpoint, seed=1)
     losses = [o["checkpoints"][0]["bounds"]["plain"]["contrastive_loss"] for o in (first, other)]
     assert losses[0] != losses[1]
 
@@ -174,7 +190,7 @@ def test_without_views_for_all_the_positives_are_of_the_same_class(run, tmp_path
     several = write_run(tmp_path / "several", "simclr", False)
     one_view = [{**AUGMENTATION, "num_crops": 1}]
     single = write_run(tmp_path / "single", "metamask", False, augmentations=one_view)
-    of = run(several, single, draw=False)
+    of = run(several, single)
     assert [one["positives"] for one in of["checkpoints"]] == ["same class"] * 2
 
 
@@ -210,15 +226,13 @@ def test_images_without_labels_have_their_redundancy_measured(data, tmp_path, ru
     checkpoint = write_run(tmp_path / "run", "metamask", True)
     of = run(checkpoint, data=flat)
     numbers = of["checkpoints"][0]
-    labelled = run(checkpoint, out=tmp_path / "labelled", draw=False)["checkpoints"][0]
+    page = (tmp_path / "out" / "report.html").read_text()
+    labelled = run(checkpoint)["checkpoints"][0]
     assert numbers["accuracy"] is numbers["subsets"] is numbers["bounds"] is of["classes"] is None
     for version, measures in numbers["redundancy"].items():
         expected = labelled["redundancy"][version]["rankme"]
         assert measures["rankme"] == pytest.approx(expected, rel=1e-4)
     assert list(numbers["mask"]["information"]) == ["deviation"]
-    drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert drawn == {"correlation", "spectrum", "mask", "information"}
-    page = (tmp_path / "out" / "report.html").read_text()
     assert "Accuracies need labels" in page
     assert f"24 {'training ' if kind == 'split' else ''}images" in " ".join(page.split())
 
@@ -242,29 +256,8 @@ def test_the_runs_own_data_are_the_default(data, tmp_path, run):
     own = {"dataset": "custom", "num_classes": 3}
     own |= {f"{split}_path": str(data / split) for split in ("train", "val")}
     checkpoint = write_run(tmp_path / "run", "metamask", True, data=own)
-    of = run(checkpoint, data=None, draw=False)
-    asked = run(checkpoint, out=tmp_path / "asked", draw=False)
+    of = run(checkpoint, data=None)
+    asked = run(checkpoint)
     assert of["images"] == {"train": 24, "val": 12} and of["classes"] == 3
     for name in ("accuracy", "bounds", "redundancy"):
         assert of["checkpoints"][0][name] == asked["checkpoints"][0][name]
-    assert of["untrained"] == asked["untrained"]
-
-
-def test_pixels_are_those_of_scikit_learn(data, tmp_path, run):
-    """The kNN of pixels against scikit-learn's, k = 20 of 24 images and temperature 0.07."""
-    of = run(write_run(tmp_path / "run", "simclr", False), draw=False)
-    pixels, labels = {}, {}
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    for split in ("train", "val"):
-        folder = ImageFolder(str(data / split))
-        scaled = [(np.asarray(image) / 255 - mean) / std for image, _ in folder]
-        pixels[split] = np.stack(scaled).reshape(len(scaled), -1)
-        labels[split] = folder.targets
-    knn = KNeighborsClassifier(
-        20, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
-    )
-    knn.fit(pixels["train"], labels["train"])
-    expected = knn.score(pixels["val"], labels["val"])
-    assert of["untrained"]["pixels"]["knn"] == pytest.approx(expected)
-    assert of["checkpoints"][0]["subsets"]["untrained"]["pixels"]["knn"] == pytest.approx(expected)
-    assert of["untrained"].keys() == {"untrained backbone (resnet18)", "pixels"}
