@@ -1,89 +1,226 @@
-"""Writes a backbone as a folder that timm opens by itself."""
+"""Writes checkpoints: of solo-learn's form, or as the model of another library."""
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from metamask_solo.atomic_files import atomic_write
+from metamask_solo.checkpoints.reading import MASK_KEY, Checkpoint
 from metamask_solo.data.images import evaluation_transform
 from metamask_solo.errors import UserError
+from metamask_solo.hosts import BACKBONE_PREFIX
 from metamask_solo.hosts.stem import SMALL, stem_of
+from metamask_solo.method.mask import DimensionalMask
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-# timm's names of solo-learn's backbones; a ResNet has the same
-ARCHITECTURES = {
-    "vit_tiny": "vit_tiny_patch16_224",
-    "vit_small": "vit_small_patch16_224",
-    "vit_base": "vit_base_patch16_224",
-    "vit_large": "vit_large_patch16_224",
-    "swin_tiny": "swin_tiny_patch4_window7_224",
-    "swin_small": "swin_small_patch4_window7_224",
-    "swin_base": "swin_base_patch4_window7_224",
-    "swin_large": "swin_large_patch4_window7_224",
-}
+FORMS = ("host", "timm", "torchvision")
+FOLDED_NAME = "folded.ckpt"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a folder for timm
+ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
+# Parts of a Lightning checkpoint that belong to the weights; the others resume a training run.
+KEPT_PARTS = ("state_dict", "epoch", "global_step", "pytorch-lightning_version", "hyper_parameters")
+# what timm adds to the name of an architecture in solo-learn
+TIMM_SIZES = {"vit": "_patch16_224", "swin": "_patch4_window7_224"}
+TOLERANCE = 1e-4  # of the largest feature, in single precision, after many layers
 
 
-def is_timm_folder(out: Path) -> bool:
-    """Whether OUT of --timm names a folder; a name with an ending is a bare state dict's."""
-    return not out.suffix or out.is_dir()
-
-
-def check_timm_folder(out: Path, force: bool) -> None:
-    """Raises UserError unless ``out`` is new, empty, or with ``force`` an earlier export."""
-    if not out.is_dir():
-        return
-    there = sorted(entry.name for entry in out.iterdir())
-    others = [name for name in there if name not in (WEIGHTS, CONFIG)]
-    if others:
-        raise UserError(f"{out}: is a folder that holds {others[0]}; name a new one")
-    if there and not force:
-        raise UserError(f"{out}: exists already; --force overwrites it")
-
-
-def write_timm_folder(backbone: nn.Module, config: DictConfig, out: Path) -> None:
-    """Writes config.json and model.safetensors for ``timm.create_model("local-dir:OUT")``.
-
-    The model that timm makes has no classifier: it gives N × D features. Its ``pretrained_cfg``
-    holds size, mean and deviation of the images, for ``timm.data.resolve_model_data_config``.
-    The 3×3 stem is no setting of timm's ResNets: such a folder names an architecture that timm
-    knows once this package was imported.
+def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
+    """What is to be written, after making sure that nothing of value stands in its place.
 
     Args:
-        backbone: with its weights, as solo-learn builds it.
-        config: of the run.
-    """
-    from safetensors.torch import save_file
+        source: the checkpoint that is read.
+        out: as the user says it; see :func:`metamask_solo.checkpoints.folding.fold_checkpoint`.
+        form: one of ``FORMS``.
+        force: whether files may be overwritten.
 
-    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+    Returns:
+        A file; a folder for timm.
+
+    Raises:
+        UserError: no format goes with the ending, or something must not be overwritten.
+    """
+    if form not in FORMS:
+        raise UserError(f"form={form}: allowed are {', '.join(FORMS)}")
+    target = Path(out)
+    is_folder = str(out).endswith(("/", os.sep)) or target.is_dir() or not target.suffix
+    endings = (".ckpt",) if form == "host" else ENDINGS
+    if is_folder and form == "torchvision":
+        raise UserError(f"{out}: is a folder; give a file that ends in {', '.join(endings)}")
+    if not is_folder and target.suffix not in endings:
+        raise UserError(
+            f"{out}: must end in {', '.join(endings)}"
+            + ("" if form == "torchvision" else ", or in / for a folder")
+        )
+    if is_folder and form == "timm":
+        written = [target / WEIGHTS, target / CONFIG]
+        names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+        if others := sorted(names - {WEIGHTS, CONFIG}):
+            raise UserError(f"{out}: is a folder that holds {others[0]}; name a new one")
+    elif form == "host":
+        target = target / FOLDED_NAME if is_folder else target
+        written = [target, target.parent / "args.json"]
+        if target.parent.resolve() == source.parent.resolve():
+            raise UserError(f"{out}: is in the folder of {source.name}; give another folder")
+        if others := [file.name for file in target.parent.glob("*.ckpt") if file != target]:
+            raise UserError(
+                f"{target.parent}: holds {others[0]} already; solo-learn wants one .ckpt a folder"
+            )
+    else:
+        written = [target]
+        if target.resolve() == source.resolve():
+            raise UserError(f"{out}: is what to fold; give another file")
+    if not force and any(file.exists() for file in written):
+        raise UserError(f"{out}: exists already; --force overwrites it")
+    return target
+
+
+def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> None:
+    """Writes a checkpoint of solo-learn with a folded backbone and a mask of ones."""
+    rest = checkpoint.other_state()
+    mask = DimensionalMask(rest[MASK_KEY].numel(), "linear", dtype=torch.float32).state_dict()
+    rest |= {f"mask.{name}": value for name, value in mask.items()}
+    weights = {BACKBONE_PREFIX + name: value for name, value in backbone.state_dict().items()}
+    content = {key: checkpoint.raw[key] for key in KEPT_PARTS if key in checkpoint.raw}
+    content |= {"state_dict": rest | weights, "metamask": {"kind": "linear", "folded": True}}
+    history = checkpoint.raw["metamask"].get("history") if "metamask" in checkpoint.raw else None
+    if history is not None:
+        content["metamask"]["history"] = history
+    fixed = {"mask": {"kind": "linear", "initial_logit": None}, "meta": {"enabled": False}}
+    config = OmegaConf.merge(checkpoint.config, {"method_kwargs": fixed})
+    with atomic_write(target) as file, atomic_write(target.parent / "args.json") as args:
+        torch.save(content, file)
+        args.write_text(json.dumps(OmegaConf.to_container(config), indent=1))
+
+
+@torch.no_grad()
+def write_library(
+    form: str, backbone: nn.Module, checkpoint: Checkpoint, target: Path, images: Tensor
+) -> None:
+    """Writes the model of a library that gives what backbone and classifier give.
+
+    Args:
+        form: ``timm`` or ``torchvision``.
+        backbone: with the weights to write.
+        checkpoint: that they were read from.
+        target: from :func:`check_target`.
+        images: what the model is tried on.
+
+    Raises:
+        UserError: the library has no such model, or its features are others.
+    """
+    import timm
+    import torchvision
+
+    from metamask_solo.checkpoints import timm_stems
+
+    config = checkpoint.config
+    assert config is not None  # load_backbone needs it
     name = str(config.backbone.name)
-    architecture = ARCHITECTURES.get(name, name)
-    if name.startswith("resnet") and stem_of(state) == SMALL:
-        architecture = f"{name}_3x3"
+    small = name.startswith("resnet") and stem_of(backbone.state_dict()) == SMALL
+    classifier = _classifier(checkpoint)
+    classes = 0 if classifier is None else classifier.out_features
+    arguments: dict[str, Any] = {}
+    try:
+        if form == "timm":
+            family = name.split("_")[0]
+            architecture = f"{name}_3x3" if small else name + TIMM_SIZES.get(family, "")
+            arguments = _timm_arguments(backbone, config)
+            constructor = getattr(timm_stems if small else timm.models, architecture)
+            model = constructor(num_classes=classes, **arguments)
+        else:
+            model = getattr(torchvision.models, name)(num_classes=max(1, classes))
+            if small:
+                timm_stems.replace_stem(model)
+            if not classes:
+                model.fc = nn.Identity()
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"--{form}: has no model for solo-learn's {name}") from error
+    state = backbone.state_dict()
+    head = _head(model) if form == "timm" and classes else "fc"
+    if classifier is not None:
+        state |= {f"{head}.{part}": value for part, value in classifier.state_dict().items()}
+    dtype = next(backbone.parameters()).dtype
+    expected = backbone(images.to(dtype))
+    if classifier is not None:
+        expected = classifier.to(dtype)(expected)
+    try:
+        model.load_state_dict(state)
+        off = (model.eval().to(dtype)(images.to(dtype)) - expected).abs().max()
+        off /= expected.abs().max()
+    except RuntimeError as error:
+        raise UserError(
+            f"--{form}: its {name} is another model than solo-learn's, with weights of other names "
+            "or shapes"
+        ) from error
+    if not off <= TOLERANCE:
+        raise UserError(f"--{form}: its {name} gives other features than solo-learn's ({off:.0e})")
+    if target.suffix in ENDINGS and not target.is_dir():
+        _write_state(state, target)
+        return
+    first = next(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
+    model.reset_classifier(max(1, classes))
     content = {
         "architecture": architecture,
-        "num_classes": 0,
-        "num_features": int(_features(backbone)),
-        "model_args": _model_args(backbone, config),
-        "pretrained_cfg": {**_images(config), "num_classes": 0},
+        "num_classes": classes,
+        "num_features": expected.shape[1] if classifier is None else classifier.in_features,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            **_images(config),
+            "num_classes": classes,
+            "first_conv": first,
+            "classifier": _head(model),
+        },
     }
-    with atomic_write(out / WEIGHTS) as file:
-        save_file(state, file, metadata={"format": "pt"})
-    with atomic_write(out / CONFIG) as file:
+    names = OmegaConf.select(config, "data.class_names", default=None)
+    if names and len(names) == classes:
+        content["label_names"] = list(names)
+    _write_state(state, target / WEIGHTS)
+    with atomic_write(target / CONFIG) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _features(backbone: Any) -> int:
-    return getattr(backbone, "num_features", None) or backbone.inplanes
+def _classifier(checkpoint: Checkpoint) -> nn.Linear | None:
+    """The classifier of a probe or a fine-tuned model; a pretraining's online classifier is none.
+
+    A probe may divide the features by a number first.
+    """
+    state = checkpoint.state_dict
+    config = checkpoint.config
+    if config is None or config.get("method") or "classifier.weight" not in state:
+        return None
+    weight = state["classifier.weight"] / state.get("classifier.scale", 1.0)
+    classifier = nn.Linear(weight.shape[1], weight.shape[0])
+    classifier.load_state_dict({"weight": weight, "bias": state["classifier.bias"]})
+    return classifier
 
 
-def _model_args(backbone: Any, config: DictConfig) -> dict[str, Any]:
+def _head(model: Any) -> str:
+    """timm's name of a model's classifier."""
+    classifier = model.get_classifier()
+    return next(name for name, part in model.named_modules() if part is classifier)
+
+
+def _write_state(state: Mapping[str, Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_write(file) as temporary:
+        if file.suffix == ".safetensors":
+            contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+            save_file(contiguous, temporary, metadata={"format": "pt"})
+        else:
+            torch.save(dict(state), temporary)
+
+
+def _timm_arguments(backbone: Any, config: DictConfig) -> dict[str, Any]:
     """What the architecture was built with beside its name: the settings, and the image size."""
-    given = OmegaConf.select(config, "backbone.kwargs", default=None) or {}
-    arguments: dict[str, Any] = dict(OmegaConf.to_container(given)) if given else {}  # type: ignore[arg-type]
+    settings = OmegaConf.select(config, "backbone.kwargs", default=None)
+    arguments: Any = OmegaConf.to_container(settings) if settings else {}
     size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
     if size is not None:  # ViT and Swin; solo-learn 1.0.2 takes the crop's
         arguments["img_size"] = size[0] if isinstance(size, tuple | list) else size

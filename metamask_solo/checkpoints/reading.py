@@ -252,11 +252,11 @@ def config_beside(path: str | Path) -> DictConfig | None:
         raise UserError(f"{file}: holds {json.dumps(content)[:20]}, and no settings of a run")
     if "backbone" not in content:
         return None
-    config = OmegaConf.create(content)
-    for key in ("backbone.name", "data.dataset"):
-        if not isinstance(OmegaConf.select(config, key, default=None), str):
-            raise UserError(f"{file}: {key} is missing; the file is damaged, or no run's")
-    return config
+    for section, key in (("backbone", "name"), ("data", "dataset")):
+        part = content.get(section)
+        if not isinstance(part, dict) or not isinstance(part.get(key), str):
+            raise UserError(f"{file}: {section}.{key} is missing; the file is damaged, or no run's")
+    return OmegaConf.create(content)
 
 
 def load_backbone(

@@ -1,35 +1,39 @@
-"""ResNets with the 3×3 stem under names of their own, such as ``resnet18_3x3``, for timm.
+"""ResNets with the 3×3 stem for timm, as ``resnet18_3x3`` and ``resnet50_3x3``.
 
-Importing it lets ``timm.create_model("local-dir:FOLDER")`` open what
-:mod:`metamask_solo.checkpoints.exporting` writes of such a run.
+timm has no setting for this stem, so ``timm.create_model("local-dir:FOLDER")`` opens an export of
+such a run once this module was imported; it needs no solo-learn.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from timm.models import load_pretrained, register_model, resnet
 from torch import nn
 
-NAMES = ("resnet18", "resnet50")
-__all__ = [f"{name}_3x3" for name in NAMES]
+__all__ = ["resnet18_3x3", "resnet50_3x3"]
 
 
-def _model(name: str) -> Callable[..., nn.Module]:
-    standard = getattr(resnet, name)
-
-    def create(pretrained: bool = False, **settings: Any) -> nn.Module:
-        model = standard(pretrained=False, **settings)
-        model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
-        model.maxpool = nn.Identity()
-        if pretrained:
-            load_pretrained(model, num_classes=model.num_classes, in_chans=3)
-        return model
-
-    create.__name__ = f"{name}_3x3"
-    create.__module__ = __name__
-    create.__doc__ = f"timm's {name} with a first convolution of 3×3, stride 1, and no max pooling."
-    return create
+def replace_stem(model: Any, channels: int = 3) -> Any:
+    """Gives timm's or torchvision's ResNet a convolution of 3×3, stride 1, and no max pooling."""
+    model.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=2, bias=False)
+    model.maxpool = nn.Identity()
+    return model
 
 
-for _name in NAMES:
-    globals()[f"{_name}_3x3"] = register_model(_model(_name))
+def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+    channels = settings.get("in_chans", 3)
+    model = replace_stem(getattr(resnet, name)(pretrained=False, **settings), channels)
+    if pretrained:
+        load_pretrained(model, num_classes=model.num_classes, in_chans=channels)
+    return model
+
+
+@register_model
+def resnet18_3x3(pretrained: bool = False, **settings: Any) -> nn.Module:
+    """timm's resnet18 with the 3×3 stem."""
+    return _create("resnet18", pretrained, settings)
+
+
+@register_model
+def resnet50_3x3(pretrained: bool = False, **settings: Any) -> nn.Module:
+    """timm's resnet50 with the 3×3 stem."""
+    return _create("resnet50", pretrained, settings)

@@ -1,67 +1,196 @@
-"""Folders that timm opens by itself, in a process that knows nothing of solo-learn."""
+"""Exports: files by their ending, other libraries' models, and what must not be overwritten."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
-from checkpoints_of_runs import write_run
+import torchvision
+from checkpoints_of_runs import backbone_config, random_backbone, write_backbone_run
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import nn
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
-from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.checkpoints.reading import MaskedBackbone
 from metamask_solo.errors import UserError
+from metamask_solo.hosts import RELEASE, backbone_names
 
-RUNS = {
-    "resnet18": {"backbone__name": "resnet18"},
-    "resnet18_3x3": {"backbone__stem": "3x3"},
-    "vit_tiny_patch16_224": {"backbone__name": "vit_tiny", "backbone__kwargs": {"img_size": 32}},
-}
 OPEN = """
 import sys, timm, torch
-if "resnet18_3x3" in sys.argv: import metamask_solo.checkpoints.timm_stems
-x, features = torch.load(sys.argv[1]), {}
-for folder in sys.argv[2:]:
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    data = timm.data.resolve_model_data_config(model)
-    features[folder] = (model(x).detach(), data["input_size"], list(data["mean"]))
+import metamask_solo.checkpoints.timm_stems
+expected = torch.load("expected.pt")
+for folder, (images, features) in expected.items():
+    open = lambda **settings: timm.create_model(f"local-dir:{folder}", pretrained=True, **settings)
+    torch.testing.assert_close(open().eval()(images), features, rtol=1e-5, atol=1e-5)
+    model = open(num_classes=7)
+    torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 6])).backward()
+    model = open(num_classes=7).eval()
+    found = model.forward_head(model.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(found, features, rtol=1e-5, atol=1e-5)
+    assert open(in_chans=1, num_classes=2)(images[:, :1]).shape == (2, 2)
 assert "solo" not in sys.modules
-torch.save(features, "features.pt")
 """
+EXPORTED = [n for n in backbone_names() if not n.startswith(("poolformer", "wide_resnet"))]
 
 
 @pytest.mark.slow
-def test_timm_opens_the_folders(images: Path, tmp_path: Path) -> None:
-    x = torch.randn(2, 3, 32, 32)
-    torch.save(x, tmp_path / "x.pt")
+def test_timm_opens_the_folders_and_fine_tunes_them(tmp_path: Path) -> None:
+    """In a process that knows nothing of solo-learn; the large ones are tried by hand."""
     expected = {}
-    for name, changes in RUNS.items():
-        run = write_run(tmp_path / "runs" / name, images, **changes)
-        made = fold_checkpoint(run, tmp_path / name, "timm")
-        assert made.path == tmp_path / name
+    small = [name for name in EXPORTED if name.endswith(("18", "50", "tiny"))]
+    for name, dataset in [(name, "imagenet100") for name in small] + [("resnet18", "cifar10")]:
+        run, images, features = write_backbone_run(
+            tmp_path / "runs" / name / dataset, name, dataset
+        )
+        made = fold_checkpoint(run, tmp_path / f"{name}-{dataset}", "timm")
         assert sorted(p.name for p in made.path.iterdir()) == ["config.json", "model.safetensors"]
-        assert json.loads((made.path / "config.json").read_text())["architecture"] == name
-        backbone, _ = load_backbone(run)
-        expected[name] = backbone(x).detach()
-
-    command = [sys.executable, "-c", OPEN, "x.pt", *RUNS]
+        expected[str(made.path)] = images, features
+    torch.save(expected, tmp_path / "expected.pt")
+    command = [sys.executable, "-c", OPEN]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name, (features, size, mean) in torch.load(tmp_path / "features.pt").items():
-        torch.testing.assert_close(features, expected[name], rtol=1e-3, atol=1e-4)
-        assert tuple(size) == (3, 32, 32)
-        assert mean == pytest.approx([0.485, 0.456, 0.406])
 
 
-@pytest.mark.slow
-def test_an_export_is_overwritten_by_force_and_nothing_else_is(
-    images: Path, tmp_path: Path
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth", ".ckpt"])
+@pytest.mark.parametrize("form", ["timm", "torchvision"])
+def test_the_ending_decides_the_format(form: str, ending: str, mask: bool, tmp_path: Path) -> None:
+    run, images, features = write_backbone_run(tmp_path / "run", "resnet18", mask=mask)
+    made = fold_checkpoint(run, tmp_path / f"model{ending}", form)
+    assert made.dims == (512 if mask else 0)
+    safe = ending == ".safetensors"
+    state = load_file(made.path) if safe else torch.load(made.path, weights_only=True)
+    if form == "timm":
+        model: nn.Module = timm.models.resnet.resnet18(num_classes=0)
+    else:
+        model = torchvision.models.resnet18()
+        model.fc = nn.Identity()
+    model.load_state_dict(state, strict=True)
+    torch.testing.assert_close(model.eval()(images), features, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("out", "form", "reason"),
+    [
+        ("m.onnx", "timm", "must end in .safetensors, .pt, .pth, .ckpt, or in / for a folder"),
+        ("v1.0", "timm", "must end in"),
+        ("m.bin", "torchvision", "must end in .safetensors"),
+        ("m", "torchvision", "is a folder; give a file"),
+        ("f.pt", "host", "must end in .ckpt, or in / for a folder"),
+        ("m.pth", "onnx", "form=onnx: allowed are host, timm, torchvision"),
+    ],
+)
+def test_other_endings_are_refused(out: str, form: str, reason: str, tmp_path: Path) -> None:
+    run, *_ = write_backbone_run(tmp_path / "run", "vit_tiny")
+    with pytest.raises(UserError, match=reason):
+        fold_checkpoint(run, str(tmp_path / out), form)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("form", ["timm", "host"])
+def test_a_slash_makes_a_folder(form: str, tmp_path: Path) -> None:
+    run, *_ = write_backbone_run(tmp_path / "run", "vit_tiny")
+    assert fold_checkpoint(run, f"{tmp_path}/v1.0/", form).dims == 192
+    assert (tmp_path / "v1.0").is_dir()
+
+
+def test_a_fine_tuned_model_keeps_its_classifier_and_the_names_of_its_classes(
+    tmp_path: Path,
 ) -> None:
-    run = write_run(tmp_path / "run", images)
-    fold_checkpoint(run, tmp_path / "out", "timm")
-    with pytest.raises(UserError, match="exists already; --force"):
-        fold_checkpoint(run, tmp_path / "out", "timm")
-    fold_checkpoint(run, tmp_path / "out", "timm", force=True)
-    with pytest.raises(UserError, match="is a folder that holds args.json"):
-        fold_checkpoint(run, run.parent, "timm", force=True)
+    torch.manual_seed(0)
+    config = backbone_config("resnet18", "custom")
+    del config["method"]
+    config.pretrain_method = "metamask"
+    config.data.class_names = ["cat", "dog"]
+    model = nn.Module()
+    model.backbone = MaskedBackbone(random_backbone(config), torch.rand(512) + 0.1)
+    model.classifier = nn.Linear(512, 2)
+    model.classifier.register_buffer("scale", torch.tensor(4.0))  # of a probe of scaled features
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/args.json").write_text(json.dumps(OmegaConf.to_container(config)))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "run/a.ckpt")
+    images = torch.randn(2, 3, 64, 64)
+    expected = model.classifier(model.backbone.eval()(images) / 4)
+
+    made = fold_checkpoint(tmp_path / "run", tmp_path / "out", "timm")
+    opened: Any = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()
+    torch.testing.assert_close(opened(images), expected, rtol=1e-5, atol=1e-5)
+    assert opened.pretrained_cfg["label_names"] == ["cat", "dog"]
+    made = fold_checkpoint(tmp_path / "run", tmp_path / "m.pth", "torchvision")
+    library = torchvision.models.resnet18(num_classes=2).eval()
+    library.load_state_dict(torch.load(made.path, weights_only=True), strict=True)
+    torch.testing.assert_close(library(images), expected, rtol=1e-5, atol=1e-5)
+
+
+MISSING = [("vit_tiny", "torchvision", "has no model for solo-learn's vit_tiny")]
+if RELEASE == "main":
+    MISSING += [
+        ("poolformer_s12", "timm", "is another model"),
+        ("wide_resnet28w2", "timm", "has no model"),
+        ("convnext_tiny", "torchvision", "is another model"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "form", "reason"), MISSING)
+def test_models_that_a_library_lacks_are_refused(
+    name: str, form: str, reason: str, tmp_path: Path
+) -> None:
+    run, *_ = write_backbone_run(tmp_path / "run", name)
+    with pytest.raises(UserError, match=reason):
+        fold_checkpoint(run, tmp_path / "model.pth", form)
+    assert not (tmp_path / "model.pth").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("out", "form", "reason"),
+    [
+        ("run", "host", "in the folder of"),
+        ("run/other.ckpt", "host", "in the folder of"),
+        ("link", "host", "in the folder of"),
+        ("link/run-ep=1.ckpt", "timm", "is what to fold"),
+        ("run", "timm", "is a folder that holds args.json"),
+        ("other", "host", "one .ckpt a folder"),
+        ("none", "host", "has no mask to fold"),
+    ],
+)
+def test_force_never_overwrites_the_input_or_another_run(
+    out: str, form: str, reason: str, tmp_path: Path
+) -> None:
+    run, *_ = write_backbone_run(tmp_path / "run", "vit_tiny", mask=out != "none")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/precious.ckpt").write_bytes(b"precious")
+    before = contents(run.parent), contents(tmp_path / "other")
+    with pytest.raises(UserError, match=reason):
+        fold_checkpoint(run, tmp_path / out, form, force=True)
+    assert (contents(run.parent), contents(tmp_path / "other")) == before
+
+
+def test_existing_files_are_overwritten_only_by_force_and_never_by_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, *_ = write_backbone_run(tmp_path / "run", "vit_tiny")
+    for out, form in (("model.ckpt", "timm"), ("folder", "timm"), ("host", "host")):
+        made = fold_checkpoint(run, tmp_path / out, form)
+        with pytest.raises(UserError, match="exists already; --force"):
+            fold_checkpoint(run, tmp_path / out, form)
+        assert fold_checkpoint(run, tmp_path / out, form, force=True) == made
+    before = contents(tmp_path / "host")
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    for out in ("host", "new"):
+        with pytest.raises(UserError, match="No space left on device"):
+            fold_checkpoint(run, tmp_path / out, force=True)
+    assert contents(tmp_path / "host") == before and contents(tmp_path / "new") == {}

@@ -1,10 +1,9 @@
-"""Checkpoints of other scripts: containers of settings, prefixes of wrappers, the newest one."""
+"""Checkpoints of other scripts and damaged ones: names, containers of settings, args.json."""
 
 import contextlib
 import importlib
 import json
 import os
-import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints_of_runs import write_run
+from checkpoints_of_runs import backbone_config, random_backbone, write_run
 from omegaconf import OmegaConf
 
+from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.reading import LIGHTNINGS, load_backbone, load_raw, newest_whole
 from metamask_solo.errors import UserError
+from metamask_solo.hosts import BACKBONE_PREFIX
+
+CONFIG = {"method": "simclr", "backbone": {"name": "resnet18"}, "data": {"dataset": "custom"}}
 
 
 @pytest.fixture
@@ -29,35 +32,107 @@ def save(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_containers_of_settings_are_read(run: Path) -> None:
+def weights_of(path: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    return load_backbone(path, **settings)[0].state_dict()
+
+
+def renamed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """A state whose backbone has another prefix."""
+    return {
+        prefix + name.removeprefix(BACKBONE_PREFIX) if name.startswith(BACKBONE_PREFIX) else name: w
+        for name, w in state.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["backbone.", "encoder.", "encoder_q.", "module.encoder_q.", "module.module.backbone."]
+    + ["_orig_mod.module.backbone.", "backbone.module.", "backbone._orig_mod.", "model.encoder."],
+)
+def test_names_of_either_release_of_moco_and_of_wrappers_are_read(prefix: str, run: Path) -> None:
+    wanted = weights_of(run)
+    save(run, state_dict=renamed(load_raw(run)["state_dict"], prefix))
+    read = weights_of(run)
+    assert read.keys() == wanted.keys()
+    assert all(torch.equal(read[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("second", ["backbone.", "encoder.", "encoder_q."])
+def test_two_networks_are_named_and_none_is_taken(second: str, run: Path) -> None:
+    state = load_raw(run)["state_dict"]
+    if second == BACKBONE_PREFIX:
+        second = f"module.{BACKBONE_PREFIX}"  # of the same name
+    others = {name: w + 1 for name, w in renamed(state, second).items()}
+    save(run, state_dict={**state, **others})
+    with pytest.raises(UserError, match="twice|two networks") as caught:
+        load_backbone(run)
+    assert BACKBONE_PREFIX in str(caught.value) and second.split(".")[-2] in str(caught.value)
+
+
+def test_mocos_own_file_is_read(tmp_path: Path) -> None:
+    backbone = random_backbone(backbone_config("resnet18"))
+    state = {}
+    for network in ("q", "k"):
+        own = {name: w + (network == "k") for name, w in backbone.state_dict().items()}
+        own |= {"fc.0.weight": torch.randn(512, 512), "fc.2.weight": torch.randn(128, 512)}
+        state |= {f"module.encoder_{network}.{name}": w for name, w in own.items()}
+    state["module.queue"] = torch.randn(128, 16)
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.03}]}
+    content = {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": optimizer}
+    torch.save(content, tmp_path / "moco.pth.tar")
+    read = weights_of(tmp_path / "moco.pth.tar", config={"backbone": {"name": "resnet18"}})
+    assert all(torch.equal(read[name], w) for name, w in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "args.json: missing"),
+        ("resnet18", "config='resnet18': must be a mapping, such as"),
+        ({"backbone": "resnet18"}, "backbone.name=None"),
+        ({"backbone": {"name": "alexnet"}}, "backbone.name=alexnet"),
+        ({"backbone": {"name": "resnet50"}}, "does not fit; first difference at layer1.0.conv1"),
+    ],
+)
+def test_a_config_of_the_callers(run: Path, config: Any, words: str) -> None:
+    (run.parent / "args.json").unlink()
+    backbone, _ = load_backbone(run, config={"backbone": {"name": "resnet18"}})
+    assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, 512)
+    with pytest.raises(UserError, match=words):
+        load_backbone(run, config=config)
+
+
+@pytest.mark.parametrize("command", ["knn", "fold"])
+@pytest.mark.parametrize(
+    "content",
+    ["null", "[1]", "3", '"text"', '{"backbone": {"na', "\xff", '{"backbone": null}']
+    + ['{"backbone": {"name": "resnet18"}}', '{"backbone": {"name": "resnet18"}, "data": [1]}'],
+)
+def test_a_damaged_config_is_one_line(
+    command: str, content: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.parent / "args.json").write_bytes(content.encode("latin-1"))
+    assert (
+        main([command, str(run), *([str(run.parents[1] / "o")] if command == "fold" else [])]) == 2
+    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "args.json: " in line
+
+
+def test_containers_of_settings_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"a": 1, "b": [0.5, True, "x", None], "c": {"d": {"e": [1, {"f": 2}]}}}
     save(run, hyper_parameters=OmegaConf.create(config), plain={"cfg": OmegaConf.create([1, 2])})
     assert OmegaConf.to_container(load_raw(run)["hyper_parameters"]) == config
+    for module in LIGHTNINGS:
+        kind = type("AttributeDict", (dict,), {"__module__": module})
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+        with monkeypatch.context() as patch:  # as if that release had written it
+            patch.setitem(sys.modules, module, sys.modules.get(module) or ModuleType(module))
+            patch.setattr(sys.modules[module], "AttributeDict", kind, raising=False)
+            save(run, hyper_parameters=kind(lr=0.1))
+        assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
     load_backbone(run)
-
-
-def test_lightnings_container_is_read(run: Path) -> None:
-    pytest.importorskip("lightning_utilities")
-    from metamask_solo.hosts import pl
-
-    module = pl.LightningModule()
-    module.save_hyperparameters({"lr": 0.1})
-    save(run, hyper_parameters=module.hparams)
-    assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
-
-
-@pytest.mark.parametrize("module", LIGHTNINGS)
-def test_the_container_of_every_lightning_is_read(
-    module: str, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with contextlib.suppress(ImportError):
-        importlib.import_module(module)
-    kind = type("AttributeDict", (dict,), {"__module__": module})
-    with monkeypatch.context() as patch:  # as if that release had written it
-        patch.setitem(sys.modules, module, sys.modules.get(module) or ModuleType(module))
-        patch.setattr(sys.modules[module], "AttributeDict", kind, raising=False)
-        save(run, hyper_parameters=kind(lr=0.1))
-    assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
 
 
 class Evil:
@@ -71,35 +146,25 @@ def test_what_could_run_code_is_named(run: Path) -> None:
     save(run, more=Evil())
     with pytest.raises(UserError, match=r"other than tensors and plain data \(\w+\.system\)"):
         load_raw(run)
-    assert pickle  # the format that is refused
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-def test_prefixes_of_wrappers_are_dropped(prefix: str, run: Path) -> None:
-    wanted, _ = load_backbone(run)
+def test_a_mask_without_a_kind_is_not_guessed(images: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", images)
     state = load_raw(run)["state_dict"]
-    save(run, state_dict={prefix + name: tensor for name, tensor in state.items()})
-    found, _ = load_backbone(run)
-    for (name, a), b in zip(wanted.state_dict().items(), found.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-
-
-def test_a_compiled_backbone_and_a_query_encoder_are_backbones(run: Path) -> None:
-    state = load_raw(run)["state_dict"]
-    for new in ("backbone._orig_mod.", "encoder_q."):
-        renamed = {}
-        for name, tensor in state.items():
-            head, _, tail = name.partition(".")
-            renamed[new + tail if head in ("encoder", "backbone") else name] = tensor
-        save(run, state_dict=renamed)
+    save(run, metamask={})
+    assert load_backbone(run)[1].mask is not None  # the state says it, too
+    save(run, state_dict={name: w for name, w in state.items() if name != "mask._extra_state"})
+    with pytest.raises(UserError, match="of which kind its mask is"):
         load_backbone(run)
 
 
-def test_the_newest_has_the_most_steps(run: Path) -> None:
+def test_the_newest_has_the_most_steps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     later = run.with_name("a-later.ckpt")
     torch.save({**load_raw(run), "global_step": 7}, later)
     os.utime(later, (1, 1))  # copied, with another time
+    run.with_name("damaged.ckpt").write_bytes(b"damaged")
     assert newest_whole(run.parent) == later
+    assert "skipped: " in capsys.readouterr().out
 
 
 def test_a_folder_above_says_where_checkpoints_are(run: Path, tmp_path: Path) -> None:
@@ -112,11 +177,7 @@ def test_a_folder_above_says_where_checkpoints_are(run: Path, tmp_path: Path) ->
         newest_whole(deep.parents[1])
 
 
-def test_a_damaged_config_of_another_run_is_no_matter(run: Path) -> None:
-    (run.parent / "args.json").write_bytes(b"\xff\xfe{")
-    with pytest.raises(UserError, match="args.json: not valid JSON"):
-        load_backbone(run)
-    config = json.dumps([1])
-    (run.parent / "args.json").write_text(config)
-    with pytest.raises(UserError, match="args.json"):
+def test_the_flat_settings_of_the_old_releases_scripts_are_none(run: Path) -> None:
+    (run.parent / "args.json").write_text(json.dumps({"encoder": "resnet18"}))
+    with pytest.raises(UserError, match="args.json: missing; it names the backbone"):
         load_backbone(run)

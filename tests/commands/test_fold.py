@@ -3,67 +3,47 @@
 from pathlib import Path
 
 import pytest
+from checkpoints_of_runs import write_backbone_run
 
-from metamask_solo.checkpoints import folding
-from metamask_solo.commands import fold
-from metamask_solo.errors import UserError
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, bool]]:
-    """Replaces the folding, and lists the calls."""
-    calls: list[tuple[str, str, str, bool]] = []
-
-    def record(checkpoint: str, out: str, form: str, force: bool) -> folding.Folded:
-        calls.append((checkpoint, out, form, force))
-        return folding.Folded(Path(out) / "folded.ckpt", 512, 3)
-
-    monkeypatch.setattr(folding, "fold_checkpoint", record)
-    return calls
+from metamask_solo.__main__ import main
 
 
-def test_it_tells_what_it_wrote(
-    calls: list[tuple[str, str, str, bool]], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "out", "lines"),
+    [
+        ([], "out", ["out/folded.ckpt: 512 dimensions folded, 1 of them floored to 0"]),
+        (["--torchvision"], "m.pth", ["m.pth: 512 dimensions folded, 1 of them floored to 0"]),
+        (
+            ["--timm"],
+            "v1.0/",
+            ["v1.0: 512", "open it: import metamask_solo.checkpoints.timm_stems"],
+        ),
+    ],
+)
+def test_it_says_what_it_wrote(
+    options: list[str],
+    out: str,
+    lines: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert fold.main(["run", "out"]) == 0
-
-    assert calls == [("run", "out", "host", False)]
-    assert capsys.readouterr().out.splitlines() == [
-        "out/folded.ckpt: 512 dimensions folded, 3 of them floored to 0",
-        "next: metamask-solo knn out/folded.ckpt",
-    ]
-
-
-@pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_it_passes_form_and_force_on(calls: list[tuple[str, str, str, bool]], library: str) -> None:
-    fold.main(["run", "out.pth", f"--{library}", "--force"])
-
-    assert calls == [("run", "out.pth", library, True)]
+    write_backbone_run(tmp_path / "run", "resnet18", "cifar10")
+    monkeypatch.chdir(tmp_path)
+    assert main(["fold", "run", out, *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [p[: len(line)] for p, line in zip(printed, lines, strict=False)] == lines
+    if not options:
+        assert printed[1] == "next: metamask-solo knn out/folded.ckpt"
+    assert main(["fold", "run", out, *options]) == 2
+    assert main(["fold", "run", out, *options, "--force"]) == 0
 
 
-def test_one_form_at_a_time(
-    calls: list[tuple[str, str, str, bool]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_form_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        fold.main(["run", "out.pth", "--timm", "--torchvision"])
-
+        main(["fold", "run", str(tmp_path / "out.pth"), "--timm", "--torchvision"])
     assert caught.value.code == 2
     assert "not allowed with" in capsys.readouterr().err
-    assert calls == []
-
-
-def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        fold.main(["--help"])
-
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert "usage: metamask-solo fold" in text
-    assert all(word in text for word in ("CHECKPOINT", "OUT", "--timm", "--torchvision", "--force"))
-
-
-def test_a_checkpoint_that_is_not_there_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere"):
-        fold.main([str(tmp_path / "nowhere.ckpt"), str(tmp_path / "out")])
-
+    assert main(["fold", str(tmp_path / "nowhere.ckpt"), str(tmp_path / "out")]) == 2
+    assert "nowhere.ckpt: no such checkpoint" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
