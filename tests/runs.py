@@ -30,6 +30,22 @@ def write_images(root: Path, classes: int = 5, train: int = 4, val: int = 2) -> 
     return root
 
 
+def image_loader(folder: Path, cfg: DictConfig | None = None, num_workers: int = 0) -> Any:
+    """A loader of class folders, with a run's evaluation transform where there is a run."""
+    from torchvision.transforms import ToTensor
+
+    from metamask_solo.data.datasets import Images, read_folder
+    from metamask_solo.data.loaders import plain_loader
+    from metamask_solo.data.read_image import DEFAULT_RULE, reading_rule
+    from metamask_solo.data.transforms import evaluation_transform
+
+    rule = DEFAULT_RULE if cfg is None else reading_rule(cfg)
+    transform = ToTensor() if cfg is None else evaluation_transform(cfg)
+    return plain_loader(
+        Images(read_folder(folder, "data", True, rule), transform), 256, num_workers
+    )
+
+
 def pretrain_config(
     data: Path, out: Path, method: str = "metamask", **overrides: Any
 ) -> DictConfig:

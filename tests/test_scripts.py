@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 
 from metamask_solo import hosts
-from metamask_solo.data.datasets import pretrain_dataset
+from metamask_solo.data.loaders import pretrain_dataset
 from metamask_solo.training.config_checks import check_linear_config, check_pretrain_config
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

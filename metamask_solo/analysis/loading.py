@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from metamask_solo.analysis.figures import plain_text
 from metamask_solo.analysis.measure_checkpoint import (
@@ -22,9 +22,8 @@ from metamask_solo.analysis.measure_checkpoint import (
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.subsets import Labelled
 from metamask_solo.checkpoints.reading import Checkpoint
+from metamask_solo.data.datasets import Images, holds_classes
 from metamask_solo.data.seeds import image_seed
-from metamask_solo.data.sources import Images
-from metamask_solo.data.unlabelled import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import FeatureReader, NotFinite, extract_features
 from metamask_solo.hosts import build_backbone, pretrain_transform
@@ -102,7 +101,7 @@ def has_labels(checkpoint: Checkpoint, data: Path | None) -> bool:
     """Whether there are labelled images of both splits, in a folder or in the run's own data."""
     if data is not None:
         both = all((data / split).is_dir() for split in ("train", "val"))
-        return both and holds_classes(data / "train")
+        return both and holds_classes(data / "train", "--data")
     own = checkpoint.config.data if checkpoint.config is not None else {}
     return own.get("val_path") is not None and not own.get("no_labels", False)
 
@@ -169,9 +168,7 @@ def _views(
     if transform is None or not len(images):
         return None
     of: Any = loader.dataset
-    chosen = images.tolist()
-    if isinstance(of, Subset):
-        chosen, of = [of.indices[index] for index in chosen], of.dataset
+    chosen = [of.indices[index] for index in images.tolist()]
     draws: Any = [(index, image_seed(seed, 0, index)) for index in range(len(images))]
     views = []
     for number in (0, 1):

@@ -21,8 +21,8 @@ import metamask_solo
 from metamask_solo.benchmark.results import RESULT, TASK, read_json, write_json
 from metamask_solo.benchmark.step_cost import peak_memory
 from metamask_solo.checkpoints.reading import load_backbone
-from metamask_solo.data.datasets import classification_datasets
-from metamask_solo.data.images import evaluation_transform, plain_loader, split_loader
+from metamask_solo.data.loaders import classification_datasets, evaluation_loader, plain_loader
+from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import (
     effective_rank,
@@ -141,7 +141,8 @@ def _untrained(config: Any, names: list[str]) -> dict[str, Any]:
         backbone = Pixels()
     device = _device(config)
     if config.data.get("no_labels", False):
-        loader = split_loader("train", config, num_workers=config.data.num_workers, labelled=False)
+        workers = config.data.num_workers
+        loader = evaluation_loader(config, "train", labels=None, num_workers=workers)
         features, _ = extract_features(backbone, loader, device)
         measured = _label_free(names, features, None)
     else:
@@ -180,9 +181,8 @@ def _evaluate(checkpoint: Path, names: list[str], config: Any) -> dict[str, floa
     backbone, read = load_backbone(checkpoint, masked=False)
     assert read.config is not None
     if read.config.data.get("no_labels", False):
-        loader = split_loader(
-            "train", read.config, num_workers=read.config.data.num_workers, labelled=False
-        )
+        workers = read.config.data.num_workers
+        loader = evaluation_loader(read.config, "train", labels=None, num_workers=workers)
         unlabelled, _ = extract_features(backbone, loader, _device(config))
         return _label_free(names, unlabelled, read.mask)
     features = _features(backbone, read.config, _device(config))

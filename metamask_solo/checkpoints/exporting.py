@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torchvision.transforms import CenterCrop, Normalize, Resize
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import MASK_KEY, Checkpoint
-from metamask_solo.data.images import evaluation_transform
+from metamask_solo.data.transforms import timm_image_config
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
 from metamask_solo.hosts.stem import SMALL, stem_of
@@ -171,7 +170,7 @@ def write_library(
         "num_features": expected.shape[1] if classifier is None else classifier.in_features,
         "model_args": arguments,
         "pretrained_cfg": {
-            **_images(config),
+            **timm_image_config(config),
             "num_classes": classes,
             "first_conv": first,
             "classifier": _head(model),
@@ -225,21 +224,3 @@ def _timm_arguments(backbone: Any, config: DictConfig) -> dict[str, Any]:
     if size is not None:  # ViT and Swin; solo-learn 1.0.2 takes the crop's
         arguments["img_size"] = size[0] if isinstance(size, tuple | list) else size
     return arguments
-
-
-def _images(config: DictConfig) -> dict[str, Any]:
-    """Size, mean and deviation that the run's evaluation gives its images."""
-    steps: dict[type, Any] = {type(t): t for t in evaluation_transform(config).transforms}  # type: ignore[attr-defined]
-    normalize, resize, crop = (steps.get(kind) for kind in (Normalize, Resize, CenterCrop))
-    size = _side(crop or resize)
-    found: dict[str, Any] = {"interpolation": "bicubic"}
-    if normalize is not None:
-        found |= {"mean": list(map(float, normalize.mean)), "std": list(map(float, normalize.std))}
-    if size is not None:
-        found |= {"input_size": [3, size, size], "crop_pct": size / (_side(resize) or size)}
-    return found
-
-
-def _side(transform: Any) -> int | None:
-    size = getattr(transform, "size", None)
-    return int(size[0]) if isinstance(size, tuple | list) else size

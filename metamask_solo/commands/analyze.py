@@ -24,9 +24,7 @@ def main(argv: list[str]) -> int:
     from metamask_solo.analysis.measure_checkpoint import accuracies, measure_checkpoint
     from metamask_solo.analysis.report import Analysis, check_output, write_analysis
     from metamask_solo.checkpoints.reading import read_checkpoint
-    from metamask_solo.data.folders import say
-    from metamask_solo.data.images import class_names
-    from metamask_solo.data.unlabelled import sample_names
+    from metamask_solo.data.datasets import say
     from metamask_solo.errors import UserError
     from metamask_solo.evaluation.features import FeatureReader
 
@@ -60,14 +58,14 @@ def main(argv: list[str]) -> int:
     ]
     first: dict[str, Any] = splits[0]
     config = read[0].config
-    classes = len(class_names(first["train"])) if labelled else None
+    classes = len(first["train"].dataset.classes) if labelled else None
     if classes == 1:
         raise UserError("data: only 1 class; at least 2 are needed")
     if not labelled:
         say("no train/ and val/ with class folders: only redundancy and mask are measured")
     # one kind of positives for all, so that the bounds can be compared
     two_views = all(loading.view_transform(checkpoint.config) is not None for checkpoint in read)
-    background = loading.read_background(data, sample_names(first["train"])) if labelled else None
+    background = loading.read_background(data, first["train"].dataset.files) if labelled else None
     untrained = {}
     if labelled and arguments.untrained:
         untrained = loading.untrained_features(readers[0], splits[0], seed)
@@ -84,7 +82,7 @@ def main(argv: list[str]) -> int:
         data=str(data or (config.data.train_path if config is not None else "")),
         images={loader.dataset.split: len(loader.dataset) for loader in first.values()},
         classes=classes,
-        doubts=[],
+        doubts=[note for loader in list(first.values())[-1:] for note in loader.dataset.notes],
         background=background is not None,
         seed=seed,
         samples=arguments.samples,

@@ -55,11 +55,9 @@ def write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[in
     import numpy as np
 
     from metamask_solo.atomic_files import atomic_write
-    from metamask_solo.data.images import class_names
-    from metamask_solo.data.unlabelled import NO_LABEL, sample_names
     from metamask_solo.evaluation.features import feature_batches
 
-    names, classes = sample_names(loader), class_names(loader)
+    names, classes = loader.dataset.files, loader.dataset.classes
     shape, start = (0, 0), 0
     with (
         atomic_write(out) as array_file,
@@ -70,7 +68,7 @@ def write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[in
         rows = csv.writer(stream)
         array: Any = None
         for features, labels in feature_batches(reader.module, loader, reader.device):
-            labelled = bool((labels != NO_LABEL).all())
+            labelled = loader.dataset.labelled
             if array is None:
                 shape = len(names), features.shape[1]
                 array = np.lib.format.open_memmap(array_file, "w+", np.float32, shape)

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 def _rows(reader: Any, loaders: Any, grid: list[Any], linear: bool) -> list[dict[str, Any]]:
     """The accuracies of one kind of features."""
-    from metamask_solo.data.folders import say
+    from metamask_solo.data.datasets import say
     from metamask_solo.evaluation.features import imbalance_note, mean_over_classes, percent
     from metamask_solo.evaluation.knn import knn_hits
     from metamask_solo.evaluation.linear import linear_probe

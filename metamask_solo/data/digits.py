@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from metamask_solo.atomic_files import atomic_folder
 from metamask_solo.errors import UserError
+from metamask_solo.paths import user_path
 
 IMAGE_SIZE = 32
 RECIPE_VERSION = 1
@@ -101,17 +102,18 @@ def write_dataset(name: str, out: str | Path = "datasets", force: bool = False) 
             ``out`` cannot be written to.
     """
     check_name(name)
-    folder = Path(out) / name
-    if folder.is_symlink() or folder.exists():
-        problem = find_problem(name, folder)
-        if problem is None and not force:
+    folder = user_path(out) / name
+    if folder.exists() or folder.is_symlink():
+        manifest = _read_manifest(folder)
+        if not force and manifest == _describe(name, folder):
             return False
         if not force:
-            raise UserError(f"{folder}: {problem}; --force writes it anew")
+            raise UserError(f"{folder}: damaged, edited or of another version; --force replaces it")
         _remove(folder)
     with atomic_folder(folder) as temporary:
         _write_images(name, temporary)
-        _write_manifest(name, temporary)
+        text = json.dumps(_describe(name, temporary), indent=2)
+        (temporary / MANIFEST).write_text(text + "\n")
     return True
 
 
@@ -119,30 +121,6 @@ def check_name(name: str) -> None:
     """Raises UserError unless ``name`` is a data set of this module."""
     if name not in VARIANTS:
         raise UserError(f"data set {name!r} is unknown: allowed are {', '.join(VARIANTS)}")
-
-
-def find_problem(name: str, folder: Path) -> str | None:
-    """Compares a folder with its manifest: None if it is whole, else what is wrong with it.
-
-    Raises:
-        UserError: ``folder`` has no manifest of this command, so it may be somebody's own.
-    """
-    found = _read_manifest(folder)
-    if (found.get("name"), found.get("version")) != (name, RECIPE_VERSION):
-        return (
-            f"holds {found.get('name')!r} made by recipe {found.get('version')}, "
-            f"not {name!r} made by recipe {RECIPE_VERSION}"
-        )
-    try:
-        actual = _describe(name, folder)
-    except OSError as error:
-        return f"{error.filename} cannot be read ({error.strerror})"
-    if actual["images"] != found.get("images"):
-        counts = ", ".join(f"{count} in {split}" for split, count in actual["images"].items())
-        return f"is damaged or edited, it has {counts}"
-    if actual["sha256"] != found.get("sha256"):
-        return "is damaged or edited, its files do not match its manifest"
-    return None
 
 
 def examples(name: str) -> Iterator[tuple[str, Example]]:
@@ -257,21 +235,17 @@ def _describe(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_manifest(name: str, folder: Path) -> None:
-    (folder / MANIFEST).write_text(json.dumps(_describe(name, folder), indent=2) + "\n")
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("made_by") != MADE_BY:
+        manifest = None
+    if not isinstance(manifest, dict) or manifest.get("made_by") != MADE_BY:
         raise UserError(
             f"{folder}: exists and has no manifest of `{MADE_BY}`; move it away, or choose "
             "another folder with --out"
         )
-    return found
+    return manifest
 
 
 def _remove(folder: Path) -> None:

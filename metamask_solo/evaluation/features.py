@@ -11,11 +11,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamask_solo.checkpoints.reading import load_backbone, load_projector
-from metamask_solo.data.datasets import say_doubts
-from metamask_solo.data.folders import say
-from metamask_solo.data.images import class_names, loader_failure, split_loader
-from metamask_solo.data.reading import shown
-from metamask_solo.data.unlabelled import is_labelled, sample_names
+from metamask_solo.data.datasets import say
+from metamask_solo.data.loaders import compare_splits, evaluation_loader, loader_failure
 from metamask_solo.errors import UserError
 from metamask_solo.training.resume import say_other_images
 
@@ -108,13 +105,8 @@ class FeatureReader:
             UserError: the data are missing or cannot be read.
         """
         config = self.checkpoint.config
-        loader = split_loader(
-            split, config, self._data, *self._batches, limit, seed, labelled=labels is True
-        )
-        if self._data is not None and not (self._data / split).is_dir():
-            split = ""
-        loader.dataset.split = split  # type: ignore[attr-defined]
-        return loader
+        assert config is not None  # what loads the network needs it
+        return evaluation_loader(config, split, self._data, labels, *self._batches, limit, seed)
 
     def loaders(
         self, limit: int | None = None, seed: int = 0
@@ -122,21 +114,16 @@ class FeatureReader:
         """Labelled training and validation images of the same classes."""
         train, val = (self.loader(split, True, limit, seed) for split in ("train", "val"))
         datasets: Any = train.dataset, val.dataset
-        say_doubts(*datasets)
-        if odd := set(datasets[0].classes) ^ set(datasets[1].classes):
-            name = shown(min(odd))
-            raise UserError(
-                f"data: train and val must have the same classes; {name} is in one only"
-            )
+        compare_splits(datasets[0], datasets[1], self.checkpoint.path.parent)
         return train, val
 
     def extract(self, loader: DataLoader[Any], module: nn.Module | None = None) -> Features:
         """Features of a loader's images; of another ``module`` than the checkpoint's if given."""
         path = self.checkpoint.path if module is None else "other network"
         features, labels = extract_features(module or self.module, loader, self.device, str(path))
-        classes = class_names(loader) if is_labelled(labels) else []
-        split = getattr(loader.dataset, "split", "")
-        return Features(features, labels, sample_names(loader), classes, split)
+        images: Any = loader.dataset
+        classes = images.classes if images.labelled else []
+        return Features(features, labels, images.files, classes, images.split)
 
 
 def pick_device(name: str) -> str:

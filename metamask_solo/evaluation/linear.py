@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metamask_solo.data.folders import say
+from metamask_solo.data.datasets import say
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import check_features, percent
 

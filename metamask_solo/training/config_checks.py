@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
 from metamask_solo.checkpoints.reading import check_backbone_name
-from metamask_solo.data.datasets import check_folders
+from metamask_solo.data.loaders import check_folders
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import METHODS, OPTIMIZERS, SMALL, STEM_KEY, refuse_known_faults
 from metamask_solo.training.config_keys import check_keys

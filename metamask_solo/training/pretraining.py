@@ -5,13 +5,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
-from metamask_solo.data.datasets import (
+from metamask_solo.data.datasets import pair_notes, say
+from metamask_solo.data.loaders import (
     classification_dataset,
     count_classes,
+    plain_loader,
     pretrain_dataset,
-    say_doubts,
 )
-from metamask_solo.data.images import evaluation_transform, plain_loader
+from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     build_method,
@@ -94,7 +95,7 @@ def prepare_pretraining(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         if cfg.data.val_path is not None and labelled:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)
-        say_doubts(data, val_data)
+        say(*pair_notes(data, val_data))
         identify(cfg, data, val_data)
         return model, cfg, train_loader, val_loader
 

@@ -9,14 +9,13 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
-from metamask_solo.data.datasets import classification_datasets, count_classes, say_doubts
-from metamask_solo.data.folders import say
-from metamask_solo.data.images import (
+from metamask_solo.data.datasets import say
+from metamask_solo.data.loaders import classification_datasets, count_classes, plain_loader
+from metamask_solo.data.transforms import (
     complete_image_settings,
     evaluation_transform,
     image_settings,
     linear_training_transform,
-    plain_loader,
 )
 from metamask_solo.hosts import build_linear, complete_linear_config, pl
 from metamask_solo.training.config_checks import (
@@ -75,8 +74,8 @@ def prepare_probe(cfg: DictConfig) -> tuple[Any, DictConfig, Any, Any]:
         backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
         model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
         train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
-        train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
-        say_doubts(train, val)
+        transforms = train_transform, evaluation_transform(cfg)
+        train, val = classification_datasets(cfg, *transforms, checkpoint.path.parent)
         identify(cfg, train, val)
         val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
         train_loader = training_loader(train, cfg)

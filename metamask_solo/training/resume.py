@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.data.datasets import is_folder
-from metamask_solo.data.folders import find_images, say
-from metamask_solo.data.reading import shown
+from metamask_solo.data.datasets import read_folder, say
+from metamask_solo.data.loaders import is_folder
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import METHODS
+from metamask_solo.paths import shown
 
 # Set by a command: what the images are, and what the checkpoint holds that a run starts from.
 STARTED_FROM = "started_from"
@@ -159,7 +159,7 @@ def say_other_images(cfg: DictConfig) -> None:
         return
     folders = [cfg.data.get("train_path"), cfg.data.get("val_path")]
     try:
-        datasets = [folder and find_images(folder, "data") for folder in folders]
+        datasets = [folder and read_folder(folder, "data") for folder in folders]
     except UserError:  # of the split that nobody asked for; the other's reader says it
         return
     if _digest_of_images(datasets) != known:

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from metamask_solo.data.datasets import Images
 from metamask_solo.data.seeds import Draw, Generator, image_seed
-from metamask_solo.data.sources import Images
 from metamask_solo.errors import UserError
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw, newest_whole
-from metamask_solo.data.images import loader_failure
+from metamask_solo.data.loaders import loader_failure
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import HostState, pl
 from metamask_solo.training.callbacks import (

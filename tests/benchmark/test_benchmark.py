@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import image_loader
 
 from metamask_solo.__main__ import main
 from metamask_solo.benchmark import launch
 from metamask_solo.checkpoints.reading import load_backbone
-from metamask_solo.data.images import image_loader
-from metamask_solo.data.splitting import split_folder
+from metamask_solo.data.split import split_folder
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe

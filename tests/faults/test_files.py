@@ -18,9 +18,7 @@ from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
 from metamask_solo.atomic_files import atomic_folder, atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.data.folders import find_images
-from metamask_solo.data.reading import ReadingRule
-from metamask_solo.data.sources import FolderSource, Images
+from metamask_solo.data.datasets import Images, read_folder
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 
@@ -139,8 +137,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_an_image_that_cannot_be_read_is_named(damage: str, data: Path) -> None:
-    source = FolderSource(find_images(data / "train", "data"), ReadingRule())
-    dataset = Images(source, lambda image: image)
+    dataset = Images(read_folder(data / "train", "data"), lambda image: image)
     index = len(dataset) - 2
     image, label = dataset[index]
     assert image.size == (32, 32) and label == 4

@@ -10,10 +10,10 @@ import pytest
 import torch
 from checkpoints_of_runs import write_run
 from omegaconf import ListConfig
-from runs import pretrain_config, write_images
+from runs import image_loader, pretrain_config, write_images
 
 from metamask_solo.__main__ import main
-from metamask_solo.data.images import image_loader, plain_loader
+from metamask_solo.data.loaders import plain_loader
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.training.pretraining import prepare_pretraining

@@ -9,12 +9,11 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from runs import pretrain_config
+from runs import image_loader, pretrain_config
 
 from metamask_solo.checkpoints.reading import read_checkpoint
-from metamask_solo.data.images import (
+from metamask_solo.data.transforms import (
     evaluation_transform,
-    image_loader,
     image_settings,
     linear_training_transform,
 )

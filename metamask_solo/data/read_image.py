@@ -1,0 +1,139 @@
+"""One way to read an image, whatever lies in its file: always 8-bit RGB.
+
+- JPEG, PNG, WebP, BMP, TIFF and GIF are read, of several frames the first;
+- transparency of any kind goes onto one colour, white by default;
+- integers of more than 8 bits are scaled by the range of the file, never clipped; signed ones,
+  which only TIFF has, are refused;
+- where a TIFF says that 0 is white, it is;
+- floating-point values in 0..1 are scaled, others in 0..255 are taken as they are, all else is
+  refused.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+from metamask_solo.errors import UserError
+from metamask_solo.paths import shown
+
+KINDS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+JPEG_ENDINGS, PNG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif"), (".png", ".apng")
+ENDINGS = (*JPEG_ENDINGS, *PNG_ENDINGS, ".webp", ".bmp", ".tif", ".tiff", ".gif")
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WHITE_IS_ZERO, SIGNED = 0, 2
+
+
+@dataclass(frozen=True)
+class ReadingRule:
+    """What a user may choose about reading.
+
+    Attributes:
+        background: colour that shows through transparent pixels.
+        exif_orientation: turn an image as its EXIF data say; torchvision does not.
+    """
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    exif_orientation: bool = False
+
+
+DEFAULT_RULE = ReadingRule()
+
+
+def reading_rule(cfg: DictConfig) -> ReadingRule:
+    """The rule of a config: ``data.background`` and ``data.exif_orientation``.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+    orientation = OmegaConf.select(cfg, "data.exif_orientation", default=None)
+    if orientation not in (None, True, False):
+        raise UserError(f"data.exif_orientation={orientation}: must be true or false")
+    colour = OmegaConf.select(cfg, "data.background", default=None)
+    background = ReadingRule.background if colour is None else _colour(colour)
+    return ReadingRule(background, bool(orientation))
+
+
+def _colour(value: Any) -> tuple[int, int, int]:
+    try:
+        parts = ImageColor.getrgb(value)[:3] if isinstance(value, str) else tuple(value)
+        if len(parts) == 3 and all(type(part) is int and 0 <= part <= 255 for part in parts):
+            return parts  # type: ignore[return-value]
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"data.background={value}: must be a colour such as white, '#ff8000' or [255, 128, 0]"
+    )
+
+
+def read_image(path: str | Path, rule: ReadingRule = DEFAULT_RULE) -> Image.Image:
+    """Reads one image as 8-bit RGB.
+
+    Raises:
+        UserError: names the file, which is missing, damaged, too large, or of another kind.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+            tags = dict(getattr(image, "tag_v2", {}))  # a turned image has none any more
+            if rule.exif_orientation:
+                image = ImageOps.exif_transpose(image)  # type: ignore[assignment]
+            return _to_rgb(image, rule.background, tags)
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        reason = f"has more than {most} million pixels, the most that is read, since such a file "
+        reason += "may be made to fill the memory; save a smaller copy, or cut it into tiles"
+        raise UserError(f"{shown(path)}: {reason}") from error
+    except Exception as error:  # Pillow raises almost anything for a damaged file
+        # its messages repeat the path
+        reason = str(error).strip().replace(repr(str(path)), "the file") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"empty, or no {KINDS}"
+        raise UserError(f"{shown(path)}: cannot be read ({reason})") from error
+
+
+def _to_rgb(
+    image: Image.Image, background: tuple[int, int, int], tags: dict[int, Any]
+) -> Image.Image:
+    if SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        raise ValueError("signed integers: no rule says what is black")
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _from_deep(image, tags)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, where Pillow's pixels have 8
+        image.info["transparency"] = tuple(part >> 8 for part in key)
+    flat = Image.new("RGBA", image.size, (*background, 255))
+    flat.alpha_composite(image.convert("RGBA"))
+    return flat.convert("RGB")
+
+
+def _from_deep(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
+    """8-bit grey from integers of more than 8 bits or floating-point values, with alpha if any."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        least, most = float(values.min()), float(values.max())
+        if not 0 <= least <= most <= 255:  # nor NaN
+            raise ValueError(
+                f"floating-point values from {least:g} to {most:g}; they must be in 0..1, or in "
+                "0..255"
+            )
+        grey = np.rint(values * 255.0 if most <= 1 else values).astype(np.uint8)
+    else:
+        values = values.astype(np.int64) & (2**32 - 1)  # Pillow gives unsigned ones as signed
+        bits = min(int(tags.get(BITS_PER_SAMPLE, (16,))[0]), 16)
+        # most files of 32 bits hold 16-bit values that a program has only widened
+        largest = 2**bits - 1 if values.max() < 2**16 else 2**32 - 1
+        grey = ((values * 255 + largest // 2) // largest).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow turns those of 8 bits, and no others
+        grey = 255 - grey
+    key = image.info.get("transparency")
+    image = Image.fromarray(grey)
+    if isinstance(key, int):
+        image.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return image

@@ -1,0 +1,326 @@
+"""What a folder of images holds, what is left out or doubted, and seeds by image."""
+
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import pretrain_config, write_images
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from metamask_solo.data.datasets import (
+    Images,
+    check_folder,
+    check_same_classes,
+    overlap_notes,
+    pair_notes,
+    read_folder,
+    say,
+    write_fingerprints,
+)
+from metamask_solo.data.seeds import image_seed
+from metamask_solo.errors import UserError
+from metamask_solo.training.sampling import EpochShuffle, training_loader
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "data", classes=3, train=4, val=2)
+
+
+def test_an_ordinary_folder_is_read_as_torchvision_reads_it(data: Path) -> None:
+    deeper = data / "train" / "class_1" / "b" / "c"
+    deeper.mkdir(parents=True)
+    (data / "train" / "class_1" / "b-c").mkdir()
+    for path in (deeper / "x.png", deeper / "A.PNG", deeper / "é.png", deeper / "../../b-c/1.png"):
+        shutil.copy(data / "train" / "class_0" / "0.png", path)
+    images, expected = read_folder(data / "train", "data"), ImageFolder(str(data / "train"))
+    assert images.samples == expected.samples and images.classes == expected.classes
+    assert images.targets == expected.targets and not images.notes
+    assert np.array_equal(np.asarray(images[3][0]), np.asarray(expected[3][0]))
+    assert check_folder(data / "train", "data") == expected.classes
+
+
+def test_links_are_followed_and_a_folder_is_read_once(data: Path) -> None:
+    plain, linked = data / "train", data / "linked"
+    (linked / "class_1").mkdir(parents=True)
+    (linked / "class_0").symlink_to(plain / "class_0")
+    for path in (plain / "class_1").iterdir():
+        (linked / "class_1" / path.name).symlink_to(path)
+    (linked / "class_2").mkdir()
+    (linked / "class_2" / "deeper").symlink_to(plain / "class_2")
+    (linked / "class_2" / "latest").symlink_to("deeper")
+    samples = [(os.path.realpath(p), label) for p, label in read_folder(linked, "data").samples]
+    assert samples == read_folder(plain, "data").samples
+    (linked / "up").symlink_to("..")  # without labels nothing can be labelled wrongly
+    assert len(read_folder(linked, "data", labels=False)) == 12
+
+
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    r"class_0/more leads back up": lambda f: (f / "class_0" / "more").symlink_to(".."),
+    r"class_0/more leads back": lambda f: (f / "class_0" / "more").symlink_to("../../.."),
+    r"class_2 is a folder of class class_0, too": lambda f: (f / "class_0" / "more").symlink_to(
+        f / "class_2"
+    ),
+    r"class_0/9.png leads to no file": lambda f: (f / "class_0" / "9.png").symlink_to("/nowhere"),
+    r"no such folder": shutil.rmtree,
+    r"holds no class folder \(1 image ": lambda f: (
+        [shutil.rmtree(path) for path in f.iterdir()],
+        Image.new("RGB", (8, 8)).save(f / "0.png"),
+    ),
+    r"class folder class_1 holds no image, only other files \(.txt 1": lambda f: (
+        [path.unlink() for path in (f / "class_1").iterdir()],
+        (f / "class_1" / "notes.txt").write_text(""),
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_folder_that_cannot_be_used_is_refused(message: str, data: Path) -> None:
+    BROKEN[message](data / "train")
+    # of a class, the quick check looks for the first image only
+    for read in (read_folder, *([] if "leads to no" in message else [check_folder])):
+        with pytest.raises(UserError, match=f"^data.train_path={data}/train: .*{message}"):
+            read(data / "train", "data.train_path")
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "VALID"), ("Test", "cat")])
+@pytest.mark.parametrize("labels", [True, False, None])
+def test_names_of_splits_are_no_classes(
+    names: tuple[str, str], labels: bool | None, data: Path
+) -> None:
+    root = data / "photos"
+    for source, name in zip(("class_0", "class_1"), names, strict=True):
+        shutil.copytree(data / "train" / source, root / name / "inner")
+    with pytest.raises(UserError, match=f"--data={root}: names of splits .*{root}/{names[0]} "):
+        read_folder(root, "--data", labels)
+    with pytest.raises(UserError, match="names of splits"):
+        check_folder(root, "--data", labels is True)
+
+
+def test_splits_within_each_class_are_no_images_of_it(data: Path) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(data / "val" / "class_0", data / "products" / "bottle" / split)
+    with pytest.raises(UserError, match=f"{data}/products/bottle: names of splits"):
+        read_folder(data / "products", "--data")
+
+
+def test_hidden_entries_do_not_count(data: Path) -> None:
+    plain = read_folder(data / "train", "data").samples
+    image = data / "train" / "class_0" / "0.png"
+    for folder in (".ipynb_checkpoints", "class_1/.cache"):
+        (data / "train" / folder).mkdir()
+        shutil.copy(image, data / "train" / folder / "0.png")
+    (data / "train" / "class_1" / "._0.png").write_bytes(b"no image")
+    images = read_folder(data / "train", "data")
+    assert images.samples == plain and not images.notes
+
+
+def test_what_is_left_out_and_doubted_is_noted(data: Path) -> None:
+    folder = data / "train"
+    for name in ("class_2/a.heic", "class_2/b.HEIC", "class_0/notes.txt", "class_0/raw", "x.csv"):
+        (folder / name).write_bytes(b"something else")
+    shutil.copy(folder / "class_0" / "0.png", folder / "beside.png")
+    beside, others = read_folder(folder, "data.train_path").notes
+    assert beside.startswith(f"data.train_path={folder}: 1 image, such as beside.png, left out")
+    assert "5 files left out, no JPEG, PNG" in others
+    assert others.endswith(": .heic 2, .csv 1, .txt 1, no ending 1")
+    shutil.rmtree(data / "val")
+    (folder / "beside.png").unlink()
+    folder.rename(data / "photos")
+    one_class, level = read_folder(data, "--data").notes[:2]
+    assert "only 1 class (photos), so every accuracy is 100 %" in one_class
+    assert f"one level too high, and {data}/photos the folder of the classes?" in level
+
+
+def test_a_folder_images_in_each_class_is_usual(data: Path) -> None:
+    for path in list((data / "train").iterdir()):
+        shutil.copytree(path, data / "tiny" / path.name / "images")
+    assert not read_folder(data / "tiny", "data").notes
+
+
+def test_without_labels_images_of_any_depth_are_read(data: Path) -> None:
+    folder = data / "train"
+    assert read_folder(folder, "data", labels=None).classes == ["class_0", "class_1", "class_2"]
+    shutil.copy(folder / "class_0" / "0.png", folder / "beside.png")
+    for labels in (False, None):
+        images = read_folder(folder, "data", labels)
+        assert len(images) == 13 and {*images.targets} == {-1} and images.classes == []
+        assert not Images(images, None).labelled
+    with pytest.raises(UserError, match="holds no image"):
+        (data / "empty").mkdir()
+        read_folder(data / "empty", "data", labels=None)
+
+
+def test_a_home_folder_may_be_a_tilde(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(data))
+    samples = read_folder(data / "train", "data").samples
+    assert read_folder("~/train", "data").samples == samples
+
+
+def test_classes_of_one_split_only_are_named() -> None:
+    check_same_classes(["a", "b"], ["a", "b"])
+    with pytest.raises(UserError, match="2 classes in train and 1 in val .*class b is in train"):
+        check_same_classes(["a", "b"], ["a"])
+
+
+def test_names_that_are_no_utf8_are_read_and_shown(data: Path) -> None:
+    odd = os.fsencode(data / "train") + b"/caf\xe9"
+    try:
+        os.mkdir(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    shutil.copy(data / "train" / "class_0" / "0.png", os.fsdecode(odd + b"/\xff.png"))
+    images = Images(read_folder(data / "train", "data"), transforms.ToTensor())
+    assert images.classes[0] == "caf\ufffd" and images[0][0].shape == (3, 32, 32)
+
+
+def images_of(folder: Path, transform: Any = None) -> Images:
+    return Images(read_folder(folder, "data"), transform or Draws(), with_index=True)
+
+
+def test_copies_of_training_images_are_counted(data: Path) -> None:
+    train = images_of(data / "train")
+    assert pair_notes(train, images_of(data / "val")) == []
+    for number in (0, 1, 2):
+        source = data / "train" / "class_0" / f"{number}.png"
+        shutil.copy(source, data / "val" / "class_1" / f"again{number}.png")
+    # of the same size, with the same beginning, and yet another file
+    content = (data / "train" / "class_2" / "0.png").read_bytes()
+    other = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+    (data / "val" / "class_2" / "other.png").write_bytes(other)
+    (note,) = pair_notes(train, images_of(data / "val"))
+    assert note.startswith(f"{data}/val: 3 of 10 validation images are copies of training images")
+
+
+@pytest.mark.parametrize("bytes_of_a_file", [100, 200_000])
+def test_images_that_a_run_was_trained_on_are_known_by_content(
+    bytes_of_a_file: int, data: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for path in data.rglob("*.png"):
+        path.write_bytes(rng.bytes(bytes_of_a_file))
+    run = tmp_path / "run"
+    write_fingerprints(images_of(data / "train"), run)
+    # another split of the same images
+    shutil.move(data / "train" / "class_0" / "0.png", data / "val" / "class_0" / "renamed.png")
+    val = images_of(data / "val")
+    for folder in (run, run / "folded"):
+        (note,) = overlap_notes(val, folder)
+        assert note.startswith(f"{data}/val: 1 of 7 images to evaluate on were training images of")
+    assert overlap_notes(val, data) == []  # a folder without a run
+
+
+def test_the_first_process_alone_prints_notes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say("one", "two")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    say("three")
+    assert capsys.readouterr().err == "note: one\nnote: two\n"
+
+
+class Draws:
+    """What a transform would draw from each of the three generators."""
+
+    def __call__(self, image: Any) -> Any:
+        return torch.tensor([torch.rand(1).item(), random.random(), np.random.random()])
+
+
+def one_epoch(dataset: Any, epoch: int, skip: int = 0, workers: int = 0, **options: Any) -> Any:
+    """Image index to what was drawn for it."""
+    sampler = EpochShuffle(dataset, seed=3)
+    sampler.start_at(epoch, skip)
+    loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=workers, **options)
+    return {
+        int(index): drawn
+        for indices, draws, _ in loader
+        for index, drawn in zip(indices, draws.tolist(), strict=True)
+    }
+
+
+def test_draws_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
+    dataset = images_of(data / "train")
+    torch.manual_seed(0)
+    first = one_epoch(dataset, 0)
+    torch.manual_seed(1)
+    assert one_epoch(dataset, 0) == first
+    assert one_epoch(dataset, 0, workers=2, persistent_workers=True) == first
+    rest = one_epoch(dataset, 0, skip=6, workers=2)
+    assert len(rest) == 6 and rest.items() <= first.items()
+    other = one_epoch(dataset, 1)
+    assert other.keys() == first.keys()
+    drawn = [tuple(values) for values in (*first.values(), *other.values())]
+    for generator in range(3):
+        assert len({values[generator] for values in drawn}) == 24
+
+
+def test_persistent_workers_draw_anew_in_each_epoch(data: Path) -> None:
+    cfg = pretrain_config(data, data / "runs", data__num_workers=2)
+    cfg.optimizer.batch_size, cfg.devices = 4, [0]
+    cfg.num_nodes = 1
+    loader = training_loader(images_of(data / "train"), cfg)
+    assert loader.persistent_workers
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        drawn = {int(i): d for b in loader for i, d in zip(b[0], b[1].tolist(), strict=True)}
+        sampler = EpochShuffle(loader.dataset, cfg.seed)
+        sampler.start_at(epoch, 0)
+        assert drawn == {int(b[0]): b[1].tolist() for b in map(loader.dataset.__getitem__, sampler)}
+
+
+def test_the_processs_own_random_numbers_stay_as_they_were(data: Path) -> None:
+    def state() -> Any:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
+    dataset, before = images_of(data / "train"), state()
+    dataset.__getitems__([(0, 5), (1, 6)])
+    assert state() == before
+
+
+def test_seeds_of_different_images_differ() -> None:
+    seeds = {
+        image_seed(seed, epoch, index)
+        for seed in (0, 1, 5)
+        for epoch in range(20)
+        for index in range(500)
+    }
+    assert len(seeds) == 3 * 20 * 500
+    bits = np.unpackbits(np.array(sorted(seeds), np.uint64).view(np.uint8)).reshape(-1, 64)
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_every_way_to_start_a_worker(start: str, data: Path) -> None:
+    transform = transforms.Compose([transforms.RandomResizedCrop(8), transforms.ToTensor()])
+    dataset = images_of(data / "train", transform)
+    plain = one_epoch(dataset, 2)
+    assert one_epoch(dataset, 2, workers=1, multiprocessing_context=start) == plain
+    assert pickle.loads(pickle.dumps(dataset)).samples == dataset.samples
+
+
+def test_a_failing_transform_is_no_unreadable_image(data: Path) -> None:
+    def fail(image: Any) -> Any:
+        raise ValueError("bits must be at least 1")
+
+    with pytest.raises(UserError, match=r"0\.png: was read, but its transform failed \(ValueError"):
+        images_of(data / "train", fail)[0]
+
+
+def test_a_limit_draws_the_images_by_the_seed(data: Path) -> None:
+    images = Images(read_folder(data / "train", "data"), transforms.ToTensor())
+    drawn = [images.limited(5, seed) for seed in (0, 0, 1)]
+    assert drawn[0].files == drawn[1].files == sorted(drawn[0].files) != drawn[2].files
+    assert len(drawn[0]) == 5 and images.limited(None, 0) is images
+    place = images.files.index(drawn[0].files[3])
+    assert torch.equal(drawn[0][3][0], images[place][0]) and drawn[0][-1][1] == drawn[0].targets[4]

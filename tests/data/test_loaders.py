@@ -1,0 +1,208 @@
+"""The data of a config: folders, torchvision's data sets, and what evaluation reads."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from omegaconf import DictConfig, OmegaConf
+from runs import pretrain_config, train, write_images
+from sklearn.model_selection import train_test_split
+from torchvision.datasets import STL10
+
+from metamask_solo.data.datasets import write_fingerprints
+from metamask_solo.data.loaders import (
+    check_folders,
+    classification_dataset,
+    classification_datasets,
+    compare_splits,
+    count_classes,
+    data_notes,
+    evaluation_loader,
+    pretrain_dataset,
+)
+from metamask_solo.errors import UserError
+from metamask_solo.training.resume import read_metrics
+
+
+def size_of(image: Any) -> torch.Tensor:
+    return torch.tensor(image.size)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "data", classes=3, train=4, val=2)
+
+
+@pytest.fixture
+def cfg(data: Path) -> DictConfig:
+    return pretrain_config(data, data / "runs")
+
+
+def test_pretraining_has_views_and_evaluation_has_images(cfg: DictConfig) -> None:
+    check_folders(cfg)
+    (data_ := Path(cfg.data.train_path) / ".hidden").mkdir()
+    count_classes(cfg)
+    assert cfg.data.num_classes == 3 and data_.is_dir()
+    index, views, label = pretrain_dataset(cfg)[(5, 1)]
+    assert (index, label) == (5, 1) and [view.shape for view in views] == [(3, 32, 32)] * 2
+    train, val = classification_datasets(cfg, size_of, size_of)
+    assert (len(train), len(val), train[5][1]) == (12, 6, 1)
+
+
+def test_a_fraction_is_that_of_solo_learn(cfg: DictConfig) -> None:
+    cfg.data.fraction = 0.5
+    train = classification_dataset(cfg, "train", size_of)
+    whole = classification_dataset(cfg, "train", size_of, whole=True)
+    kept, _ = train_test_split(
+        range(12), train_size=0.5, stratify=sorted([0, 1, 2] * 4), random_state=42
+    )
+    assert train.files == [whole.files[i] for i in kept]
+    assert train.targets == [whole.targets[i] for i in kept] == [train[i][1] for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.format", "dali", "data.format=dali: must be image_folder"),
+        ("data.fraction", 1.5, "data.fraction=1.5: must be above 0 and below 1"),
+        ("data.train_path", None, "data.train_path: missing"),
+        ("data.val_path", "/nowhere", "data.val_path=/nowhere: no such folder"),
+    ],
+)
+def test_a_wrong_setting_is_named(key: str, value: Any, message: str, cfg: DictConfig) -> None:
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(UserError, match=message):
+        if value is not None:
+            check_folders(cfg)
+        classification_datasets(cfg, size_of, size_of)
+
+
+def test_more_classes_than_the_data_set_has_are_refused(tmp_path: Path) -> None:
+    data = write_images(tmp_path, classes=101, train=1, val=1)
+    cfg = pretrain_config(data, data / "runs", data__dataset="imagenet100")
+    with pytest.raises(UserError, match="101 class folders, but data.dataset=imagenet100 has 100"):
+        check_folders(cfg)
+
+
+def test_doubts_of_all_kinds_are_said_and_carried(
+    cfg: DictConfig, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = data / "run"
+    write_fingerprints(pretrain_dataset(cfg), run)
+    for split, name in (("train", "x.heic"), ("val", "y.txt")):
+        (data / split / "class_0" / name).write_bytes(b"")
+    shutil.copy(data / "train" / "class_1" / "0.png", data / "val" / "class_1" / "again.png")
+    _, val = classification_datasets(cfg, size_of, size_of, run)
+    said = [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
+    assert said == val.notes and len(said) == 4
+    for note, text in zip(
+        said, (".heic 1", ".txt 1", "1 of 7 validation", "1 of 7 images"), strict=True
+    ):
+        assert text in note
+    assert data_notes(cfg) == val.notes[:3]
+    loaders = [evaluation_loader(cfg, split, data) for split in ("train", "val")]
+    _, val = compare_splits(*[loader.dataset for loader in loaders], run)  # type: ignore[list-item]
+    assert [note.split(": ", 1)[1] for note in val.notes] == [n.split(": ", 1)[1] for n in said]
+    shutil.rmtree(data / "val" / "class_2")
+    with pytest.raises(UserError, match="class class_2 is in train only"):
+        classification_datasets(cfg, size_of, size_of)
+
+
+def test_evaluation_reads_one_split_or_a_folder(cfg: DictConfig, data: Path) -> None:
+    own = evaluation_loader(cfg, "val").dataset
+    other = evaluation_loader(cfg, "val", data).dataset
+    assert own.files == other.files and own.split == other.split == "val" and own.labelled
+    limited = evaluation_loader(cfg, "train", limit=5, seed=1, batch_size=2)
+    assert [len(labels) for _, labels in limited] == [2, 2, 1]
+    with pytest.raises(UserError, match=f"--data={data}/train/val: no such folder"):
+        evaluation_loader(cfg, "val", data / "train")
+    folder = evaluation_loader(cfg, "val", data / "train", labels=None).dataset
+    assert folder.split == "" and folder.classes == ["class_0", "class_1", "class_2"]
+    cfg.data.val_path = None
+    assert evaluation_loader(cfg, "val", labels=None).dataset.split == "train"
+    with pytest.raises(UserError, match="data.val_path: missing; give .*--data FOLDER"):
+        evaluation_loader(cfg, "val")
+
+
+def test_a_run_without_labels_reads_all_images_of_any_folder(cfg: DictConfig, data: Path) -> None:
+    cfg.data.no_labels, cfg.data.val_path = True, None
+    shutil.copy(data / "train" / "class_0" / "0.png", data / "train" / "beside.png")
+    assert len(pretrain_dataset(cfg)) == 13
+    for folder in (None, data / "train"):
+        images = evaluation_loader(cfg, "val", folder, labels=None).dataset
+        assert len(images) == 13 and not images.labelled and images.classes == []
+        assert images[0][1] == -1
+    count_classes(cfg)
+    assert cfg.data.num_classes == 1 and data_notes(cfg) == []
+
+
+LABELLED, UNLABELLED, TESTS = 12, 84, 10
+
+
+@pytest.fixture
+def stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few images in STL-10's binary form: planes column by column, labels from 1."""
+    # the files are not the published ones, and nothing is downloaded in a test
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    folder = tmp_path / "stl10" / STL10.base_folder
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", LABELLED), ("unlabeled", UNLABELLED), ("test", TESTS)):
+        rng.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8).tofile(folder / f"{name}_X.bin")
+        (np.arange(count) % 10 + 1).astype(np.uint8).tofile(folder / f"{name}_y.bin")
+    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)) + "\n")
+    return tmp_path / "stl10"
+
+
+def packed(name: str, folder: Path) -> DictConfig:
+    cfg = pretrain_config(folder, folder / "runs", data__dataset=name)
+    cfg.data.train_path = cfg.data.val_path = str(folder)
+    return cfg
+
+
+def test_unlabelled_images_are_read_with_the_labelled_ones(stl10: Path) -> None:
+    cfg = packed("stl10", stl10)
+    check_folders(cfg)
+    dataset = pretrain_dataset(cfg)
+    assert len(dataset) == LABELLED + UNLABELLED and not dataset.labelled
+    assert dataset.targets == [i % 10 for i in range(LABELLED)] + [-1] * UNLABELLED
+    index, views, label = dataset[LABELLED]
+    assert (index, label, len(views)) == (LABELLED, 0, 2)
+    val = classification_dataset(cfg, "val", size_of)
+    assert len(val) == TESTS and val[3][0].tolist() == [96, 96] and val[3][1] == 3
+    assert val.files[3] == "3" and val.notes == []
+    images, _ = next(iter(evaluation_loader(cfg, "val", batch_size=4)))
+    assert images.shape == (4, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_a_run_on_stl10_learns_from_both(stl10: Path, tmp_path: Path) -> None:
+    cfg = packed("stl10", stl10)
+    cfg.checkpoint.dir, cfg.log_every_n_steps = str(tmp_path / "runs"), 1
+    model, result = train(cfg, small=True)
+    rows = read_metrics(result.folder)
+    assert model.global_step == 9 and not any(row.get("train_acc1") for row in rows)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_without_the_data_set_is_named(
+    name: str, exists: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
+
+    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}[name]
+    monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_network)
+    folder = tmp_path / "here"
+    if exists:
+        folder.mkdir()
+    state = f"holds no whole {name}" if exists else "no such folder"
+    with pytest.raises(UserError, match=f"data.val_path={folder}: .*{state}.*urlopen"):
+        classification_dataset(packed(name, folder), "val", size_of)
+    with pytest.raises(UserError, match=f"data.train_path={folder}: .*{state}$"):
+        pretrain_dataset(packed(name, folder), download=False)

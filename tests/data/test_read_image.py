@@ -1,0 +1,184 @@
+"""Reading one image, against what was drawn."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from metamask_solo.data.read_image import DEFAULT_RULE, ReadingRule, read_image, reading_rule
+from metamask_solo.errors import UserError
+
+GREY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
+COLOURS = np.stack([GREY, GREY.T, 255 - GREY], axis=-1)
+ALPHA = np.tile(np.array([0, 64, 128, 255], np.uint8), (8, 2))
+
+
+def read(path: Path, rule: ReadingRule = DEFAULT_RULE) -> Any:
+    image = read_image(path, rule)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+def over(colours: Any, alpha: Any, background: int) -> Any:
+    """Porter and Duff's `over`, in floating point."""
+    part = alpha[..., None] / 255
+    return colours * part + background * (1 - part)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+@pytest.mark.parametrize(("background", "level"), [(None, 255), ("#000", 0), ([9, 9, 9], 9)])
+def test_alpha_goes_onto_the_colour_that_is_asked_for(
+    kind: str, background: Any, level: int, tmp_path: Path
+) -> None:
+    image = Image.fromarray(COLOURS)
+    image.putalpha(Image.fromarray(ALPHA))
+    options = {"lossless": True, "exact": True} if kind == "webp" else {}
+    image.save(tmp_path / f"a.{kind}", **options)
+    rule = reading_rule(OmegaConf.create({"data": {"background": background}}))
+    assert np.abs(read(tmp_path / f"a.{kind}", rule) - over(COLOURS, ALPHA, level)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB", "1"])
+def test_a_transparent_colour_goes_onto_white(mode: str, tmp_path: Path) -> None:
+    image = Image.fromarray(COLOURS if mode == "RGB" else GREY).convert(mode)
+    key: Any = (0, 0, 255) if mode == "RGB" else image.getpixel((0, 0))
+    image.save(tmp_path / "a.png", transparency=key)
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    expected[(expected == expected[0, 0]).all(axis=-1)] = 255
+    assert np.array_equal(read(tmp_path / "a.png"), expected)
+
+
+def test_a_palette_with_alpha_goes_onto_white(tmp_path: Path) -> None:
+    image = Image.fromarray(GREY).convert("P")
+    image.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    expected = over(np.asarray(image.convert("RGB")), np.asarray(image), 255)
+    assert np.abs(read(tmp_path / "a.png") - expected).max() <= 1
+
+
+def test_a_transparent_grey_of_16_bits_goes_onto_white(tmp_path: Path) -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    Image.fromarray(deep).save(tmp_path / "a.png", transparency=3000)
+    expected = np.rint(deep / 257).astype(int)
+    expected[0, 3] = 255
+    assert np.array_equal(read(tmp_path / "a.png")[..., 1], expected)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_16_bits_are_scaled_and_not_clipped(kind: str, tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / f"a.{kind}")
+    assert np.array_equal(read(tmp_path / f"a.{kind}")[..., 0], np.rint(deep / 257).astype(int))
+
+
+@pytest.mark.parametrize("most", [1.0, 255.0])
+def test_floats_are_scaled_by_their_range(most: float, tmp_path: Path) -> None:
+    values = np.linspace(0, most, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    assert np.abs(read(tmp_path / "a.tiff")[..., 0] - values / most * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "1"])
+def test_other_modes_are_what_pillow_makes_of_them(mode: str, tmp_path: Path) -> None:
+    image = Image.fromarray(COLOURS).convert(mode)
+    image.save(tmp_path / "a.tiff")
+    assert np.array_equal(read(tmp_path / "a.tiff"), np.asarray(image.convert("RGB")))
+
+
+def test_an_ordinary_image_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
+    from torchvision.datasets.folder import default_loader
+
+    Image.fromarray(COLOURS).resize((40, 30)).save(tmp_path / "a.jpg")
+    expected = np.asarray(default_loader(str(tmp_path / "a.jpg")))
+    assert np.array_equal(read(tmp_path / "a.jpg"), expected)
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_exif_data_turn_an_image_where_that_is_asked_for(turn: bool, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held upright
+    Image.fromarray(COLOURS[:4]).save(tmp_path / "a.png", exif=exif)
+    expected = np.rot90(COLOURS[:4], k=-1) if turn else COLOURS[:4]
+    assert np.array_equal(read(tmp_path / "a.png", ReadingRule(exif_orientation=turn)), expected)
+
+
+def tiff(values: Any, path: Path, photometric: int = 1, orientation: int = 1) -> Path:
+    """A TIFF of one strip, as its specification says; Pillow itself writes no such tags."""
+    height, width = values.shape
+    tags = {
+        256: width,
+        257: height,
+        258: 8 * values.dtype.itemsize,
+        259: 1,  # not compressed
+        262: photometric,
+        273: 8,  # where the pixels begin
+        274: orientation,
+        277: 1,
+        278: height,
+        279: values.nbytes,
+        339: {"u": 1, "i": 2, "f": 3}[values.dtype.kind],
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + values.nbytes) + values.tobytes() + directory)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero_is_black"),
+    [("u1", 0), ("u1", 1), ("u2", 0), ("u2", 1), ("u4", 1), ("f4", 0), ("f4", 1)],
+)
+def test_a_tiff_has_the_range_and_the_black_that_it_declares(
+    dtype: str, zero_is_black: int, tmp_path: Path
+) -> None:
+    most = {"u1": 255, "u2": 65535, "u4": 2**32 - 1, "f4": 1.0}[dtype]
+    values = (np.linspace(0, 1, 64).reshape(8, 8) * most).astype(f"<{dtype}")
+    expected = GREY.astype(int) if zero_is_black else 255 - GREY.astype(int)
+    path = tiff(values, tmp_path / "a.tif", zero_is_black)
+    assert np.abs(read(path)[..., 0] - expected).max() <= 1
+    path = tiff(values, tmp_path / "b.tif", zero_is_black, orientation=6)
+    turned = read(path, ReadingRule(exif_orientation=True))[..., 0]
+    assert np.abs(turned - np.rot90(expected, -1)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[-5, 7]] * 2, "<i2"), "signed integers"),
+        (np.array([[-5, 7]] * 2, "<i1"), "signed integers"),
+        (np.array([[-0.1, 1.0]] * 2, "<f4"), "floating-point values from -0.1 to 1"),
+        (np.array([[0, np.nan]] * 2, "<f4"), "floating-point values from nan"),
+    ],
+)
+def test_values_without_a_rule_are_refused(values: Any, reason: str, tmp_path: Path) -> None:
+    path = tiff(values, tmp_path / "odd.tif")
+    with pytest.raises(UserError, match=f"{path}: cannot be read .{reason}"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"P5 1 1 255 a", b"\x89PNG\r\n\x1a\nshort"])
+def test_a_file_that_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cannot be read (") and message.count(str(path)) == 1
+
+
+def test_an_image_of_too_many_pixels_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 31)  # Pillow's limit is twice that
+    with pytest.raises(UserError, match="a.png: has more than .* save a smaller copy"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("value", ["no-colour", [1, 2], [1, 2, 300], 7, [0.5, 0.5, 0.5], True])
+def test_a_background_that_is_no_colour_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"data\.background="):
+        reading_rule(OmegaConf.create({"data": {"background": value}}))
