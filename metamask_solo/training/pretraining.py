@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
-from metamask_solo.data.datasets import pair_notes, say
+from metamask_solo.data.datasets import pair_notes, say, write_fingerprints
 from metamask_solo.data.loaders import (
     classification_dataset,
     count_classes,
@@ -61,6 +61,7 @@ def pretrain_run(
             labelled = cfg.data.get("val_path") is not None and not cfg.data.get("no_labels", False)
             after += ["knn", "umap"] if labelled else ["umap"]
         if folder.is_dir():  # fast_dev_run leaves nothing
+            write_fingerprints(train_loader.dataset, folder)
             print_ending(f"folder: {folder}", *([command, folder] for command in after))
     if result.stopped is not None:
         raise result.stopped

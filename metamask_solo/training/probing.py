@@ -9,7 +9,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
-from metamask_solo.data.datasets import say
+from metamask_solo.data.datasets import say, write_fingerprints
 from metamask_solo.data.loaders import classification_datasets, count_classes, plain_loader
 from metamask_solo.data.transforms import (
     complete_image_settings,
@@ -39,6 +39,8 @@ def probe_run(cfg: DictConfig) -> FitResult:
     model, cfg, train_loader, val_loader = prepare_probe(open_config(cfg))
     result = fit(model, cfg, train_loader, val_loader, "linear")
     if model.global_rank == 0:
+        if cfg.get("finetune") and result.folder.is_dir():
+            write_fingerprints(train_loader.dataset, result.folder)
         print(result)
         print_ending(f"folder: {result.folder}", ["plot", result.folder])
     if result.stopped is not None:
