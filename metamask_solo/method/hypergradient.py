@@ -15,11 +15,10 @@ gradient (forward mode over reverse mode), ``double_backward`` differentiates th
 What a loss must be: a function of its parameters and its logits, and beyond these only of torch's
 default random numbers and of buffers of the modules that it calls. Each evaluation starts from the
 same random numbers and the same buffers, and leaves both as they were. State in other attributes,
-noise from a generator of its own, and hooks that change gradients are not followed.
+noise from a generator of its own, and hooks that change gradients or steps are not followed.
 """
 
 import copy
-import inspect
 import re
 import sys
 from collections import defaultdict
@@ -103,6 +102,8 @@ def hypergradient(
         originals, moving = {}, dict(params)
     else:
         originals = moving = {n: p for n, p in params.items() if p.requires_grad}
+    if logits.requires_grad:
+        originals = {**originals, "logits": logits}
     # one tensor under two names is one parameter
     first_name = {id(p): name for name, p in reversed(moving.items())}
     now = {name: moving[name].detach() for name in first_name.values()}
@@ -114,12 +115,17 @@ def hypergradient(
         aliased = {name: values[first_name[id(p)]] for name, p in moving.items()}
         with _repeatable([*now.values(), a0], mode):
             value = loss({**params, **aliased}, a)
+        for name, t in values.items():
+            if t._version:
+                raise UserError(
+                    f"the loss writes to the parameter {name!r}: do so before or after the step"
+                )
         if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
             raise UserError(f"the loss is {_describe(value)}: must be a real scalar tensor")
         return value
 
     with torch.enable_grad():
-        theta, a = _leaves(now), a0.clone().requires_grad_()
+        theta, a = _leaves(now), _leaf(a0)
         value = evaluate(loss_fn, theta, a)
         graph = method == "double_backward"
         gradient = _gradient(value, theta, a, originals, graph)
@@ -140,9 +146,9 @@ def hypergradient(
         if method == "first_order":
             return direct
         v = dict(zip(g, rest[len(originals) :], strict=True))
-        w = _through_step(now, g, moved, v)
+        w = _through_step(step, now, g, moved, v)
 
-        norm = torch.stack([torch.linalg.vector_norm(d.float()) for d in w.values()]).norm()
+        norm = _norm(w.values())
         if method == "double_backward":
             try:
                 _check_graph(gradient.values())
@@ -153,7 +159,7 @@ def hypergradient(
                 raise _cannot(error, method) from error
             return direct if mixed is None else direct + mixed
         del gradient, moved, v, outer
-        size = norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        size = norm.clamp_min(torch.finfo(torch.float32).tiny)
         unit = {name: d / size.to(d.dtype) for name, d in w.items()}
         if method == "finite_difference":
             sides = []
@@ -216,39 +222,47 @@ def optimizer_step(
         return plain_gradient_step
 
     kind, name_of_kind = type(optimizer), type(optimizer).__name__
+    of_torch = kind.__module__.startswith("torch.optim")
 
     def next_step(now: Params, gradients: Params) -> Params:
-        twin = object.__new__(kind)
-        twin.__dict__.update(optimizer.__dict__)
-        twin.param_groups, twin.state = [], defaultdict(dict)
-        moved = {}
-        for name, g in gradients.items():
-            original, clone = params[name], now[name].clone()
-            group = dict(group_of[id(original)], params=[clone])
-            # the one code path of torch's optimisers that autograd can follow
-            group |= {"differentiable": True, "foreach": False, "fused": None, "capturable": False}
-            state = {k: _copied(v, clone) for k, v in optimizer.state.get(original, {}).items()}
-            sgd = isinstance(optimizer, torch.optim.SGD) and group["momentum"]
-            if sgd and state.get("momentum_buffer") is None:
+        moved = {name: now[name].clone() for name in gradients}
+        clones = {id(params[name]): clone for name, clone in moved.items()}
+        twin = _copy_of(optimizer, clones)
+        for name, clone in moved.items():
+            clone.grad = gradients[name]
+            state = twin.state.get(clone, {})
+            for key, value in state.items():
+                state[key] = _in_precision(value, clone)
+        # the one code path of torch's optimisers that autograd can follow
+        options = {"differentiable": True, "foreach": False, "fused": None, "capturable": False}
+        for group in twin.param_groups:
+            group.update({k: v for k, v in options.items() if k in group})
+        if of_torch:
+            # each parameter has a group of its own, since some may not have taken a step yet
+            twin.param_groups = [
+                {**group, "params": [p]} for group in twin.param_groups for p in group["params"]
+            ]
+        for group in twin.param_groups if of_torch and kind is torch.optim.SGD else []:
+            state = twin.state[group["params"][0]]
+            if group["momentum"] and state.get("momentum_buffer") is None:
                 # torch makes its first buffer without a derivative; this has value and derivative
-                state["momentum_buffer"], group["dampening"] = torch.zeros_like(clone), 0
-            twin.param_groups.append(group)
-            if state:
-                twin.state[clone] = state
-            clone.grad = g
-            moved[name] = clone
+                state["momentum_buffer"] = torch.zeros_like(group["params"][0])
+                group["dampening"] = 0
+        function: Any = kind.step
+        while hasattr(function, "__wrapped__") and "torch" in function.__code__.co_filename:
+            function = function.__wrapped__  # torch's profiling, and its no_grad
         # steps are counted in tensors of the default type; 1 - 0.999 is rough in single precision
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            inspect.unwrap(kind.step)(twin)
+            function(twin)
         finally:
             torch.set_default_dtype(default)
         return moved
 
     def step(now: Params, gradients: Params) -> Params:
         try:
-            if not kind.__module__.startswith("torch.optim"):
+            if not of_torch:
                 _check_step(next_step, now, gradients, name_of_kind)
             return next_step(now, gradients)
         except UserError:
@@ -370,7 +384,14 @@ def _leaf(t: Tensor) -> Tensor:
 
 
 def _leaves(tensors: Params) -> Params:
-    return {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    # clones: what the loss writes to them must not reach the caller's
+    return {name: _leaf(t) for name, t in tensors.items()}
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    """The norm of all of them, in double precision, in which no small one underflows."""
+    norms = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64) for t in tensors]
+    return torch.stack(norms).norm()
 
 
 def _grad(value: Tensor, inputs: list[Tensor], **kwargs: Any) -> tuple[Tensor | None, ...]:
@@ -424,26 +445,39 @@ def _check_graph(gradients: Iterable[Tensor]) -> None:
         nodes += following
 
 
-def _through_step(now: Params, g: Params, moved: Params, v: dict[str, Tensor | None]) -> Params:
+def _through_step(
+    step: Step, now: Params, g: Params, moved: Params, v: dict[str, Tensor | None]
+) -> Params:
     """w = ∂⟨v, step(Θ, g)⟩/∂g, v held constant."""
-    pairs = [(moved[n], d) for n, d in v.items() if d is not None and moved[n].requires_grad]
-    if not pairs:
+
+    def slope(g: Params, moved: Params) -> Params:
+        pairs = [(moved[n], d) for n, d in v.items() if d is not None and moved[n].requires_grad]
+        try:
+            outputs, directions = zip(*pairs, strict=True)
+            found = torch.autograd.grad(outputs, list(g.values()), directions, allow_unused=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"optimizer: its step cannot be differentiated ({_first_line(error)}); {_GIVE_RATE}"
+            ) from error
+        return {
+            n: torch.zeros_like(d) if w is None else w.detach()
+            for (n, d), w in zip(g.items(), found, strict=True)
+        }
+
+    if not any(t.requires_grad for t in moved.values()):
         if all(torch.equal(moved[name], now[name]) for name in g):  # a rate of 0
             return {name: torch.zeros_like(d) for name, d in g.items()}
         raise UserError(f"optimizer: no derivative flows through its step; {_GIVE_RATE}")
-    outputs, directions = zip(*pairs, strict=True)
-    try:
-        derivatives = torch.autograd.grad(outputs, list(g.values()), directions, allow_unused=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"optimizer: its step cannot be differentiated ({_first_line(error)}); {_GIVE_RATE}"
-        ) from error
-    w = {}
-    for (name, d), derivative in zip(g.items(), derivatives, strict=True):
-        w[name] = torch.zeros_like(d) if derivative is None else derivative
-        # The square root of Adam and others has no slope where a unit is dead and its gradient
-        # exactly 0. The gradient stays 0 there, so the term is 0. NaN elsewhere must be seen.
-        w[name] = torch.where((d == 0) & ~w[name].isfinite(), 0.0, w[name]).detach()
+    if all(d is None for d in v.values()):
+        return {name: torch.zeros_like(d) for name, d in g.items()}
+    w = slope(g, moved)
+    # Adam's step has a slope where a gradient is 0, as dead units have, but its square root has
+    # none. A gradient far below every epsilon has that slope. NaN elsewhere must be seen.
+    lost = {n: (g[n] == 0) & ~d.isfinite() for n, d in w.items()}
+    if torch.stack([at.any() for at in lost.values()]).any():
+        near = {n: torch.where(lost[n], 1e-16, d.detach()).requires_grad_() for n, d in g.items()}
+        at_near = slope(near, step({n: now[n] for n in g}, near))
+        w = {n: torch.where(lost[n], at_near[n], d) for n, d in w.items()}
     return w
 
 
@@ -465,7 +499,7 @@ def _tangent_of_gradient(
     a = _leaf(a0)
     try:
         with forward_ad.dual_level():
-            duals = {n: forward_ad.make_dual(now[n], d) for n, d in unit.items()}
+            duals = {n: forward_ad.make_dual(now[n].clone(), d) for n, d in unit.items()}
             dual_value = loss(now | duals, a)
             with _ForwardMode():
                 (partial,) = _grad(dual_value, [a], create_graph=True)
@@ -486,8 +520,8 @@ def _tangent_of_gradient(
         types.add(torch.get_autocast_dtype(value.device.type))
     allowed = 4 * max(torch.finfo(t).eps for t in types) ** 0.5
     products = torch.stack([(g[n].detach().double() * d).sum() for n, d in unit.items()])
-    size = torch.stack([torch.linalg.vector_norm(d.detach().double()) for d in g.values()]).norm()
-    wrong = (products.sum() - (0.0 if slope is None else slope)).abs() > allowed * size
+    off = (products.sum() - (0.0 if slope is None else slope)).abs()
+    wrong = off > allowed * _norm(g.values())
     if again is not None:
         # A loss with gradients of its own needs third derivatives, whose forward mode is wrong for
         # normalisations; the gradient of the tangent does not need it.
@@ -557,11 +591,30 @@ def _check_step(step: Step, now: Params, gradients: Params, name: str) -> None:
         raise UserError(f"optimizer: autograd cannot follow the step of {name}; {_GIVE_RATE}")
 
 
-def _copied(value: Any, clone: Tensor) -> Any:
-    if not isinstance(value, Tensor):
-        return copy.deepcopy(value)
-    value = value.detach().clone()
-    if not value.is_floating_point():
+def _copy_of(optimizer: torch.optim.Optimizer, clones: dict[int, Tensor]) -> Any:
+    """A copy of an optimiser that has only the clones of its parameters, and state of its own."""
+    twin: Any = object.__new__(type(optimizer))
+    memo: dict[int, Any] = dict(clones) | {id(optimizer): twin}
+    left_out = {"param_groups", "state", "step"}  # schedulers put a step of theirs on the object
+    for key, value in vars(optimizer).items():
+        if key not in left_out:
+            hooks = "hook" in key and isinstance(value, dict)
+            twin.__dict__[key] = type(value)() if hooks else copy.deepcopy(value, memo)
+    twin.defaults["differentiable"] = True  # else torch's own step switches autograd off
+    twin.param_groups = [
+        {k: copy.deepcopy(v, memo) for k, v in group.items() if k != "params"}
+        | {"params": [clones[id(p)] for p in group["params"] if id(p) in clones]}
+        for group in optimizer.param_groups
+    ]
+    twin.state = defaultdict(dict)
+    for owner, state in optimizer.state.items():
+        if not isinstance(owner, Tensor) or id(owner) in clones:
+            twin.state[memo.get(id(owner), owner)] = copy.deepcopy(state, memo)
+    return twin
+
+
+def _in_precision(value: Any, clone: Tensor) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     return value.to(clone.dtype) if value.shape == clone.shape else value.double()
 
@@ -586,28 +639,18 @@ def _repeatable(tensors: list[Tensor], mode: "_ForwardMode | None") -> Iterator[
     Random numbers are those of before; each module that is called works on copies of its buffers;
     kernels are those that have all derivatives; no other process is waited for.
     """
-    kept: dict[nn.Module, dict[str, Tensor | None]] = {}
-    copies: dict[int, Tensor] = {}
-
-    def work_on_copies(called: nn.Module, args: Any) -> None:
-        if called in kept:
-            return
-        for module in called.modules():  # a part may be called by its forward, past this hook
-            if module not in kept and module._buffers:
-                kept[module] = dict(module._buffers)
-                for name, buffer in kept[module].items():
-                    if buffer is not None:  # tied buffers stay tied
-                        copied = copies.setdefault(id(buffer), buffer.clone())
-                        module._buffers[name] = copied
-            kept.setdefault(module, {})
+    buffers = _Buffers()
 
     def refuse_checkpointing(*args: Any) -> None:
         raise UserError(CHECKPOINTING)
 
     gpus = sorted({t.device.index for t in tensors if t.is_cuda})
+    _evaluating.append(buffers)
     with ExitStack() as stack:
+        stack.callback(_evaluating.pop)
         stack.enter_context(torch.random.fork_rng(gpus))
-        stack.callback(register_module_forward_pre_hook(work_on_copies).remove)
+        stack.callback(buffers.restore)
+        stack.callback(register_module_forward_pre_hook(buffers.copy).remove)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         fast_path = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
@@ -631,10 +674,31 @@ def _repeatable(tensors: list[Tensor], mode: "_ForwardMode | None") -> Iterator[
             if CHECKPOINTING in str(error) and not isinstance(error, UserError):
                 raise UserError(CHECKPOINTING) from error
             raise
-        finally:
-            for module, buffers in kept.items():
-                module._buffers.clear()
-                module._buffers.update(buffers)
+
+
+class _Buffers:
+    """Lets modules work on copies of their buffers, and puts the buffers back."""
+
+    def __init__(self) -> None:
+        self.kept: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self.copies: dict[int, Tensor] = {}
+
+    def copy(self, called: nn.Module, args: Any = None) -> None:
+        if called in self.kept:
+            return
+        for module in called.modules():  # a part may be called by its forward, past a hook
+            if module not in self.kept:
+                attributes = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
+                self.kept[module] = dict(module._buffers), attributes
+                for key, buffer in module._buffers.items():
+                    if buffer is not None:  # tied buffers stay tied
+                        module._buffers[key] = self.copies.setdefault(id(buffer), buffer.clone())
+
+    def restore(self) -> None:
+        for module, (buffers, attributes) in self.kept.items():
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            vars(module).update(attributes)  # such as the weight of an old weight_norm
 
 
 class _ForwardMode(TorchFunctionMode):
@@ -679,22 +743,32 @@ class _NoCollectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# of the evaluations that run now; a loss may call for a hypergradient of its own
+_evaluating: list[_Buffers] = []
+
+
 @contextmanager
 def _holding(every: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
     """Puts other tensors in the place of parameters, by identity, wherever modules hold them.
 
     (torch.func.functional_call leaves its own behind where one module stands under two names.)
+    A loss that is a method of a module, and not its forward, works on copies of buffers, too.
     """
     slots = [
         (module._parameters, name, p)
         for module in every.modules()
         for name, p in module._parameters.items()
-        if id(p) in tensors
+        if p is not None
     ]
+    versions = [p._version for _, _, p in slots]
+    _evaluating[-1].copy(every)
     try:
         for holder, name, p in slots:
-            holder[name] = tensors[id(p)]  # type: ignore[assignment]
+            holder[name] = tensors.get(id(p), p)  # type: ignore[assignment]
         yield
     finally:
         for holder, name, p in slots:
             holder[name] = p
+    for (_, name, p), version in zip(slots, versions, strict=True):
+        if p._version != version:
+            raise UserError(f"the loss writes to the parameter {name!r}: do so after the step")

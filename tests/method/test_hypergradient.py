@@ -280,6 +280,75 @@ def test_steps_without_a_right_derivative_are_refused(make: Any, words: str) -> 
         assert "wraps" in words or setting.hypergradient("exact", optimizer, lr=1e-3).all()
 
 
+def test_a_gradient_of_zero_that_the_mask_moves_has_its_slope_under_adam() -> None:
+    """A linear mask at 0: the head's gradient is 0, and its derivative in the logits is not."""
+    setting = Setting(mlp())
+    setting.mask = DimensionalMask(8, "linear", 0.0).double()
+    head = nn.Linear(8, 3).double()
+    params = [*setting.network.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(params, lr=0.05, eps=1e-2)
+
+    def loss() -> Tensor:
+        return (head(setting.mask(setting.network(X))) - 1).square().mean()
+
+    exact = mask_hypergradient(loss, [setting.network, head], setting.mask, optimizer)
+
+    def after(a: Tensor) -> Tensor:
+        twin = copy.deepcopy((setting.network, head, optimizer))
+        value = (twin[1](twin[0](X) * a) - 1).square().mean()
+        value.backward()
+        twin[2].step()
+        return (twin[1](twin[0](X) * a) - 1).square().mean().detach()
+
+    steps = 1e-6 * torch.eye(8, dtype=torch.float64)
+    expected = torch.stack([(after(e) - after(-e)) / 2e-6 for e in steps])
+    assert relative(exact, expected) <= 1e-4
+
+
+class OfTheGroup(torch.optim.Optimizer):
+    """Divides by the norm of a whole group, counts in lists, and has one state for all."""
+
+    def __init__(self, params: Any):
+        super().__init__(params, {"lr": 0.3})
+        self.calls = [0]
+        self.state["all"] = {"norm": torch.ones((), dtype=torch.float64)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.calls[0] += 1
+        for group in self.param_groups:
+            moving = [p for p in group["params"] if p.grad is not None]
+            norm = torch.stack([p.grad.norm() for p in moving]).norm()
+            self.state["all"]["norm"] = 0.5 * self.state["all"]["norm"] + norm
+            for p in moving:
+                p.sub_(group["lr"] * p.grad / (self.state["all"]["norm"] * self.calls[0]))
+
+
+def test_an_optimiser_with_state_of_its_own() -> None:
+    setting = Setting(mlp())
+    optimizer = OfTheGroup(setting.network.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        setting.loss().backward()
+        optimizer.step()
+    exact = setting.hypergradient("exact", optimizer)
+    assert optimizer.calls == [2]
+
+    def after(a: Tensor) -> Tensor:
+        twin = copy.deepcopy(setting)
+        its_optimizer = OfTheGroup(twin.network.parameters())
+        its_optimizer.calls, its_optimizer.state["all"] = [2], dict(optimizer.state["all"])
+        twin.mask.logits.data.copy_(a)
+        twin.network.zero_grad()
+        twin.loss().backward()
+        its_optimizer.step()
+        return twin.loss().detach()
+
+    a, steps = setting.mask.logits.detach(), 1e-5 * torch.eye(8, dtype=torch.float64)
+    expected = torch.stack([(after(a + e) - after(a - e)) / 2e-5 for e in steps])
+    assert relative(exact, expected) <= 1e-6
+
+
 # --- the ways, by their formulas -------------------------------------------------------------
 
 
@@ -736,6 +805,54 @@ def test_the_cache_of_parametrisations_is_of_the_parameters_that_are_held(method
     with parametrize.cached():
         setting.network(setting.x)
         assert torch.equal(setting.hypergradient(method), expected)
+
+
+class WithAQueue(nn.Module):
+    """Its loss is a method, and no forward, as in a LightningModule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.head = nn.Linear(6, 8).double(), nn.Linear(8, 8).double()
+        self.mask = DimensionalMask(8).double()
+        self.register_buffer("queue", F.normalize(torch.randn(5, 8, dtype=torch.float64)))
+        self.write = False
+
+    def loss(self) -> Tensor:
+        z = F.normalize(self.head(self.mask(self.backbone(X))))
+        value = F.cross_entropy(z @ self.queue.t().clone() / 0.5, torch.arange(5))
+        with torch.no_grad():
+            self.queue.copy_(z)
+            if self.write:
+                self.head.weight.copy_(F.normalize(self.head.weight))
+        return value
+
+
+def test_a_queue_of_the_module_whose_method_is_the_loss() -> None:
+    module = WithAQueue()
+    queue, weight = module.queue.clone(), module.head.weight.clone()
+    exact, twice = (
+        mask_hypergradient(module.loss, module, module.mask, sgd(0.5), method)
+        for method in ("exact", "double_backward")  # type: ignore[arg-type]
+    )
+    torch.testing.assert_close(exact, twice, rtol=1e-9, atol=1e-12)
+    assert torch.equal(module.queue, queue)
+    module.write = True
+    for method in METHODS:
+        with pytest.raises(UserError, match="writes to the parameter"):
+            mask_hypergradient(module.loss, module, module.mask, sgd(0.5), method)
+    assert torch.equal(module.head.weight, weight) and torch.equal(module.queue, queue)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e15])
+def test_losses_of_any_size(scale: float) -> None:
+    """In proportion: the loss by a factor, the rate by its inverse."""
+    setting = Setting(mlp())
+    expected, plain = setting.hypergradient(), setting.loss
+    setting.loss = lambda: scale * plain()  # type: ignore[method-assign]
+    for method in ("exact", "double_backward"):
+        found = setting.hypergradient(method, sgd(LR / scale)) / scale
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_noise_of_its_own_is_seen() -> None:
