@@ -142,8 +142,6 @@ def read_features(
     try:
         splits = {split: _labelled(reader, loader) for split, loader in loaders.items()}
         train, val = splits["train"], splits.get("val")
-        if val is None:
-            train = Labelled(train.features, np.full(len(train.labels), -1))
         if val is not None and two_views:
             views = _views(reader, loaders["val"], bounds_images(val.labels, seed), seed)
     except NotFinite as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metamask_solo.commands.options import check_counts, command_parser
+from metamask_solo.paths import user_path
 
 RANGES = {"samples": (1_000, 50_000), "draws": (2, 1_000)}
 
@@ -50,13 +51,13 @@ def main(argv: list[str]) -> int:
     if data is None:
         loading.check_same_data(read)
     labelled = loading.has_labels(read[0], data)
-    splits = [
+    splits: list[dict[str, Any]] = [
         dict(zip(("train", "val"), reader.loaders(*sample), strict=True))
         if labelled
         else {"train": reader.loader("train", False, *sample)}
         for reader in readers
     ]
-    first: dict[str, Any] = splits[0]
+    first = splits[0]
     config = read[0].config
     classes = len(first["train"].dataset.classes) if labelled else None
     if classes == 1:
@@ -78,11 +79,13 @@ def main(argv: list[str]) -> int:
                     subject, background, seed, arguments.draws, bar.update, untrained
                 )
             )
+    # the last one, that of val if there is one, knows what is said of both
+    doubts = [note for loaders in splits for note in list(loaders.values())[-1].dataset.notes]
     analysis = Analysis(
         data=str(data or (config.data.train_path if config is not None else "")),
         images={loader.dataset.split: len(loader.dataset) for loader in first.values()},
         classes=classes,
-        doubts=[note for loader in list(first.values())[-1:] for note in loader.dataset.notes],
+        doubts=list(dict.fromkeys(doubts)),
         background=background is not None,
         seed=seed,
         samples=arguments.samples,
@@ -111,8 +114,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("checkpoints", nargs="+", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
     help_ = "holds train/ and val/ with class folders, or images alone (default: the runs' data)"
-    add("--data", type=Path, metavar="FOLDER", help=help_)
-    add("--out", type=Path, default=Path("analysis"), metavar="FOLDER", help="what to write")
+    add("--data", type=user_path, metavar="FOLDER", help=help_)
+    add("--out", type=user_path, default=Path("analysis"), metavar="FOLDER", help="what to write")
     add("--seed", type=int, default=0, metavar="N", help="of all random draws")
     help_ = "images of each split, at most; {} to {}".format(*RANGES["samples"])
     add("--samples", type=int, default=10_000, metavar="N", help=help_)

@@ -1,5 +1,6 @@
 """The command ``metamask-solo analyze``, on small generated checkpoints and images."""
 
+import html
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,9 @@ def knn_of_pixels(data: Path) -> float:
 def test_two_methods_side_by_side(run, data, tmp_path, capsys):
     masked = write_run(tmp_path / "masked", "metamask", True)
     plain = write_run(tmp_path / "plain", "simclr", False)
+    # of training, such as a copied image, and a file that is no image
+    (data / "val" / "a" / "0.png").write_bytes((data / "train" / "a" / "0.png").read_bytes())
+    (data / "train" / "a" / "notes.heic").write_text("")
     of = run(masked, plain.parent, whole=True)
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'report.html'}: 2 checkpoints\n"
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} == set(figures.FIGURES)
@@ -141,6 +145,9 @@ def test_two_methods_side_by_side(run, data, tmp_path, capsys):
     assert page.count("data:image/png;base64,") == len(figures.FIGURES) and "http" not in page
     assert of["images"] == {"train": 24, "val": 12}
     assert (of["data"], of["classes"], of["background"]) == (str(data), 3, True)
+    for doubt in (".heic 1", "1 of 12 validation images are copies"):
+        assert any(doubt in note for note in of["doubts"]), of["doubts"]
+    assert all(note in html.unescape(page) for note in of["doubts"])
     first, second = of["checkpoints"]
     assert (first["name"], second["name"]) == ("1: metamask-run", "2: simclr-run")
     assert (second["path"], second["mask"], first["dims"]) == (str(plain), None, DIMS)
