@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from metamask_solo.benchmark.plan import JOB, Plan, Run, job_config
 from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, known_runs, read_json, write_json
-from metamask_solo.benchmark.schema import EVALUATIONS
+from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS
 from metamask_solo.errors import UserError
 from metamask_solo.training import hydra_app
 
@@ -51,6 +52,62 @@ def execute(plan: Plan, runs: list[Run]) -> None:
             print(f"launcher {plan.file.launcher.name}: {type(error).__name__}: {error}")
 
 
+def forecast(plan: Plan, runs: list[Run]) -> str:
+    """How long some runs take, from three timed steps of the dearest method; also with ``quick``.
+
+    Raises:
+        UserError: the steps could not be timed.
+    """
+    trained = [run for run in runs if "untrained" not in run.config]
+    if not trained:
+        return f"{len(runs)} runs without training"
+    dearest = max(trained, key=_cost)
+    seconds = _seconds(dearest, {}) * len(trained) / _jobs(plan)
+    text = f"{len(runs)} runs, about {_duration(seconds)} here"
+    if not plan.file.quick:
+        pixels = {f"augmentations.{i}.crop_size": QUICK_PIXELS
+                  for i in range(len(dearest.config["augmentations"]))}  # fmt: skip
+        quick = _seconds(dearest, {**pixels, "max_epochs": QUICK_EPOCHS})
+        quick *= len(trained) / _jobs(plan)
+        if quick < seconds / 2:
+            text += (
+                f"; quick=True takes about {_duration(quick)}: {QUICK_PIXELS} pixels, "
+                f"{QUICK_EPOCHS} epochs"
+            )
+    return text
+
+
+def _cost(run: Run) -> int:
+    """Whether a method updates a mask, and through the whole network."""
+    meta = run.config.get("method_kwargs", {}).get("meta", {})
+    updates = run.config["method"] == "metamask" and meta.get("enabled", True)
+    return updates * (2 if meta.get("trial_scope", "all") == "all" else 1)
+
+
+def _jobs(plan: Plan) -> int:
+    return int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
+
+
+def _seconds(run: Run, changes: dict[str, object]) -> float:
+    """Seconds of a run, from three steps in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
+        write_json(Path(folder, TASK), {"config": run.config, "changes": changes})
+        command = [sys.executable, "-m", "metamask_solo.benchmark.worker", "--forecast", folder]
+        environment = {**os.environ, "TQDM_DISABLE": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        result = read_json(Path(folder, RESULT))
+    if result is None:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        raise UserError(f"{run}: {lines[-1] if lines else 'no step could be timed'}")
+    return float(result["seconds"])
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def run_job(cfg: DictConfig) -> None:
     """One job of the sweep: the run's own process, and a note of why it failed."""
     folder = Path(cfg.out, cfg.run)
@@ -80,7 +137,10 @@ def _progress(runs: list[Run]) -> Iterator[None]:
     """A line for each run that ends, and the time left; under any launcher, the files tell."""
     stop = threading.Event()
     left = list(runs)
-    bar = tqdm(total=len(runs), unit="run", desc="runs", smoothing=0, file=sys.stdout)
+    # what is not trained takes little of the time
+    weights = {run.folder: 0.05 if "untrained" in run.config else 1.0 for run in runs}
+    form = "{percentage:3.0f} % |{bar:20}| {elapsed} so far, {remaining} left"
+    bar = tqdm(total=sum(weights.values()), smoothing=0, bar_format=form, file=sys.stdout)
 
     def look() -> None:
         for run in list(left):
@@ -88,7 +148,7 @@ def _progress(runs: list[Run]) -> Iterator[None]:
             if failure or result:
                 left.remove(run)
                 bar.write(f"{run}: {_outcome(run, failure, result)}")
-                bar.update()
+                bar.update(weights[run.folder])
 
     def watch() -> None:
         while not stop.wait(1.0):

@@ -28,6 +28,8 @@ from metamask_solo.benchmark.schema import (
     packaged,
     read_file,
 )
+from metamask_solo.data.digits import VARIANTS
+from metamask_solo.data.splitting import split_folder
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
 from metamask_solo.training.endings import scripts_folder
@@ -53,6 +55,19 @@ EVERY_RUN = {
 }
 # two methods that differ in these are not compared by their losses alone
 COMPARABLE = ("optimizer.batch_size", "optimizer.name", "max_epochs", "precision")
+# of solo-learn's losses, what is another thing with several processes
+SEVERAL_PROCESSES = {
+    "barlow_twins": "solo-learn's gradient of this loss is the true one divided by their number",
+    **(
+        {
+            "vicreg": "solo-learn 1.0.2 takes variance and covariance of each process's own images",
+            "simclr": "solo-learn 1.0.2 takes no negatives of the other processes",
+        }
+        if RELEASE == "1.0.2"
+        else {}
+    ),
+}
+SHARE = 0.1  # of the images of a folder that is split, for validation
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ class Variant:
 
 
 def read_plan(config: str | Path, overrides: list[str]) -> Plan:
-    """Reads and checks a benchmark's YAML file; writes nothing.
+    """Reads and checks a benchmark's YAML file; writes nothing but the links of a split folder.
 
     Args:
         config: the YAML file: see :func:`find_config`.
@@ -134,6 +149,9 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
         raise UserError(f"out={out}: is not a folder")
     out = out.resolve()
     _check_launcher(benchmark, out)
+    if isinstance(benchmark.data, str) and benchmark.data not in VARIANTS:
+        folders = _folders(Path(benchmark.data), out / "images")
+        benchmark = benchmark.model_copy(update={"data": folders})
     if isinstance(benchmark.data, Folders):
         folders = benchmark.data
         paths = {"train_path": folders.train_path, "val_path": folders.val_path}
@@ -162,7 +180,27 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
                 f"{run}: its images are not those of {runs[0]}; give all the same by "
                 "data.train_path=FOLDER data.val_path=FOLDER"
             )
-    return Plan(benchmark, out, runs, [*_differences(wanted)])
+    return Plan(benchmark, out, runs, [*_differences(wanted), *_of_several_processes(wanted)])
+
+
+def _folders(folder: Path, out: Path) -> Folders:
+    """A folder of train/ and val/, or else the links of its split, as ``data split`` makes them."""
+    train, val = folder / "train", folder / "val"
+    if train.is_dir() and val.is_dir():
+        return Folders(train_path=str(train), val_path=str(val))
+    split = split_folder(folder, out, SHARE)
+    train, val = split.out / "train", split.out / "val"
+    if split.classes:
+        return Folders(train_path=str(train), val_path=str(val))
+    return Folders(train_path=str(train), no_labels=True)
+
+
+def _of_several_processes(variants: list[Variant]) -> Iterator[str]:
+    """A note for each method whose loss several processes change."""
+    for variant in {variant.method: variant for variant in variants}.values():
+        fault = SEVERAL_PROCESSES.get(variant.config["method"])
+        if fault is not None and variant.identity["processes"] > 1:
+            yield f"{variant.method}: with several processes, {fault}."
 
 
 def override_list(setting: Mapping[str, Any]) -> list[str]:
@@ -222,6 +260,8 @@ def compose_method(
             pipeline.crop_size = QUICK_PIXELS
     if benchmark.length is not None:
         OmegaConf.update(cfg, "max_epochs", benchmark.length, force_add=True)
+    if benchmark.without_labels:
+        OmegaConf.update(cfg, "knn_eval.enabled", False, force_add=True)
     cfg.seed = benchmark.seeds[0]
     return cfg
 

@@ -194,6 +194,10 @@ def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
             if override.startswith(("overrides=", "overrides+=")):
                 override = f"last_{override}"
             merged = OmegaConf.merge(merged, _parsed(merged, override))
+        if merged.get("only") is not None:  # a method that the command line adds is wanted
+            loaded = OmegaConf.load(path)
+            added = [name for name in merged.methods if name not in loaded.methods]
+            merged.only = [*merged.only, *(name for name in added if name not in merged.only)]
         # of two ways to choose comparisons, that of the command line
         keys = [override.partition("=")[0] for override in overrides]
         if "baseline" in keys and "comparisons" not in keys:
@@ -239,7 +243,8 @@ def packaged(config: str, folder: Path) -> Iterator[Path]:
 def _contradictions(benchmark: BenchmarkFile) -> Iterator[str]:
     """What is wrong between keys."""
     names = ", ".join(benchmark.methods)
-    if isinstance(benchmark.data, str) and benchmark.data not in VARIANTS:
+    data = benchmark.data
+    if isinstance(data, str) and data not in VARIANTS and not Path(data).is_dir():
         yield f"data={benchmark.data}: no such folder; allowed are {', '.join(VARIANTS)} as well"
     for name in get_args(Untrained):
         if name in benchmark.methods:

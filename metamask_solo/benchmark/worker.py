@@ -33,21 +33,26 @@ from metamask_solo.evaluation.features import (
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
-from metamask_solo.training.pretraining import pretrain_run
+from metamask_solo.training.pretraining import prepare_pretraining, pretrain_run
 from metamask_solo.training.resume import FitResult, read_metrics
 from metamask_solo.training.sampling import workers_of
+from metamask_solo.training.trainer import fit
 from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
 COSTS = "costs.json"
 LARGEST_RAW = 64  # pixels a side
+STARTING = 12.0  # seconds that a process takes to start
 PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")
 
 
 def main(argv: list[str]) -> int:
     """Pretrains and evaluates; the exit codes are those of the commands."""
-    folder = Path(argv[0])
+    folder = Path(argv[-1])
     try:
+        if argv[0] == "--forecast":
+            forecast(folder)
+            return 0
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a further process of DDP
             _pretrain(folder)
             return 0
@@ -123,6 +128,40 @@ def _run(folder: Path) -> None:
     if trained is not None and not task["keep_checkpoints"]:
         for checkpoint in trained.folder.glob("*.ckpt"):
             checkpoint.unlink()
+
+
+def forecast(folder: Path) -> None:
+    """Times three steps of a run, and writes how long all of it will take.
+
+    On a CPU with at most 16 images a step, as its time grows with them. A forward pass of one
+    image, of which an evaluation takes one, is a sixth of what training takes for two views.
+    """
+    task = read_json(folder / TASK)
+    assert task is not None
+    cfg = OmegaConf.create(task["config"])
+    for key, value in task["changes"].items():
+        OmegaConf.update(cfg, key, value)
+    epochs = cfg.max_epochs
+    if _device(cfg) == "cpu":
+        cfg.optimizer.batch_size = min(cfg.optimizer.batch_size, 16)
+    changes: dict[str, Any] = {
+        "max_epochs": 1,
+        "limit_train_batches": 4,
+        "auto_resume.enabled": False,
+    }
+    changes |= {"num_sanity_val_steps": 0, "checkpoint.dir": str(folder / "training")}
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    model, cfg, loader, validation = prepare_pretraining(cfg)
+    images = len(loader.dataset)
+    evaluated = 0 if validation is None else len(validation.dataset)
+    fit(model, cfg, loader, None, cfg.method, (costs := Costs(folder),))
+    assert costs.seconds_per_step is not None
+    each = costs.seconds_per_step / cfg.optimizer.batch_size
+    every = cfg.get("check_val_every_n_epoch") or 1
+    training = epochs * (images + evaluated / 6 / every)
+    seconds = STARTING + each * (training + (images + evaluated) / 6)
+    write_json(folder / RESULT, {"seconds": seconds})
 
 
 def _pretrain(folder: Path) -> FitResult:

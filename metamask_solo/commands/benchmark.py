@@ -14,7 +14,10 @@ def main(argv: list[str]) -> int:
         description="Pretrains every method with every seed, evaluates each by nearest neighbours "
         f"and a linear probe on held-out images, and writes {RESULTS}, {MARKDOWN}, {PAGE} and "
         "figures to one folder. A second call runs what is missing: a finished run is kept, an "
-        "interrupted one continues.",
+        "interrupted one continues. On images of your own: metamask-solo benchmark custom "
+        "data=FOLDER, where FOLDER holds train/ and val/, class folders, or images without labels.",
+        epilog=_packaged_files(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or a name below")
     parser.add_argument(
@@ -36,7 +39,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
 
     from metamask_solo.benchmark import results
-    from metamask_solo.benchmark.launch import execute, pending_runs
+    from metamask_solo.benchmark.launch import execute, forecast, pending_runs
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.schema import read_file
     from metamask_solo.data.digits import write_dataset
@@ -56,8 +59,20 @@ def main(argv: list[str]) -> int:
         if pending:
             if isinstance(plan.file.data, str):
                 write_dataset(plan.file.data, plan.out / "datasets")
+            print(forecast(plan, pending), flush=True)
             execute(plan, pending)
     return _write_results(plan)
+
+
+def _packaged_files() -> str:
+    """The packaged files, each with the first line of its comment."""
+    from metamask_solo.training.endings import scripts_folder
+
+    lines = ["packaged files:"]
+    for path in sorted((scripts_folder() / "benchmark").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines.append(f"  {path.stem:<24} {first}")
+    return "\n".join(lines)
 
 
 def _refuse_what_rows_ignore(overrides: list[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark.plan import compose_method, read_plan
+from metamask_solo.benchmark.plan import SEVERAL_PROCESSES, compose_method, read_plan
 from metamask_solo.benchmark.schema import read_file
 from metamask_solo.errors import UserError
 
@@ -196,6 +196,28 @@ def test_class_folders_instead_of_torchvisions_files(
     assert read_plan(file, paths).runs[0].digest == run.digest
 
 
+def test_a_folder_of_ones_own_is_split_or_taken_as_it_is(
+    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    def data(folder: Path) -> Any:
+        return read_plan(benchmark_file(data=str(folder), seeds=[0]), []).file.data
+
+    assert data(images).train_path == str(images / "train")
+    split = data(images / "train")  # class folders
+    assert split.train_path == str(tmp_path / "out" / "images" / "train") and split.val_path
+    shutil.rmtree(tmp_path / "out")
+    flat = data(images / "train" / "class_0")
+    assert flat.no_labels and flat.val_path is None
+
+
+def test_a_method_may_be_added_on_the_command_line(
+    benchmark_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = benchmark_file(seeds=[0], only=["metamask"])
+    mine = f"methods.mine.config={tmp_path / 'simclr.yaml'}"
+    assert [run.method for run in read_plan(file, [mine]).runs] == ["metamask", "mine"]
+
+
 def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) -> None:
     names = ("simclr", "joint", "fixed_mask", "metamask")
     file = benchmark_file(methods={name: METAMASK for name in names})
@@ -224,6 +246,8 @@ def test_differences_beside_the_losses_are_named(
     assert any("crop_size=24 of mine; crop_size=32 of metamask" in note for note in notes)
     assert any("optimizer.batch_size=5 of mine" in note for note in notes)
     assert len(notes) == 2
+    notes = read_plan(benchmark_file(methods={"simclr": SIMCLR}, overrides=["devices=2"]), []).notes
+    assert len(notes) == ("simclr" in SEVERAL_PROCESSES)
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SCRIPTS.glob("*.yaml")))
