@@ -29,7 +29,7 @@ from metamask_solo.benchmark.schema import (
     read_file,
 )
 from metamask_solo.data.digits import VARIANTS
-from metamask_solo.data.splitting import split_folder
+from metamask_solo.data.split import split_folder
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
 from metamask_solo.training.endings import scripts_folder
