@@ -1,121 +1,80 @@
-"""Checks of what a user gives against a pydantic model: one line for the first error.
+"""Checks of what a user gives against a pydantic model: one line, in pydantic's own words.
 
-The texts come from the model itself: error, ``--help`` and documentation say the same of a setting.
 Importing this module imports pydantic, so modules that a bare import reads must not.
 """
 
 import difflib
-import math
-import re
-import sys
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from metamask_solo.errors import UserError
 
-T = TypeVar("T")
 M = TypeVar("M", bound="Settings")
-# stands for a value in a file that is yet to be given (OmegaConf)
-MISSING = "???"
-# keys that a line can list
-MOST_LISTED = 30
-BOUNDS = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
-LONGEST = 300
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+LONGEST = 300  # characters of a value that a message shows
 
 
 class Settings(BaseModel):
-    """Base of a model: strict types, and no key but the model's own."""
+    """Base of a model: strict types, finite numbers, and no key but the model's own.
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    A text that is a number is taken where a number is meant: environment variables are texts, and
+    YAML 1.1 reads 1e-3 as one. Null stands for the default where it is no value of its own, and a
+    section that is missing is an empty one.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, data: Any) -> Any:
-        """A section that is not there is an empty one; null may stand for a default."""
         if not isinstance(data, Mapping):
             return data
+        fields = cls.model_fields
         sections: dict[str, Any] = {
-            name: {}
-            for name, field in cls.model_fields.items()
-            if field.is_required() and field.annotation is section_of(field)
+            n: {} for n, f in fields.items() if f.is_required() and _is_section(f)
         }
-        by_default = {*sections, *(n for n, f in cls.model_fields.items() if NULL in f.metadata)}
-        given = {k: v for k, v in data.items() if v is not None or k not in by_default}
-        # what no type accepts stands for what is yet to be given
-        return sections | {k: object() if _is_missing(v) else v for k, v in given.items()}
+        null = {
+            n for n, v in data.items() if v is None and n in fields and not _takes_null(fields[n])
+        }
+        required = {n for n in null if fields[n].is_required() and n not in sections}
+        return sections | {n: v for n, v in data.items() if n not in null or n in required}
 
     def plain(self) -> dict[str, Any]:
-        """All settings as a nested mapping, the sections first."""
-        dumped = self.model_dump()
-        return dict(sorted(dumped.items(), key=lambda item: not isinstance(item[1], dict)))
+        """All settings as a nested mapping."""
+        return self.model_dump()
 
-
-@dataclass(frozen=True)
-class Allowed:
-    """In an ``Annotated``: words for what is allowed, where the annotation has none of its own."""
-
-    words: str
-
-
-def about(meaning: str, default: Any = ..., **bounds: Any) -> Any:
-    """A field of a model; without a default it must be given.
-
-    Args:
-        meaning: what the help and the documentation say of it.
-        default: its value where nothing is given.
-        bounds: see ``pydantic.Field``.
-    """
-    return Field(default, description=meaning, **bounds)
-
-
-def refusal(words: str) -> PydanticCustomError:
-    """What a validator of a model raises to say in its own words what a value must be."""
-    # in the context, since braces in the template are pydantic's
-    return PydanticCustomError("refusal", "{words}", {"words": words})
-
-
-def _is_missing(value: Any) -> bool:
-    return isinstance(value, str) and value == MISSING
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_of_text(cls, value: Any, info: Any) -> Any:
+        kinds = set(_members(cls.model_fields[info.field_name].annotation))
+        if isinstance(value, str) and kinds & {int, float} and str not in kinds:
+            for kind in (int, float):
+                with suppress(ValueError):
+                    return kind(value)
+        return value
 
 
 def _without_null(value: str) -> str:
     if "\0" in value:
-        raise refusal("must not hold a null character")
+        raise ValueError("must not hold a null character")
     return value
 
 
-def _read_number(value: Any) -> Any:
-    if isinstance(value, str):
-        with suppress(ValueError):
-            value = float(value)  # YAML 1.1 takes 1e-3, without a point, for a text
-    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
-        raise ValueError("not finite")
-    return value
-
-
-# an integer stays one; strict types keep true and false out
-Number = Annotated[int | float, BeforeValidator(_read_number)]
 Text = Annotated[str, AfterValidator(_without_null)]
-# null stands for the default: the key may as well be left out; with Left, which is null itself
-NULL = "null is the default"
-Defaulted = Annotated[T, NULL]
-Left = Annotated[T | None, NULL]
 
 
 def validated(model: type[M], data: Any, prefix: str = "") -> M:
@@ -127,92 +86,59 @@ def validated(model: type[M], data: Any, prefix: str = "") -> M:
         prefix: what stands before a key in messages, such as ``method_kwargs.``.
 
     Raises:
-        UserError: the first thing in the order of ``data`` that is not allowed, with its dotted
-            key; of keys that are missing, after all that is there.
+        UserError: ``key=value: what is wrong with it`` of the first error.
     """
     try:
         return model.model_validate(data)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-        places = [_Place(model, data, each["loc"], prefix) for each in errors]
-        first = min(range(len(errors)), key=lambda i: places[i].order)
-        raise places[first].error(errors[first]["type"], errors[first]["msg"]) from None
+    except ValidationError as caught:
+        errors = caught.errors(include_url=False)
+    located = [(*_locate(data, error["loc"], error["type"]), error) for error in errors]
+    key, value, first = located[0]
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        raise unknown(key, (name for name, _ in fields(model)), prefix)
+    # of a union, each of its types has a say
+    says = dict.fromkeys(_says(error) for name, _, error in located if name == key)
+    missing = first["type"] == "missing" or isinstance(value, Mapping)
+    given = "" if missing else f"={shown(value)}"
+    raise UserError(f"{prefix}{key}{given}: {' or '.join(says)}".lstrip(":= "))
 
 
-def allowed(annotation: Any, constraints: Iterable[Any] = ()) -> str:
-    """What a field takes, in words, such as ``an integer of at least 1``.
-
-    Args:
-        annotation: a field of a model, or a type.
-        constraints: bounds and :class:`Allowed` of that type.
-    """
-    given = list(constraints)
-    if isinstance(annotation, FieldInfo):
-        return allowed(annotation.annotation, annotation.metadata)
-    if get_origin(annotation) is Annotated:
-        inner, *more = get_args(annotation)
-        parts = [p for m in more for p in (m.metadata if isinstance(m, FieldInfo) else [m])]
-        return allowed(inner, [*parts, *given])
-    told = [each.words for each in given if isinstance(each, Allowed)]
-    if _members(annotation) == (annotation,):
-        return told[-1] if told else _words(annotation, given)
-    members = [member for member in _members(annotation) if member is not type(None)]
-    kinds = [float] if {*members} == {int, float} else members
-    bounds = given if len(kinds) == 1 else []
-    words = told[-1] if told else " or ".join(allowed(kind, bounds) for kind in kinds)
-    optional = len(members) < len(_members(annotation)) and NULL not in given
-    return f"null or {words}" if optional else words
+def _says(error: Mapping[str, Any]) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
-def fields(
-    model: type[BaseModel], prefix: str = "", numbered: str = "0"
-) -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted key and field of each setting; of a section, the settings in it.
-
-    Args:
-        model: the model.
-        prefix: what stands before each key.
-        numbered: what stands for the number of an item of a list of sections.
-    """
-    for name, field in model.model_fields.items():
-        section = section_of(field)
-        holder = holder_of(field)
-        below = {None: "", list: f"{numbered}.", dict: "NAME."}[holder]
-        if section is None or holder:
-            yield f"{prefix}{name}", field
-        if section is not None:
-            yield from fields(section, f"{prefix}{name}.{below}", numbered)
+def _locate(data: Any, loc: Iterable[Any], kind: str) -> tuple[str, Any]:
+    """Dotted key and value of an error; names of the types of a union are no keys."""
+    parts = []
+    for part in loc:
+        inside = isinstance(data, Mapping) and part in data
+        if inside or (isinstance(data, list) and isinstance(part, int)):
+            data = data[part]
+        elif kind != "missing":
+            continue
+        parts.append(str(part))
+    return ".".join(parts), data
 
 
-def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model of a field that is a section, or a list or mapping of them; else None."""
-    return next(_models(field), None)
-
-
-def unknown(
-    key: str, known: Iterable[str], prefix: str = "", elsewhere: Iterable[str] = ()
-) -> UserError:
+def unknown(key: str, known: Iterable[str], prefix: str = "") -> UserError:
     """The error of a key that nothing reads.
 
     Args:
         key: the key, dotted, without the prefix.
-        known: the keys that may stand in its place, as ``key`` is.
+        known: dotted keys; one that is spelled alike beside it, or else elsewhere, is suggested.
         prefix: what stands before the key in the message.
-        elsewhere: dotted keys of other places.
     """
-    names = {_leaf(name): name for name in known}
-    near = [names[n] for n in difflib.get_close_matches(_leaf(key), names, n=1, cutoff=0.7)]
-    if not near:  # perhaps it stands in the wrong section
-        others = {_leaf(name): name for name in reversed(list(elsewhere)) if name != key}
-        near = [others[n] for n in difflib.get_close_matches(_leaf(key), others, n=1, cutoff=0.8)]
-    listed = f"allowed are {', '.join(names) or 'none'}"
-    hint = listed if len(names) <= MOST_LISTED else "nothing reads it"
-    hint = f"did you mean {near[0]}?" if near else hint
-    return UserError(f"{prefix}{key}: unknown setting; {hint}")
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
+    section, _, name = key.rpartition(".")
+    keys = {k.rsplit(".", n)[0]: None for k in known for n in range(k.count(".") + 1)}  # sections
+    beside = {k.rpartition(".")[2]: k for k in keys if k.rpartition(".")[0] == section}
+    elsewhere = {k.rpartition(".")[2]: k for k in reversed(keys) if k != key}
+    for names in (beside, elsewhere):
+        for match in difflib.get_close_matches(name, names, n=1, cutoff=0.75):
+            return UserError(
+                f"{prefix}{key}: unknown setting; did you mean {prefix}{names[match]}?"
+            )
+    listed = f"; allowed are {', '.join(beside)}" if 0 < len(beside) <= 30 else ""
+    return UserError(f"{prefix}{key}: unknown setting{listed}")
 
 
 def shown(value: Any) -> str:
@@ -224,100 +150,76 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-class _Place:
-    """Where in the data an error of pydantic is: its dotted key, value, and field."""
-
-    def __init__(self, model: type[BaseModel], data: Any, loc: Iterable[Any], prefix: str):
-        self.root, self.prefix = model, prefix
-        self.key, self.value, self.given = "", data, True
-        self.field: Any = model
-        self.beside: list[str] = []  # dotted keys that may stand where this one does
-        order: list[float] = []
-        for part in loc:
-            holder, models = holder_of(self.field), list(_models(self.field))
-            if holder is list and not models:
-                break  # a list of values is told as a whole
-            beside = {} if holder else {k: f for m in models for k, f in m.model_fields.items()}
-            inside = self.value
-            there = isinstance(inside, Mapping) and part in inside
-            if holder is not list and not there and part not in beside:
-                continue  # the name of a type within a union
-            self.beside = [f"{self.key}.{name}".lstrip(".") for name in beside]
-            self.key = f"{self.key}.{part}".lstrip(".")
-            self.field = get_args(_unwrapped(self.field))[-1] if holder else beside.get(part)
-            self.given = there or holder is list
-            self.value = inside[part] if self.given else None
-            order.append(part if holder is list else [*(inside or ()), part].index(part))
-        # what is missing comes last; of a type that does not fit and what is wrong within one
-        # that does, the latter first
-        self.order = [*order, math.inf]
-
-    def error(self, kind: str, message: str) -> UserError:
-        key = f"{self.prefix}{self.key}".rstrip(".")
-        if kind in ("extra_forbidden", "invalid_key"):
-            elsewhere = (key for key, _ in fields(self.root))
-            return unknown(self.key, self.beside, self.prefix, elsewhere)
-        words = allowed(self.field)
-        required = isinstance(self.field, FieldInfo) and self.field.is_required()
-        if not self.given or _is_missing(self.value) or (required and self.value is None):
-            return UserError(f"{key}: missing; give it {words}")
-        says = message if kind == "refusal" else f"must be {words}"
-        return UserError(f"{key}={shown(self.value)}: {says}" if key else says)
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and field of each setting; of a section, or a list of sections, those in it."""
+    for name, field in model.model_fields.items():
+        section = _section(field.annotation)
+        if section is None or not _is_section(field):
+            yield f"{prefix}{name}", field
+        if section is not None:
+            number = "" if _is_section(field) else "0."
+            yield from fields(section, f"{prefix}{name}.{number}")
 
 
-def _unwrapped(annotation: Any) -> Any:
-    """The one type of a field, without what may stand around it."""
-    if isinstance(annotation, FieldInfo):
-        annotation = annotation.annotation
-    while get_origin(annotation) is Annotated:
+def allowed(field: FieldInfo) -> str:
+    """What a field takes, in short, such as ``integer >= 1``."""
+    kind: Any = Annotated[field.annotation, field]
+    return _words(TypeAdapter(kind).json_schema())
+
+
+def _words(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(map(_words, schema["anyOf"])))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(shown, schema.get("enum", [schema.get("const")])))
+    bounds = [f"{sign} {schema[name]:g}" for name, sign in BOUNDS.items() if name in schema]
+    kind = {"string": "text", "object": "mapping", "boolean": "true, false"}.get(
+        schema.get("type", "anything"), schema.get("type", "anything")
+    )
+    if kind == "array":
+        kind = f"list of {_words(schema['items'])}" if "type" in schema["items"] else "list"
+    return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def _members(annotation: Any) -> Iterator[Any]:
+    """The types of a union, without what ``Annotated`` adds to each."""
+    if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    members = [m for m in _members(annotation) if m is not type(None)]
-    holders = [m for m in members if get_origin(m) in (list, dict)]
-    return holders[0] if holders else members[0]
-
-
-def holder_of(annotation: Any) -> Any:
-    """``list`` or ``dict`` where a field holds these, else None."""
-    origin = get_origin(_unwrapped(annotation))
-    return origin if origin in (list, dict) else None
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The models within a type, such as that of the items of a list."""
-    if isinstance(annotation, FieldInfo):
-        annotation = annotation.annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from _members(member)
+    else:
         yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    is_union = get_origin(annotation) in (Union, types.UnionType)
-    return get_args(annotation) if is_union else (annotation,)
+def _takes_null(field: FieldInfo) -> bool:
+    return not {NoneType, Any}.isdisjoint(_members(field.annotation))
 
 
-def _words(kind: Any, constraints: list[Any]) -> str:
-    """Words for a type that is no union."""
-    arguments = get_args(kind)
-    if get_origin(kind) is Literal:
-        return f"{'one of ' * (len(arguments) > 1)}{', '.join(map(shown, arguments))}"
-    if get_origin(kind) is list:
-        plural = re.sub(r"^an? (integer|number)|^(text)", r"\1\2s", allowed(*arguments))
-        return f"a list of {plural.removeprefix('one of ')}"
-    named = {bool: "true or false", str: "text", int: "an integer", float: "a number"}
-    return named.get(kind, "a mapping of settings") + _bounds(constraints)
+def _is_section(field: FieldInfo) -> bool:
+    return any(isinstance(m, type) and issubclass(m, BaseModel) for m in _members(field.annotation))
 
 
-def _bounds(constraints: Iterable[Any]) -> str:
-    bounds = [
-        (BOUNDS[type(c)], getattr(c, type(c).__name__.lower()))
-        for c in constraints
-        if type(c) in BOUNDS
-    ]
-    return " " + " and ".join(f"{word} {_bound(value)}" for word, value in bounds) if bounds else ""
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The model within a type, such as that of the items of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
-def _bound(value: Any) -> str:
-    power = isinstance(value, int) and value > 10**6 and value == 2 ** (value.bit_length() - 1)
-    return f"2^{value.bit_length() - 1}" if power else f"{value:g}"
+# names of 0.2.0, until method/settings.py and the benchmark's file are written anew
+T = TypeVar("T")
+Number = float
+Left = Annotated[T | None, ""]
+
+
+def Allowed(words: str) -> str:  # noqa: D103, N802
+    return words
+
+
+def about(meaning: str, default: Any = ..., **bounds: Any) -> Any:  # noqa: D103
+    return Field(default, description=meaning, **bounds)
+
+
+def refusal(words: str) -> ValueError:  # noqa: D103
+    return ValueError(words)

@@ -29,7 +29,7 @@ MOMENTS = {
 
 # a process takes seconds to import everything; this server does it once, and forks
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["metamask_solo.training.pretraining"])
+SERVER.set_forkserver_preload(["metamask_solo.training.pretrain"])
 
 
 def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:
@@ -102,7 +102,7 @@ class FullDisk(pl.Callback):  # type: ignore[name-defined]
 
 def _body(log: Path, cfg: DictConfig, callbacks: tuple[Any, ...]) -> None:
     from metamask_solo.errors import RunStopped, UserError
-    from metamask_solo.training.pretraining import pretrain_run
+    from metamask_solo.training.pretrain import pretrain_run
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)

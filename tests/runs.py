@@ -116,7 +116,7 @@ def use_small_backbone(model: Any) -> None:
 
 def train(cfg: DictConfig, *callbacks: Any, small: bool = False) -> tuple[Any, Any]:
     """Pretrains in this process; returns the trained module and the result of fit."""
-    from metamask_solo.training.pretraining import prepare_pretraining
+    from metamask_solo.training.pretrain import prepare_pretraining
     from metamask_solo.training.trainer import fit
 
     model, cfg, train_loader, val_loader = prepare_pretraining(cfg)

@@ -33,7 +33,7 @@ from metamask_solo.evaluation.features import (
 from metamask_solo.evaluation.knn import knn_accuracy
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
-from metamask_solo.training.pretraining import prepare_pretraining, pretrain_run
+from metamask_solo.training.pretrain import prepare_pretraining, pretrain_run
 from metamask_solo.training.resume import FitResult, read_metrics
 from metamask_solo.training.sampling import workers_of
 from metamask_solo.training.trainer import fit

@@ -2,35 +2,27 @@
 
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from metamask_solo.training import hydra_app, sweeps
-from metamask_solo.training.pretraining import check_run, pretrain_run
+from metamask_solo.training import hydra_app
+from metamask_solo.training.pretrain import check_pretraining, pretrain_run
 
 HELP = "pretrain any method of solo-learn from a YAML file"
-
-# without one of these there is no kNN accuracy for a search to maximise
-NO_OBJECTIVE: sweeps.Objective = {
-    "knn_eval.enabled": (False, None),
-    "data.val_path": (None,),
-    "data.no_labels": (True,),
-    "limit_val_batches": (0,),
-}
 
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""
-    hydra_app.run("pretrain", argv, pretrain, NO_OBJECTIVE, check)
+    hydra_app.run("pretrain", argv, pretrain_run, check_pretraining, "val_knn_acc1", has_knn)
 
 
-def check(cfg: DictConfig) -> None:
-    """``--cfg-check``: validates and builds, without training or writing anything."""
-    print(f"ok: {check_run(cfg).name}")
-
-
-def pretrain(cfg: DictConfig) -> float:
-    """Pretrains as ``cfg`` says; returns the final kNN accuracy (or 0 without one) for sweepers."""
-    return sweeps.objective(pretrain_run(cfg).metrics, "val_knn_acc1")
+def has_knn(cfg: DictConfig) -> bool:
+    """Whether a run of a composed config measures its kNN accuracy."""
+    values = (OmegaConf.select(cfg, k) for k in ("knn_eval.enabled", "data.val_path"))
+    return (
+        all(values)
+        and not OmegaConf.select(cfg, "data.no_labels")
+        and cfg.get("limit_val_batches") != 0
+    )
 
 
 if __name__ == "__main__":  # the other processes of DDP

@@ -1,31 +1,37 @@
-"""Lightning callbacks of every run: checkpoints that are whole, losses that are finite, signals."""
+"""Lightning callbacks of every run: whole checkpoints, finite losses, signals, what is shown."""
 
-import json
 import os
 import random
 import signal
+import statistics
+import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write, remove_leftovers
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.errors import RunStopped
+from metamask_solo.errors import RunStopped, UserError
+from metamask_solo.evaluation.features import rankme
 from metamask_solo.hosts import pl
-from metamask_solo.hosts.trainer import loss_scale, step_was_dropped, watch_dropped_steps
-from metamask_solo.training.resume import position
+from metamask_solo.training.resume import position, write_args
 
 LOOK_EVERY = 10  # steps, where none is logged
 ADVICE = (
     "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
     "data"
 )
+TREND_EPOCHS = 5
 
 
 class SafeCheckpointIO(pl.plugins.TorchCheckpointIO):  # type: ignore[name-defined]
@@ -65,15 +71,12 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
             self._random = None
         if trainer.is_global_zero:
             self.tidy()
-            config = OmegaConf.to_container(self.cfg, resolve=True)
-            with atomic_write(self.folder / "args.json") as path:
-                path.write_text(json.dumps(config, indent=1))
+            write_args(self.cfg, self.folder)
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         epoch = trainer.current_epoch
         # the step or time limit ends a run within an epoch, which is its last one then
-        steps = 0 < trainer.max_steps <= trainer.global_step
-        last = steps or trainer.should_stop
+        last = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
         last = last or (trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs)
         if last or self.save_this_epoch or epoch % self.cfg.checkpoint.frequency == 0:
             self.save(trainer)
@@ -111,7 +114,11 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
     def _check_weights(self, trainer: Any) -> None:
         state = trainer.lightning_module.state_dict()
         # one number for all: a wait for the device per tensor would take longer than the saving
-        sums = {n: t.detach().sum(dtype=torch.float64) for n, t in state.items() if _is_real(t)}
+        sums = {
+            name: tensor.detach().sum(dtype=torch.float64)
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor) and tensor.is_floating_point()
+        }
         wrong = not torch.stack([s.cpu() for s in sums.values()]).isfinite().all()
         if _any_process(trainer, wrong):
             names = [name for name, total in sums.items() if not total.isfinite()]
@@ -121,7 +128,14 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
             )
 
     def what_is_left(self) -> str:
+        """Words for what a run that ends now leaves."""
         return f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint"
+
+    def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        # solo-learn gives a schedule with a fixed rate in it (SimSiam's) another get_lr; pickled,
+        # it would drag the whole optimiser into the file, and no safe reader could open it
+        for state in checkpoint.get("lr_schedulers", []):
+            state.pop("get_lr", None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"random": _random_state(), "metrics": self.metrics}
@@ -168,20 +182,19 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
     def __init__(self, checkpointer: Checkpointer | None):
         self.checkpointer = checkpointer
         self.skipped = 0
-        self._step = 0
+        self._step, self._scale = 0, 0.0
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
-        self._step = trainer.global_step
-        watch_dropped_steps(trainer)
+        self._step, self._scale = trainer.global_step, _loss_scale(trainer) or 0.0
 
     def on_train_batch_end(
         self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        scale = loss_scale(trainer)
+        scale = _loss_scale(trainer)
         if scale is not None:
             if trainer.global_step > self._step:  # with accumulation, not after every batch
-                self.skipped += int(step_was_dropped(trainer))
-                self._step = trainer.global_step
+                self.skipped += scale < self._scale
+                self._step, self._scale = trainer.global_step, scale
             model.log("skipped_steps", float(self.skipped))
         # 0 means that nothing is logged: a look now and then is due nevertheless
         logged = trainer.global_step % (trainer.log_every_n_steps or LOOK_EVERY) == 0
@@ -205,6 +218,12 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = state["skipped"]
+
+
+def _loss_scale(trainer: Any) -> float | None:
+    """The factor of fp16 loss scaling, None where there is no such scaling."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
 
 
 class Interruption(pl.Callback):  # type: ignore[name-defined]
@@ -235,14 +254,14 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
     def on_train_start(self, trainer: Any, model: Any) -> None:
         if threading.current_thread() is not threading.main_thread():
             return  # Python hands signals to the main thread only
-        # Lightning's handler would end the run wherever it is: it is told between two steps
+        # Lightning's handler would end the run wherever it is: it is called between two steps
         self._pass_on = signal.getsignal(signal.SIGTERM)
         self._speaks = trainer.is_global_zero
         signal.signal(signal.SIGTERM, self._note)
         # others than Python's own are somebody's: Lightning's in Slurm, or those of nohup
-        for name, own in (("SIGUSR1", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+        for name, python in (("SIGUSR1", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == own:
+            if number is not None and signal.getsignal(number) == python:
                 self._before[number] = signal.signal(number, self._note)
 
     def restore(self) -> None:
@@ -309,5 +328,202 @@ def _any_process(trainer: Any, decision: bool) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+class RankMe(pl.Callback):  # type: ignore[name-defined]
+    """Logs ``train_rankme`` after each epoch, and ``train_rankme_trend``.
+
+    RankMe of the features that the last steps of the epoch computed anyway, of four times as many
+    views as there are dimensions. With a mask, ``train_rankme_masked`` is that of the masked
+    features with the mask at the epoch's end. The trend is the slope of a line through the last
+    five epochs, in directions per epoch: below zero, the features collapse. Where nothing is logged
+    it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[float] = []
+        self._features: deque[Tensor] = deque()
+        self._listening = False
+        self._handle: Any = None
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        if trainer.loggers:
+            backbone = getattr(model, "backbone", None) or model.encoder
+            self._handle = backbone.register_forward_hook(self._hear)
+
+    def teardown(self, trainer: Any, model: Any, stage: str) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
+        self._listening = True
+
+    def on_before_backward(self, trainer: Any, model: Any, loss: Any) -> None:
+        # what follows, such as the mask's update, runs the backbone on the same images again
+        self._listening = False
+
+    def _hear(self, module: Any, inputs: Any, output: Any) -> None:
+        if self._listening and isinstance(output, Tensor) and output.ndim == 2:
+            self._features.append(output.detach())
+            enough = 4 * output.shape[1]
+            while sum(map(len, self._features)) - len(self._features[0]) >= enough:
+                self._features.popleft()
+
+    def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+        if not self._features:
+            return
+        features = torch.cat([*self._features]).float()
+        self._features.clear()
+        if trainer.world_size > 1:
+            features = model.all_gather(features).flatten(0, 1)
+        if not features.isfinite().all():  # another callback stops the run
+            return
+        self.history.append(rankme(features.cpu()))
+        log = {"train_rankme": self.history[-1]}
+        if len(recent := self.history[-TREND_EPOCHS:]) > 1:
+            log["train_rankme_trend"] = float(np.polyfit(range(len(recent)), recent, 1)[0])
+        mask = getattr(model, "mask", None)
+        if mask is not None and hasattr(mask, "mask"):
+            log["train_rankme_masked"] = rankme((features * mask.mask().detach()).cpu())
+        for name, value in log.items():
+            model.log(name, value, sync_dist=True)  # equal in all processes
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = list(state["history"])
+
+
+class CompiledBackbone(pl.Callback):  # type: ignore[name-defined]
+    """``performance.compile``: compiles the backbones in place, for training and validation steps.
+
+    Names in checkpoints stay as they are. Only what runs within a step is compiled: MetaMask's
+    hypergradient differentiates the backbone forwards and twice, which compiled code cannot do.
+    """
+
+    def setup(self, trainer: Any, model: Any, stage: str) -> None:
+        names = ("backbone", "encoder", "momentum_backbone", "momentum_encoder")
+        modules = {id(m): m for m in (getattr(model, name, None) for name in names)}
+        self._compiled = [
+            (module, torch.compile(module._call_impl))
+            for module in modules.values()
+            if isinstance(module, torch.nn.Module)
+        ]
+
+    def _turn(self, on: bool) -> None:
+        for module, compiled in self._compiled:
+            module._compiled_call_impl = compiled if on else None
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._turn(True)
+
+    def on_before_backward(self, *_: Any) -> None:
+        self._turn(False)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._turn(True)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._turn(False)
+
+    def teardown(self, trainer: Any, model: Any, stage: str) -> None:
+        self._turn(False)
+
+
+class Forecast(pl.Callback):  # type: ignore[name-defined]
+    """Says after the first steps how long the run will take; the first step warms up.
+
+    Attributes:
+        seconds: of a step, the median of those that were timed; None before the second.
+    """
+
+    STEPS = 3
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._times: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if len(self._times) > self.STEPS:
+            return
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._times.append(time.monotonic())
+        if len(self._times) > 1:
+            pairs = zip(self._times, self._times[1:], strict=False)
+            self.seconds = statistics.median(end - start for start, end in pairs)
+        if len(self._times) == self.STEPS + 1 and trainer.is_global_zero:
+            steps = trainer.estimated_stepping_batches - trainer.global_step
+            left = steps * trainer.accumulate_grad_batches * (self.seconds or 0.0)
+            if 60 < left < float("inf"):
+                device = "GPU" if model.device.type == "cuda" else "CPU"
+                print(f"forecast: {duration(left)} on this {device}, {self.seconds:.2g} s a step")
+
+
+def duration(seconds: float) -> str:
+    """A duration in words, such as ``about 5 h``."""
+    for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {max(1.0, seconds):.0f} s"
+
+
+class Bar(pl.callbacks.TQDMProgressBar):  # type: ignore[name-defined]
+    """Lightning's bar with the loss, the online kNN and the spread of the mask."""
+
+    def __init__(self, refresh_rate: int = 1):
+        super().__init__(refresh_rate)
+        self._loss: Any = None
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        print(file=sys.stderr)  # the error gets a line of its own
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """What stands behind the bar."""
+        known = trainer.callback_metrics
+        shown: dict[str, Any] = {}
+        if self._loss is not None:
+            shown["loss"] = f"{float(self._loss):.3f}"
+        for name, key in (("online kNN %", "val_knn_acc1"), ("acc %", "val_acc1")):
+            if key in known:
+                shown[name] = f"{float(known[key]):.1f}"
+        if "mask_min" in known and "mask_max" in known:
+            shown["mask"] = f"{float(known['mask_min']):.3f}–{float(known['mask_max']):.3f}"
+        return shown
+
+
+class Size(pl.Callback):  # type: ignore[name-defined]
+    """One line in the place of Lightning's table, which tells of modules in evaluation mode."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            parameters = list(pl_module.parameters())
+            trained = sum(p.numel() for p in parameters if p.requires_grad)
+            print(f"parameters: {sum(p.numel() for p in parameters):,}, trained: {trained:,}")
+
+
+def configured_callbacks(cfg: DictConfig) -> list[Any]:
+    """The callbacks that a config names under ``callbacks``, each by its ``_target_``.
+
+    Raises:
+        UserError: one cannot be made, or is of the Lightning that this solo-learn does not use.
+    """
+    made = []
+    for i, settings in enumerate(cfg.get("callbacks") or []):
+        key = f"callbacks.{i}._target_={settings.get('_target_')}"
+        try:
+            made.append(instantiate(OmegaConf.to_container(settings)))
+        except Exception as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"{key}: {reason}") from error
+        if not isinstance(made[-1], pl.Callback):
+            raise UserError(f"{key}: must be a callback of {pl.__name__}, which solo-learn uses")
+    return made

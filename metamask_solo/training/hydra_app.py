@@ -1,175 +1,330 @@
-"""A command with Hydra's command line, and one line for whatever is wrong with a config."""
+"""A command with Hydra's command line: one line for an error, a table after a sweep."""
 
+import argparse
+import gc
 import importlib.machinery
+import json
+import math
+import multiprocessing
 import os
 import re
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hydra
 import yaml
-from hydra.errors import HydraException
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
+from metamask_solo.atomic_files import atomic_write
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.training import sweeps
-from metamask_solo.training.console import quiet
-from metamask_solo.training.endings import scripts_folder
-from metamask_solo.training.overrides import (
-    add_known_keys,
-    check_overrides,
-    compose_pretraining,
-    composed_config,
-)
+from metamask_solo.training.endings import override
 
-# keys of paths, in which `~` is the home
-PATHS = (
-    "data.train_path",
-    "data.val_path",
-    "checkpoint.dir",
-    "resume_from_checkpoint",
-    "pretrained_feature_extractor",
-)
+if TYPE_CHECKING:
+    from metamask_solo.training.resume import FitResult
+
+R = TypeVar("R")
 CHECK = "--cfg-check"
+# Hydra's folders and logs, of which a check leaves none
+NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+RESULT = "sweep_result.json"  # in the folder that Hydra gives to a job of a sweep
+# of the jobs of the last sweep
+_failures: list[UserError | RunStopped] = []
+# in a process that was told to stop: it begins no further job
+_stopped: list[Exception] = []
+
+
+class _Leave(SystemExit):
+    """Carries an error past Hydra, which would print a text of its own, or begin the next job."""
+
+    def __init__(self, error: Exception):
+        super().__init__(str(error))
+        self.error = error
 
 
 def run(
     name: str,
     argv: list[str],
-    task: Callable[[DictConfig], Any],
-    objective: sweeps.Objective | None = None,
-    check: Callable[[DictConfig], None] | None = None,
+    task: Callable[[DictConfig], "FitResult | None"],
+    check: Callable[[DictConfig], DictConfig] | None = None,
+    objective: str = "",
+    measured: Callable[[DictConfig], bool] = bool,
 ) -> None:
     """Runs ``task`` on the config that Hydra composes from ``argv``, for each job of a sweep.
 
     Args:
         name: the command's.
         argv: its arguments.
-        task: takes the config; returns what a search optimises.
-        objective: dotted keys to the values of which each leaves nothing to optimise.
-        check: what ``--cfg-check`` does instead of ``task``.
+        task: trains as a config says.
+        check: what ``--cfg-check`` does instead.
+        objective: the metric that a search maximises, and by which a sweep's table is sorted.
+        measured: whether a run of a config computes it.
 
     Raises:
-        UserError: Hydra or YAML cannot make a config of ``argv``.
-        RunStopped: a signal ended the run, and with it the sweep.
+        UserError: Hydra or YAML cannot make a config of ``argv``, or the task refuses it.
+        RunStopped: a signal ended the run, and with it the sweep, or its loss is not finite.
     """
-    if not any(a.split("=")[0] in ("--config-name", "-cn") for a in argv) and not _informs(argv):
+    from metamask_solo.training.trainer import quiet
+
+    parser = argparse.ArgumentParser(prog=f"metamask-solo {name}", add_help=False)
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument(CHECK, action="store_true")
+    given, overrides = parser.parse_known_args(argv)
+    options = [f"--config-path={_absolute(given.config_path)}"] if given.config_path else []
+    if given.config_name:
+        options.append(f"--config-name={given.config_name}")
+    elif "--hydra-help" not in overrides:
         raise UserError("--config-name: missing; give --config-path FOLDER --config-name FILE")
-    if check is not None and CHECK in argv:
-        task, argv = check, [a for a in argv if a != CHECK]
-    sweeps.begin()
-    # between overrides, Hydra takes what follows for something that it does not know
-    argv = sorted(argv, key=lambda argument: argument not in sweeps.SWEEP)
-    argv = _absolute_config_path(argv)
-    check_overrides(argv)
-    composed = composed_config(argv)
-    argv = add_known_keys(argv, name, composed)
-    if any(a in sweeps.SWEEP for a in argv):
-        sweeps.check_objective(composed, argv, objective or {})
-        argv = argv + sweeps.optuna_overrides(argv, composed)
-    before = sys.argv
-    main_module = sys.modules["__main__"]
-    own_spec = main_module.__spec__
-    # Lightning starts the other processes of DDP as `python -m` what the spec names
-    main_module.__spec__ = importlib.machinery.ModuleSpec(f"metamask_solo.commands.{name}", None)
-    full = os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [f"metamask-solo {name}", *argv]
-    # Hydra else prints errors itself and exits; raised, they become one line
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if given.multirun:
+        options.append("--multirun")
+    if given.multirun and objective:
+        table = f"{{_target_:{__name__}.SweepTable,objective:{objective}}}"
+        overrides.append(f"++hydra.callbacks.sweep_table={table}")
+    job = Job(task, objective, measured, check if given.cfg_check else None)
+    _failures.clear()
+    _stopped.clear()
     try:
-        with quiet(), sweeps.quiet_jobs(), sweeps.signals_passed_on(argv, composed):
-            hydra.main(version_base="1.2", config_path=None)(sweeps.Job(task))()
-    except sweeps.Leave as left:
+        with tempfile.TemporaryDirectory() as nowhere, quiet(), _as_command(name):
+            if given.cfg_check:
+                overrides += [*NO_FILES, f"hydra.sweep.dir={nowhere}"]
+            with _sigterm_ends(given.multirun):
+                _adding_keys(overrides, lambda more: _main(job, name, [*options, *more]))
+    except _Leave as left:
         raise left.error from left
+    except OverrideParseException as error:
+        key, _, value = str(error.override).partition("=")
+        quoted = shlex.quote(override(key, value))
+        raise UserError(
+            f"{error.override}: Hydra cannot read it; quote the value: {quoted}"
+        ) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {reason(error)}") from error
-    except ValueError as error:
-        if not str(error).startswith(sweeps.NO_BEST_TRIAL):
+    except ValueError as error:  # of Optuna
+        if "No trials are completed" not in str(error):
             raise
         raise RunStopped("every trial of the search failed") from error
-    except SystemExit as error:  # --help and --cfg leave this way
+    if _failures:
+        raise max(_failures, key=lambda error: getattr(error, "exit_code", 0))
+
+
+def _main(job: "Job", name: str, argv: list[str]) -> None:
+    sys.argv = [f"metamask-solo {name}", *argv]
+    try:
+        hydra.main(version_base="1.2", config_path=None)(job)()
+    except SystemExit as error:  # --cfg leaves this way
+        if isinstance(error, _Leave):
+            raise
         if error.code not in (0, None):
             raise UserError(f"hydra could not read the command line: {' '.join(argv)}") from error
+
+
+@contextmanager
+def _as_command(name: str) -> Iterator[None]:
+    """What Lightning needs to start the other processes of DDP, and Hydra to raise its errors."""
+    module, argv, full = sys.modules["__main__"], sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    spec = module.__spec__
+    module.__spec__ = importlib.machinery.ModuleSpec(f"metamask_solo.commands.{name}", None)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra else prints errors itself and exits
+    try:
+        yield
     finally:
-        sys.argv = before
-        main_module.__spec__ = own_spec
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
+        module.__spec__, sys.argv = spec, argv
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
 
 
-def open_config(cfg: DictConfig) -> DictConfig:
-    """A copy of a composed config that takes new keys, as solo-learn's scripts need it."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))  # type: ignore[assignment]
-    OmegaConf.set_struct(cfg, False)
-    for key in PATHS:
-        # `~` is the shell's, which leaves it alone behind a `key=`
-        value = resolved(cfg, key)
-        if isinstance(value, str) and value.startswith("~"):
-            OmegaConf.update(cfg, key, os.path.expanduser(value))
-    check_interpolations(cfg)
-    return cfg
+@contextmanager
+def _sigterm_ends(sweep: bool) -> Iterator[None]:
+    """Of a sweep, SIGTERM goes to the processes that run its jobs, which save before they end."""
+    received = []
 
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        children = multiprocessing.active_children()
+        for child in children:
+            child.terminate()
+        _stopped.append(RunStopped("stopped by SIGTERM", 128 + number))
+        if not children:
+            raise _Leave(RunStopped("stopped by SIGTERM", 128 + number))
 
-def resolved(cfg: DictConfig, key: str) -> Any:
-    """A value of a config; None where it is missing or cannot be resolved."""
+    before = signal.signal(signal.SIGTERM, pass_on) if sweep else None
     try:
-        return OmegaConf.select(cfg, key, default=None)
-    except OmegaConfBaseException:
-        return None
+        yield
+    except Exception as error:
+        if received:
+            raise RunStopped("stopped by SIGTERM", 128 + received[0]) from error
+        raise
+    finally:
+        if sweep:
+            signal.signal(signal.SIGTERM, before)
 
 
-def check_interpolations(cfg: DictConfig) -> None:
-    """Raises UserError for the first ``${…}`` that cannot be resolved, with its key."""
-    for key, node in _nodes(cfg):
+class Job:
+    """One job of a command: its task, and what becomes of an error in it.
+
+    Args:
+        task: trains as a config says.
+        objective: the metric that a search maximises.
+        measured: whether a run of a config computes it.
+        check: does what ``--cfg-check`` does, in the place of the task.
+    """
+
+    def __init__(
+        self,
+        task: Callable[[DictConfig], "FitResult | None"],
+        objective: str,
+        measured: Callable[[DictConfig], bool],
+        check: Callable[[DictConfig], DictConfig] | None = None,
+    ):
+        self.task, self.objective, self.measured, self.check = task, objective, measured, check
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        """Runs the job; returns the objective, for searches."""
+        settings = HydraConfig.get()
+        sweeps = settings.mode == RunMode.MULTIRUN
+        searches = sweeps and settings.sweeper._target_ != BASIC_SWEEPER
+        gc.collect()  # the model of the job before is a reference cycle, and fills the GPU
+        outcome: dict[str, Any] = {"overrides": list(settings.overrides.task)}
         try:
-            OmegaConf.select(cfg, key)
-        except InterpolationResolutionError as error:
-            lines = str(error).splitlines()
-            variable = re.search(r"Environment variable '(.+?)' not found", lines[0])
-            why = f"environment variable {variable[1]} is not set" if variable else lines[0]
-            raise UserError(f"{key}={node}: {why}") from error
+            if settings.job.chdir:
+                raise UserError("hydra.job.chdir=True: the paths of a run start where you are")
+            if searches and not self.measured(cfg):
+                raise UserError(
+                    f"hydra.sweeper: the search has no objective, no run computes {self.objective}"
+                )
+            if self.check is not None:
+                print(f"ok: {self.check(cfg).name}")
+                return None
+            if _stopped:
+                raise _stopped[0]
+            result = self.task(cfg)
+            if result is None:
+                return None
+            outcome |= {"folder": str(result.folder), "metrics": result.metrics}
+            value = result.metrics.get(self.objective, math.nan)
+            if searches and not math.isfinite(value):
+                raise RunStopped(f"{self.objective} is {value}")
+            return value
+        except (UserError, RunStopped) as error:
+            outcome |= {"error": str(error), "exit_code": getattr(error, "exit_code", None)}
+            stopped = (outcome["exit_code"] or 0) > 128
+            _stopped.extend([error] if stopped else [])
+            # every trial of a search would fail by a wrong setting
+            ends = stopped or (searches and isinstance(error, UserError))
+            if not sweeps or (ends and settings.launcher._target_ == BASIC_LAUNCHER):
+                raise _Leave(error) from error
+            print(f"failed: {error}", file=sys.stderr)
+            if searches:
+                raise  # Optuna marks the trial
+            return None
+        finally:
+            if sweeps and self.objective and self.check is None:
+                with atomic_write(Path(settings.runtime.output_dir, RESULT)) as path:
+                    path.write_text(json.dumps(outcome))
 
 
-def _nodes(cfg: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    plain: Any = OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg
-    items = plain.items() if isinstance(plain, dict) else enumerate(plain)
-    for name, value in items:
-        key = f"{prefix}.{name}".lstrip(".")
-        if isinstance(value, dict | list):
-            yield from _nodes(value, key)
-        elif isinstance(value, str) and "${" in value:
-            yield key, value
+class SweepTable(Callback):
+    """At the end of a sweep: overrides, folder and accuracies of each job, the best one on top.
+
+    Args:
+        objective: the metric to sort by.
+    """
+
+    def __init__(self, objective: str):
+        self.objective = objective
+        self.started = time.time()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Prints the table, and remembers what failed."""
+        import pandas as pd
+
+        files = Path(config.hydra.sweep.dir).rglob(RESULT)
+        jobs = [json.loads(f.read_text()) for f in files if f.stat().st_mtime > self.started - 1]
+        fixed = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
+        rows = []
+        for job in jobs:
+            metrics = {k: v for k, v in job.get("metrics", {}).items() if "acc" in k and "val" in k}
+            chosen = " ".join(o.lstrip("+") for o in job["overrides"] if o not in fixed)
+            rows.append({"overrides": chosen, **metrics, "folder": job.get("folder", "failed")})
+            if "error" in job:
+                code = job["exit_code"]
+                text = job["error"]
+                _failures.append(UserError(text) if code is None else RunStopped(text, code))
+        table = pd.DataFrame(rows)
+        if len(table) > 1:
+            if self.objective in table:
+                table = table.sort_values(self.objective, ascending=False)
+            print(table.to_string(index=False, float_format="%.2f", na_rep=""))
 
 
-def _informs(argv: list[str]) -> bool:
-    return any(a in ("--help", "-h", "--hydra-help", "--version") for a in argv)
+def _adding_keys(overrides: Sequence[str], use: Callable[[list[str]], R]) -> R:
+    """Calls ``use`` with overrides, in which a key that the file lacks gets the + that Hydra wants.
+
+    Whether a command reads the key is checked later, with a better hint.
+    """
+    overrides = list(overrides)
+    while True:
+        try:
+            return use(overrides)
+        except ConfigCompositionException as error:
+            lacking = re.match(
+                r"Could not override '(.+?)'\.|Error merging override ([^+].+)", str(error)
+            )
+            if lacking is None:
+                raise
+            key, mark = (lacking[1], "+") if lacking[1] else (lacking[2].partition("=")[0], "++")
+            more = [f"{mark}{o}" if o.startswith(f"{key}=") else o for o in overrides]
+            if more == overrides:
+                raise
+            overrides = more
 
 
-def _absolute_config_path(argv: list[str]) -> list[str]:
-    """Makes --config-path relative to the working folder; Hydra would take this file's folder."""
-    result = list(argv)
-    for i, argument in enumerate(result):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config-path", "-cp"):
-            if equals:
-                result[i] = f"{flag}={_absolute(value)}"
-            elif i + 1 < len(result):
-                result[i + 1] = _absolute(result[i + 1])
-    return result
+def compose_file(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a YAML file as a command composes it; known keys need no ``+``.
+
+    Args:
+        path: the file; ``pkg://metamask_solo.scripts.…/name`` for one of a package.
+        overrides: as on the command line.
+
+    Raises:
+        UserError: Hydra or YAML cannot make a config of it.
+    """
+    folder, _, name = str(path).removesuffix(".yaml").rpartition("/")
+    package = folder.removeprefix("pkg://")
+    start = hydra.initialize_config_module if package != folder else hydra.initialize_config_dir
+    try:
+        with start(package if package != folder else os.path.abspath(folder), version_base="1.2"):
+            cfg = _adding_keys(overrides, lambda more: hydra.compose(name, more))
+            OmegaConf.set_struct(cfg, False)
+            return cfg
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {reason(error)}") from error
 
 
 def _absolute(path: str) -> str:
+    """--config-path from the working folder; Hydra would start at this file's folder."""
     if "://" in path:
         return path
-    path = os.path.expanduser(path)
-    if not Path(path).is_dir():
+    path = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(path):
         raise UserError(f"--config-path={path}: no such folder")
-    return str(Path(path).resolve())
+    return path
 
 
 def reason(error: Exception) -> str:
@@ -181,12 +336,3 @@ def reason(error: Exception) -> str:
         cause = cause.__cause__
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return "; ".join(lines[:3]) if lines else type(cause).__name__
-
-
-def compose_config(dataset: str, name: str, overrides: list[str]) -> Any:
-    """The config of one of the package's own pretraining files."""
-    from hydra import initialize_config_dir
-
-    folder = scripts_folder() / "pretrain" / dataset
-    with initialize_config_dir(str(folder), version_base="1.2"):
-        return compose_pretraining(name, overrides)

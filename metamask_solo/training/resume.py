@@ -287,6 +287,12 @@ def _difference(cfg: DictConfig, folder: Path) -> str | None:
     return next((key for key in sorted(one | two) if one.get(key) != two.get(key)), None)
 
 
+def write_args(cfg: DictConfig, folder: Path) -> None:
+    """Writes a run's config into its folder."""
+    with atomic_write(folder / "args.json") as path:
+        path.write_text(json.dumps(OmegaConf.to_container(cfg, resolve=True), indent=1))
+
+
 def _check_continuation(cfg: DictConfig, path: Path) -> None:
     """Raises UserError where a run of ``cfg`` cannot go on from a named checkpoint."""
     state = load_raw(path)

@@ -1,8 +1,10 @@
-"""Running Lightning's trainer from a config: loggers, checkpoints, resuming."""
+"""Running Lightning's trainer from a config: loggers, checkpoints, resuming, and how a run ends."""
 
 import importlib.util
 import inspect
 import json
+import logging
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,16 +21,19 @@ from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw, newest_whole
 from metamask_solo.data.loaders import loader_failure
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.hosts import HostState, pl
+from metamask_solo.hosts import pl
 from metamask_solo.training.callbacks import (
+    Bar,
     Checkpointer,
+    CompiledBackbone,
     FiniteLoss,
+    Forecast,
     Interruption,
     SafeCheckpointIO,
+    configured_callbacks,
     logged_metrics,
 )
-from metamask_solo.training.compiling import CompiledBackbone, compiler_failed
-from metamask_solo.training.progress import progress_callbacks
+from metamask_solo.training.config import trainer_arguments
 from metamask_solo.training.resume import (
     FINISHED,
     FitResult,
@@ -41,12 +46,35 @@ from metamask_solo.training.resume import (
 )
 from metamask_solo.training.sampling import trains_on_gpu
 
-PROFILERS = {
-    "simple": pl.profilers.SimpleProfiler,
-    "advanced": pl.profilers.AdvancedProfiler,
-    "pytorch": pl.profilers.PyTorchProfiler,
-}
-NULL_IS_A_VALUE = ("check_val_every_n_epoch",)
+# A user can do nothing about these: they are of the libraries, or of how this package uses them.
+OF_NO_USE = re.compile(
+    r"LeafSpec|torch\.jit\.|eval mode|weights_only|across ranks is zero|the logging interval|"
+    r"not empty|FLOP|lr_scheduler\.step\(\)|Importing from timm|torch\.cuda\.amp|You're resuming|"
+    r"Tip:|litlogger|litmodels|available|Trainer\.fit. stopped|no .val_dataloader|gpu backend"
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out warnings and tips that a user cannot act on; all others are shown."""
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if name.startswith(("lightning", "pytorch_lightning"))
+    ]
+
+    def useful(record: logging.LogRecord) -> bool:
+        return OF_NO_USE.search(record.getMessage()) is None
+
+    for logger in loggers:
+        logger.addFilter(useful)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f".*({OF_NO_USE.pattern})")
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(useful)
 
 
 @contextmanager
@@ -77,7 +105,7 @@ def fit(
         model: the Lightning module.
         cfg: a completed config.
         kind: folder below ``checkpoint.dir``: the method's name, or ``linear``.
-        callbacks: more Lightning callbacks.
+        callbacks: Lightning callbacks beside those of every run and those of the config.
 
     Raises:
         UserError: a folder, an image or the checkpoint to resume from cannot be used.
@@ -93,31 +121,31 @@ def fit(
         model.check_resumable(load_raw(resume))  # before anything is written
     # a checkpoint from elsewhere starts a run of its own
     continued = resume if resume and resume.parent.parent == root else None
-    named = cfg.resume_from_checkpoint
-    if continued is not None and named is not None and Path(named) == continued:
-        # named or found by itself, the run is the one that it was
+    if continued is not None and cfg.resume_from_checkpoint == str(continued):
+        # named or found by auto_resume, the run is the one that it was
         cfg.resume_from_checkpoint = None
         identify(cfg)
     folder = continued.parent if continued else new_folder(root)
     checkpointer = Checkpointer(cfg, folder) if cfg.checkpoint.enabled and not dry else None
     if checkpointer is not None:
         checkpointer.last = continued
-    timer = pl.callbacks.Timer(duration=_duration(cfg))
     interruption = Interruption(checkpointer, train_loader)
-    # first: from the moment that args.json tells of a run, a signal must find its handler
-    all_callbacks = [interruption, *callbacks, timer]
+    # first: from the moment that args.json tells of a run, a signal must find its handler;
+    # last: what is saved must be whole
+    all_callbacks = [interruption, *callbacks, Forecast(), *configured_callbacks(cfg)]
     if not dry:
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
     if OmegaConf.select(cfg, "performance.compile", default=False):
         all_callbacks.append(CompiledBackbone())
-    all_callbacks += progress_callbacks(cfg)
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
-    all_callbacks.append(HostState())  # behind what restores random states
-    profiler = _profiler(cfg, folder)
     loggers = [] if dry else _loggers(cfg, folder)
-    trainer = build_trainer(cfg, loggers, all_callbacks, profiler)
+    trainer = build_trainer(cfg, loggers, all_callbacks, None if dry else folder)
+    (timer,) = (c for c in trainer.callbacks if isinstance(c, pl.callbacks.Timer))
+    if getattr(model, "knn_eval", False) and (val_loader is None or not trainer.limit_val_batches):
+        model.knn_eval = False  # nothing would ever ask for what it collects
     started = time.monotonic()
-    with running(folder) if _writes(trainer, dry) else nullcontext():
+    writes = trainer.is_global_zero and not dry
+    with running(folder) if writes else nullcontext():
         _train(trainer, model, train_loader, val_loader, resume, interruption)
         metrics = logged_metrics(trainer)
         if not metrics and checkpointer is not None:  # killed after its last checkpoint
@@ -129,21 +157,18 @@ def fit(
             # of a strategy whose processes are copies of this one, which itself does not train
             last = max(folder.glob("*-ep=*.ckpt"), key=age, default=last)
         result = FitResult(folder, last, metrics, seconds)
-        if _writes(trainer, dry):
+        if writes:
             if checkpointer is not None:
                 checkpointer.last = last
                 checkpointer.tidy()
             merge_metrics(folder)
             with atomic_write(folder / FINISHED) as path:
                 path.write_text(json.dumps({"metrics": metrics, "seconds_per_epoch": seconds}))
-            _report_profile(profiler, folder)
+            if cfg.get("profiler") is not None:
+                print(f"{trainer.profiler.summary()}profile: {folder}")
     if interruption.received is not None:
         result.stopped = interruption.report(f"came when the run was finished: {folder}")
     return result
-
-
-def _writes(trainer: Any, dry: bool) -> bool:
-    return trainer.is_global_zero and not dry
 
 
 def _train(
@@ -155,48 +180,55 @@ def _train(
     interruption: Interruption,
 ) -> None:
     """Lightning's fit, with one line for whatever ends it early."""
-    # SafeCheckpointIO needs no telling, but Lightning else says that it reads anything
-    tellable = "weights_only" in inspect.signature(trainer.fit).parameters
-    safely = {"weights_only": True} if tellable else {}
+    # SafeCheckpointIO needs no such argument, but Lightning else says that it reads anything
+    safely = {"weights_only": True} if _takes(trainer.fit, "weights_only") else {}
     failed = True
     try:
-        with warnings.catch_warnings():
-            # its loader goes on where it stopped, in a way that Lightning cannot know
-            warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that")
-            trainer.fit(model, train_loader, val_loader, ckpt_path=resume, **safely)
+        trainer.fit(model, train_loader, val_loader, ckpt_path=resume, **safely)
         failed = False
     except pl.utilities.exceptions.SIGTERMException as error:
         raise interruption.report() from error
     except SystemExit as error:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from error
-    except pl.utilities.exceptions.MisconfigurationException as error:
-        raise UserError(_first_line(error)) from error
     except ProcessRaisedException as error:  # its text is the traceback of the other process
         raise _same_error(str(error)) from error
-    except RuntimeError as error:
-        if compiler_failed(error):
-            raise UserError(
-                f"performance.compile=True: this machine cannot compile ({_first_line(error)})"
-            ) from error
-        if "loading state_dict" in str(error):
-            reason = str(error).splitlines()[1].strip()
-            raise UserError(f"{resume}: does not fit this config ({reason})") from error
-        if (failure := loader_failure(error)) is not None:
-            raise failure from error
+    except (UserError, RunStopped, OSError):
         raise
-    except (UserError, OSError):
+    except Exception as error:
+        if line := _line_of(error, trainer, resume):
+            raise UserError(line) from error
         raise
-    except (TypeError, ValueError) as error:
-        if "loaded state dict" in str(error):  # of an optimiser
-            raise UserError(f"{resume}: does not fit this config ({_first_line(error)})") from error
-        if not _raised_by_lightning(error):
-            raise
-        raise UserError(f"trainer: {_first_line(error)}") from error
     finally:
         interruption.restore()
-        _close_wandb(trainer, failed)
+        for logger in trainer.loggers:  # the next job of a sweep would else go on in its run
+            if trainer.is_global_zero and isinstance(logger, pl.loggers.WandbLogger):
+                logger.experiment.finish(exit_code=int(failed))
     if trainer.interrupted:
         raise KeyboardInterrupt
+
+
+def _takes(function: Any, name: str) -> bool:
+    return name in inspect.signature(function).parameters
+
+
+def _line_of(error: Exception, trainer: Any, resume: Path | None) -> str | None:
+    """One line for an error that a setting, the data or a checkpoint causes; None for a bug."""
+    text = str(error)
+    kinds = " ".join(kind.__module__ for kind in type(error).__mro__)
+    if "torch._dynamo" in kinds or "torch._inductor" in kinds:
+        return f"performance.compile=True: this machine cannot compile ({_first_line(error)})"
+    if "loading state_dict" in text:
+        return f"{resume}: does not fit this config ({text.splitlines()[1].strip()})"
+    if "loaded state dict" in text:  # of an optimiser
+        return f"{resume}: does not fit this config ({_first_line(error)})"
+    if isinstance(error, RuntimeError) and (failure := loader_failure(error)) is not None:
+        return str(failure)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    lightning = module.partition(".")[0] in ("lightning", "lightning_fabric", "pytorch_lightning")
+    return _trainer_line(error, {}) if lightning else None
 
 
 def _first_line(error: BaseException) -> str:
@@ -212,82 +244,61 @@ def _same_error(trace: str) -> Exception:
     return RunStopped(f"a process of the run failed: {name.rpartition('.')[2]}: {message}")
 
 
-def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether an error comes from Lightning's own checks, rather than from a model or a bug."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return module.partition(".")[0] in ("lightning", "lightning_fabric", "pytorch_lightning")
-
-
-def _duration(cfg: DictConfig) -> Any:
-    value = cfg.get("max_time")
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def _profiler(cfg: DictConfig, folder: Path) -> Any:
-    """The profiler that the config names, which writes into the run's folder."""
-    name = cfg.get("profiler")
-    if name is None:
-        return None
-    return PROFILERS[name](dirpath=folder, filename="profile")
-
-
-def _report_profile(profiler: Any, folder: Path) -> None:
-    if profiler is None:
-        return
-    report = profiler.summary()
-    if report.strip():
-        print(report)
-    print(f"profile: {folder}")
-
-
-def _close_wandb(trainer: Any, failed: bool) -> None:
-    """Ends the run of Weights & Biases: the next job of a sweep would else go on in it."""
-    for logger in trainer.loggers:
-        if trainer.is_global_zero and isinstance(logger, pl.loggers.WandbLogger):
-            logger.experiment.finish(exit_code=int(failed))
-
-
 def build_trainer(
-    cfg: DictConfig, loggers: list[Any], callbacks: list[Any], profiler: Any = None
+    cfg: DictConfig, loggers: list[Any], callbacks: list[Any], folder: Path | None = None
 ) -> Any:
     """Lightning's trainer with whatever of the config it takes.
+
+    Args:
+        cfg: a checked config.
+        loggers: none to log nothing.
+        callbacks: beside a timer and a progress bar.
+        folder: where a profiler writes.
 
     Raises:
         UserError: Lightning refuses a value, or this machine lacks what it asks for.
     """
-    values = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(values, dict)
-    accepted = inspect.signature(pl.Trainer.__init__).parameters
-    arguments = {name: values[name] for name in accepted if name in values}
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
     # null means Lightning's default, but for the one setting in which it is a value of its own
-    arguments = {k: v for k, v in arguments.items() if v is not None or k in NULL_IS_A_VALUE}
-    arguments.pop("max_time", None)  # the timer of the run's callbacks knows it
-    on_gpu = trains_on_gpu(arguments)
-    devices = arguments.get("devices")
-    if not on_gpu and isinstance(devices, list):  # [0, 1] names GPUs; the CPU takes a number
-        arguments["devices"] = len(devices)
+    arguments = {
+        name: values[name]
+        for name in trainer_arguments() & values.keys()
+        if values[name] is not None or name == "check_val_every_n_epoch"
+    }
+    given = dict(arguments)
+    if not trains_on_gpu(arguments):  # [0, 1] names GPUs; the CPU takes a number
+        arguments["devices"] = len(values["devices"])
     if arguments.get("strategy") == "ddp":
         arguments["strategy"] = pl.strategies.DDPStrategy(find_unused_parameters=False)
-    arguments.update(
-        logger=loggers or False,
-        profiler=profiler,
-        callbacks=callbacks,
-        plugins=[SafeCheckpointIO()],
-        enable_checkpointing=False,
-        enable_model_summary=False,  # progress.py has its own
-        log_every_n_steps=arguments.get("log_every_n_steps", 10),
-    )
+    show = arguments.pop("enable_progress_bar", True)
     try:
+        timer = pl.callbacks.Timer(arguments.pop("max_time", None))
+        callbacks = [*callbacks, timer, *([Bar()] if show else [])]
+        arguments |= {
+            "logger": loggers or False,
+            "callbacks": callbacks,
+            "plugins": [SafeCheckpointIO()],
+            "enable_progress_bar": show,
+            "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+            "log_every_n_steps": arguments.get("log_every_n_steps", 10),
+        }
         trainer = pl.Trainer(**arguments)
     except Exception as error:  # whatever it does with a value of the wrong type
-        raise UserError(f"trainer: {_first_line(error)}") from error
+        raise UserError(_trainer_line(error, given)) from error
+    if folder is not None and "profiler" in arguments:
+        trainer.profiler.dirpath, trainer.profiler.filename = folder, "profile"
     on_cpu = trainer.strategy.root_device.type == "cpu"
     if arguments.get("sync_batchnorm") and on_cpu and trainer.world_size > 1:
         raise UserError("sync_batchnorm=True: needs GPUs; processes on the CPU cannot do it")
     return trainer
+
+
+def _trainer_line(error: Exception, given: dict[str, Any]) -> str:
+    """What Lightning says of an argument, behind the argument's name where it names one."""
+    line = _first_line(error)
+    named = [name for name in trainer_arguments() if re.search(rf"\b{name}\b", line, re.IGNORECASE)]
+    key = max(named, key=len, default="trainer")
+    return f"{key}={given[key]}: {line}" if key in given else f"{key}: {line}"
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Any]:

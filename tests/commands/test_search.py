@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from metamask_solo.training.sweeps import Job
 from omegaconf import DictConfig, OmegaConf
 from runs import pretrain_config, train
 
@@ -22,9 +23,8 @@ from metamask_solo.commands import pretrain
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.endings import scripts_folder
-from metamask_solo.training.pretraining import pretrain_run
+from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import FitResult
-from metamask_solo.training.sweeps import Job
 
 DIGITS = str(scripts_folder() / "pretrain" / "digits")
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}

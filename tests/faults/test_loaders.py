@@ -16,7 +16,7 @@ from metamask_solo.__main__ import main
 from metamask_solo.data.loaders import plain_loader
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
-from metamask_solo.training.pretraining import prepare_pretraining
+from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.trainer import fit
 
 pytestmark = pytest.mark.faults

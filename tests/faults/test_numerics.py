@@ -18,7 +18,7 @@ from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
 from metamask_solo.method.settings import MetaMaskSettings
 from metamask_solo.training.callbacks import FiniteLoss
-from metamask_solo.training.config_checks import check_pretrain_config
+from metamask_solo.training.config import read_pretraining_config
 from metamask_solo.validation import validated
 
 
@@ -129,7 +129,7 @@ def test_a_batch_of_one_is_refused_in_training_and_fine_in_validation(
     images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="optimizer.batch_size=1: must be an integer of at least 2"):
-        check_pretrain_config(pretrain_config(images, tmp_path, optimizer__batch_size=1))
+        read_pretraining_config(pretrain_config(images, tmp_path, optimizer__batch_size=1))
     # 10 validation images in batches of 9; 20 training images, of which the last 2 are dropped
     model, result = train(pretrain_config(images, tmp_path, optimizer__batch_size=9))
     assert model.trainer.global_step == 2 and "val_acc1" in result.metrics
@@ -146,10 +146,10 @@ def test_a_class_that_is_missing_from_the_data_is_named(
     for file in lacking.iterdir():
         file.unlink()
     with pytest.raises(UserError, match=f"data.{split}_path=.*class folder class_2 is empty"):
-        check_pretrain_config(cfg)
+        read_pretraining_config(cfg)
     lacking.rmdir()
     with pytest.raises(UserError, match=f"data.{split}_path=.*: has no class folder class_2"):
-        check_pretrain_config(cfg)
+        read_pretraining_config(cfg)
 
 
 class Overflow(pl.LightningModule):  # type: ignore[name-defined]

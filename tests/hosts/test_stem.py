@@ -13,7 +13,7 @@ from metamask_solo.checkpoints.folding import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import build_method, complete_pretrain_config
-from metamask_solo.training.config_checks import check_pretrain_config
+from metamask_solo.training.config import read_pretraining_config
 
 METHODS: dict[str, dict[str, Any]] = {
     "metamask": {},
@@ -109,4 +109,4 @@ def test_a_config_without_the_key_reads_it_too(run: Path) -> None:
 )
 def test_a_wrong_stem_is_one_line(changes: dict[str, Any], message: str, images: Path) -> None:
     with pytest.raises(UserError, match=message):
-        check_pretrain_config(pretrain_config(images, images, **changes))
+        read_pretraining_config(pretrain_config(images, images, **changes))

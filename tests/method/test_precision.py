@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from metamask_solo.hosts import pl
 from metamask_solo.training.callbacks import FiniteLoss
-from metamask_solo.training.pretraining import prepare_pretraining
+from metamask_solo.training.pretrain import prepare_pretraining
 
 pytestmark = pytest.mark.precision
 

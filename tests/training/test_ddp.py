@@ -87,7 +87,7 @@ class Record(pl.Callback):  # type: ignore[name-defined]
 
 def small_model(data: Path, out: Path) -> Any:
     """MetaMask in double precision on a backbone of a few milliseconds."""
-    from metamask_solo.training.pretraining import prepare_pretraining
+    from metamask_solo.training.pretrain import prepare_pretraining
 
     cfg = pretrain_config(data, out, max_epochs=1)
     cfg.optimizer.batch_size = 5

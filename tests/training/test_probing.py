@@ -19,7 +19,7 @@ from metamask_solo.data.transforms import (
 )
 from metamask_solo.hosts import build_method, complete_pretrain_config, dataset_transforms
 from metamask_solo.training.hydra_app import open_config
-from metamask_solo.training.probing import _auto_augment, prepare_probe
+from metamask_solo.training.linear import _auto_augment, prepare_probe
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 

@@ -12,8 +12,8 @@ from runs import pretrain_config, train, write_images
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
-from metamask_solo.training.pretraining import prepare_pretraining
-from metamask_solo.training.probing import prepare_probe
+from metamask_solo.training.linear import prepare_probe
+from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.resume import (
     FINISHED,
     LOCK,

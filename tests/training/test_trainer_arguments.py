@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from runs import pretrain_config, train
 
 from metamask_solo.errors import UserError
-from metamask_solo.training.pretraining import pretrain_run
+from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import read_metrics
 
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}

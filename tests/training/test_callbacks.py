@@ -1,0 +1,204 @@
+"""Callbacks: RankMe, compiled steps, the forecast, and those that a config names."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import pretrain_config, train
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import pl
+from metamask_solo.training.callbacks import RankMe, duration
+from metamask_solo.training.pretrain import pretrain_run, seconds_per_step
+from metamask_solo.training.resume import read_metrics
+
+SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
+
+
+class Record(pl.Callback):  # type: ignore[name-defined]
+    """Keeps what the backbone gives within training_step, epoch by epoch, and the mask."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[torch.Tensor]] = []
+        self.masks: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        backbone = getattr(model, "backbone", None) or model.encoder
+        step, inside = model.training_step, [False]
+
+        def training_step(*args: Any) -> Any:
+            inside[0] = True
+            try:
+                return step(*args)
+            finally:
+                inside[0] = False
+
+        def hear(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            if inside[0]:
+                self.epochs[-1].append(output.detach().clone())
+
+        model.training_step = training_step
+        backbone.register_forward_hook(hear)
+
+    def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        self.epochs.append([])
+
+    def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
+        self.masks.append(model.mask.mask().detach().clone())
+
+
+def rank_of(features: np.ndarray) -> float:
+    values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_rankme_is_that_of_the_features_of_the_epoch(images: Path, tmp_path: Path) -> None:
+    record = Record()
+    cfg = pretrain_config(images, tmp_path, max_epochs=2, optimizer__lr=0.01)
+    result = pretrain_run(cfg, callbacks=(record,))
+
+    rows = [row for row in read_metrics(result.folder) if row.get("train_rankme")]
+    features = [torch.cat(epoch).numpy() for epoch in record.epochs]
+    ranks = [float(row["train_rankme"]) for row in rows]
+    assert ranks == pytest.approx([rank_of(f) for f in features], rel=1e-3)
+    slope = float(rows[1]["train_rankme_trend"])
+    assert slope == pytest.approx(ranks[1] - ranks[0], rel=1e-3, abs=1e-4)
+    masked = features[1] * record.masks[1].numpy()
+    assert float(rows[1]["train_rankme_masked"]) == pytest.approx(rank_of(masked), rel=1e-3)
+
+
+def test_rankme_can_be_switched_off(images: Path, tmp_path: Path) -> None:
+    result = pretrain_run(pretrain_config(images, tmp_path, log_rankme=False))
+    assert not any("rankme" in name for row in read_metrics(result.folder) for name in row)
+
+
+def test_rankme_holds_the_last_views_alone_and_listens_where_something_is_logged() -> None:
+    module, callback = torch.nn.Linear(6, 4), RankMe()
+    model = type("Model", (), {"backbone": module})()
+    callback.on_train_start(type("Trainer", (), {"loggers": []})(), model)
+    assert not module._forward_hooks
+    callback.on_train_start(type("Trainer", (), {"loggers": [1]})(), model)
+    for step in range(5):
+        callback.on_train_batch_start(None, model, None, step)
+        last = module(torch.randn(10, 6))
+        callback.on_before_backward(None, model, None)
+        module(torch.randn(10, 6))  # as the mask's update would: not counted
+    assert sum(map(len, callback._features)) == 20  # at least 4 × 4
+    assert torch.equal(callback._features[-1], last)
+    callback.teardown(None, model, "fit")
+    assert not module._forward_hooks
+
+
+def test_the_steps_are_compiled_and_the_masks_update_is_not(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = train(pretrain_config(images, tmp_path / "plain"))
+    called: list[bool] = []
+
+    def compile_to_itself(function: Any) -> Any:
+        def compiled(*args: Any) -> Any:
+            # forward-mode derivatives are what compiled code cannot do
+            called.append(torch.autograd.forward_ad._current_level >= 0)
+            return function(*args)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_to_itself)
+    cfg = pretrain_config(images, tmp_path / "compiled", performance={"compile": True})
+    model, _ = train(cfg)
+    # two views in each of two steps, and one batch of validation images
+    assert called == [False] * 5
+    one, two = plain.state_dict(), model.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_compiler_that_fails_is_one_line(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(function: Any) -> Any:
+        def compiled(*args: Any) -> Any:
+            raise TorchDynamoException("No working C++ compiler found")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", fail)
+    cfg = pretrain_config(images, tmp_path, performance={"compile": True})
+    with pytest.raises(UserError, match="performance.compile=True.*No working C.. compiler"):
+        train(cfg)
+
+
+def test_a_long_run_says_how_long_it_will_take(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 0 < seconds_per_step(pretrain_config(images, tmp_path, optimizer__batch_size=5)) < 60
+    assert not list(tmp_path.iterdir())
+
+    class Slow(pl.Callback):  # type: ignore[name-defined]
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            import time
+
+            time.sleep(0.2)
+            trainer.should_stop = trainer.global_step > 6
+
+    cfg = pretrain_config(images, tmp_path, optimizer__batch_size=5, max_epochs=10_000)
+    train(cfg, Slow())
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("forecast: ")]
+    assert re.fullmatch(r"forecast: about \d+ h on this CPU, [\d.]+ s a step", line)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (100, "100 s"), (600, "10 min"), (19_000, "5 h"), (1e6, "12 days")],
+)
+def test_a_duration_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == f"about {words}"
+
+
+def named(target: str, **settings: Any) -> Any:
+    return {"_target_": f"{pl.__name__}.callbacks.{target}", **settings}
+
+
+def test_callbacks_of_a_config_work_and_go_on(images: Path, tmp_path: Path) -> None:
+    callbacks = [
+        named("EarlyStopping", monitor="val_loss", mode="max", patience=0),
+        named("EMAWeightAveraging", decay=0.5),
+        named("ModelCheckpoint", every_n_epochs=1, save_top_k=-1),
+    ]
+
+    def cfg() -> Any:
+        made = pretrain_config(images, tmp_path, "simclr", max_epochs=50, auto_resume__enabled=True)
+        OmegaConf.update(made, "method_kwargs", SIMCLR)
+        made.callbacks = callbacks
+        return made
+
+    class Stop(pl.Callback):  # type: ignore[name-defined]
+        def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+            if trainer.current_epoch == 1:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(cfg(), Stop())
+    model, result = train(cfg())
+    assert 2 < model.trainer.global_step < 100  # stopped early, and continued
+    assert len(list(result.folder.rglob("checkpoints/*.ckpt"))) == model.trainer.current_epoch
+
+
+def test_a_callback_of_the_other_lightning_is_one_line(images: Path, tmp_path: Path) -> None:
+    other = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch_lightning"}
+    pytest.importorskip(other[pl.__name__])
+    cfg = pretrain_config(images, tmp_path)
+    cfg.callbacks = [{"_target_": f"{other[pl.__name__]}.callbacks.Timer"}]
+    with pytest.raises(UserError, match=f"^callbacks.0._target_=.*callback of {pl.__name__},"):
+        train(cfg)
+    cfg.callbacks = [named("EarlyStopping", monitr="val_loss")]
+    with pytest.raises(UserError, match=r"^callbacks.0._target_=.*monitr"):
+        train(cfg)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,147 @@
+"""A run's config against its model: what cannot work is one line, numbers may be texts."""
+
+import inspect
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import pretrain_config
+
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import OPTIMIZERS, complete_pretrain_config, pl
+from metamask_solo.training import config
+from metamask_solo.training.config import read_pretraining_config, read_probe_config
+
+
+def changed(images: Path, **overrides: Any) -> Any:
+    cfg = pretrain_config(images, images)
+    for key, value in overrides.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("optimizer__lr", 10**400, "optimizer.lr=1000.*…: Input should be"),
+        ("optimizer__lr", -1, "optimizer.lr=-1: Input should be greater than or equal to 0"),
+        ("optimizer__lr", "fast", "optimizer.lr=fast: Input should be a valid number"),
+        ("optimizer__lr", "???", "optimizer.lr: Missing mandatory value"),
+        ("optimizer__batch_size", 1, "optimizer.batch_size=1: .* greater than or equal to 2"),
+        ("optimizer__kwargs", {"momentun": 1}, r"kwargs.momentun: .* did you mean .*momentum\?"),
+        ("optimizer__kwargs", {"momentum": -1}, "optimizer.kwargs: Invalid momentum value: -1"),
+        ("optimizer__classifier_lr", None, "optimizer.classifier_lr: missing; data.val_path needs"),
+        ("optimiser", {"lr": 1}, "optimiser: unknown setting; did you mean optimizer?"),
+        ("optimizer__lrr", 1, r"optimizer.lrr: unknown setting; did you mean optimizer.lr\?"),
+        ("batch_size", 64, "batch_size: unknown setting; did you mean optimizer.batch_size?"),
+        ("optimizer__brightness", 1, "did you mean augmentations.0.color_jitter.brightness?"),
+        ("checkpoint__zoom", 1, "checkpoint.zoom: unknown setting; allowed are enabled, dir"),
+        ("augmentations__0__grayscale__p", 0.5, "augmentations.0.grayscale.p: unknown setting"),
+        ("augmentations__0__mean", [True, 1, 1], "augmentations.0.mean.0=true: Input should be a"),
+        ("augmentations__0__rrc__enabled", None, "augmentations.0.rrc.enabled=null: Input should"),
+        ("augmentations", [], r"augmentations=\[\]: List should have at least 1 item"),
+        ("scheduler", {"name": "step"}, "^scheduler: step needs lr_decay_steps"),
+        ("scheduler__name", None, "scheduler.name=null: Input should be 'none', "),
+        ("data__format", "h5", "data.format=h5: Input should be 'image_folder'"),
+        ("data__num_workers", "a", "data.num_workers=a: .*integer or Input should be 'auto'"),
+        ("data__fraction", 1, "data.fraction=1: must be above 0 and below 1, or -1"),
+        ("data__train_path", "nowhere", "data.train_path=nowhere: no such folder"),
+        ("data__train_path", "${oc.env:NO_SUCH}/a", "data.train_path: .*'NO_SUCH' not found"),
+        ("name", "a\0b", r"name='a\\x00b': must not hold a null character"),
+        ("seed", "a", "seed=a: Input should be a valid integer"),
+        ("method", "simclar", "method=simclar: allowed are .*simclr"),
+        ("backbone__name", "resnet19", "backbone.name=resnet19: allowed are .*resnet18"),
+        ("logger", False, "logger=false: the command sets it itself"),
+        ("imports", ["no_such_module"], "imports=no_such_module: .*ModuleNotFoundError"),
+        ("devices", 0, "devices=0: must be a number such as 2, a list of GPUs"),
+        ("devices", [0, 0], "devices=.*: must be a number such as 2"),
+        ("max_epochs", 0, "max_epochs=0: Input should be greater than or equal to 1"),
+        ("limit_train_batches", 0, "limit_train_batches=0: Input should be greater than 0"),
+        ("accumulate_grad_batches", 0, "accumulate_grad_batches=0: Input should be"),
+        ("gradient_clip_val", -1.0, "gradient_clip_val=-1.0: Input should be"),
+        ("deterministic", "maybe", "deterministic=maybe: .* boolean or Input should be 'warn'"),
+        # Lightning's own words
+        ("max_time", "12h", "max_time.*DD:HH:MM:SS|Timer.*DD:HH:MM:SS"),
+        ("limit_val_batches", 1.5, r"limit_val_batches=1.5: .* it has to be in \[0.0, 1.0\]"),
+        ("val_check_interval", "1h", "val_check_interval=1h: Invalid time format"),
+        ("max_steps", -2, "max_steps=-2: Input should be"),
+        ("accelerator", "quantum", "accelerator=quantum: You selected an invalid accelerator"),
+        ("precision", "8", "precision=8: .* is invalid. Allowed precision values"),
+        ("gradient_clip_algorithm", "sum", "gradient_clip_algorithm=sum: .* is invalid"),
+        ("check_val_every_n_epoch", None, "^check_val_every_n_epoch=null needs val_check"),
+        ("profiler", "quick", "profiler=quick: .*simple"),
+        ("sync_batchnorm", "yes", "sync_batchnorm=yes: Input should be a valid boolean"),
+    ],
+)
+def test_what_cannot_work_is_one_line(key: str, value: Any, line: str, images: Path) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        read_pretraining_config(changed(images, **{key: value}))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
+
+
+def test_two_settings_that_do_not_go_together_are_one_line(images: Path) -> None:
+    with pytest.raises(UserError, match="sync_batchnorm=True: needs GPUs"):
+        read_pretraining_config(changed(images, sync_batchnorm=True, devices=2))
+    cfg = changed(images, pretrained_feature_extractor="a.ckpt", mixup=0.2)
+    del cfg.augmentations, cfg.method, cfg.method_kwargs, cfg.optimizer.classifier_lr
+    cfg.optimizer.batch_size = 7
+    with pytest.raises(UserError, match="optimizer.batch_size must be even"):
+        read_probe_config(cfg)
+
+
+def test_numbers_paths_and_nulls_are_taken_as_they_are_meant(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TASK", "7")
+    monkeypatch.setenv("HOME", str(images.parent))
+    cfg = changed(images, seed="${oc.env:TASK}", optimizer__lr="1e-1", knn_eval=None, root="~")
+    cfg.momentum, cfg.data.train_path = {"base_tau": None}, f"${{root}}/{images.name}/train"
+    checked = read_pretraining_config(cfg)
+    assert checked.seed == 7 and checked.optimizer.lr == 0.1
+    assert checked.data.train_path == str(images / "train")
+    assert "knn_eval" not in checked and "base_tau" not in checked.momentum
+    assert cfg.seed == "7" and cfg.data.train_path.startswith("~")  # the config given is left alone
+
+
+def test_half_precision_on_a_cpu_is_what_it_is(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_pretraining_config(changed(images, precision="16-mixed")).precision == "bf16-mixed"
+    assert "trains in bf16-mixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("3", [0, 1, 2]), (2, [0, 1]), ("2,", [2]), ([1, 3], [1, 3]), ("auto", [0, 1, 2, 3])],
+)
+def test_devices_become_a_list_whose_length_scales_the_rates(
+    given: Any, expected: list[int], images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    checked = read_pretraining_config(changed(images, devices=given, accelerator="auto"))
+    assert checked.devices == expected
+    completed = complete_pretrain_config(checked.copy())
+    assert completed.optimizer.lr == pytest.approx(0.5 * 10 * len(expected) / 256)
+    assert read_pretraining_config(changed(images, devices="auto")).devices == [0]  # the CPU is one
+
+
+def test_a_module_of_ones_own_is_imported_first(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_method_of_a_test.py").write_text(
+        "from solo.methods import METHODS\nMETHODS['own'] = METHODS['metamask']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    cfg = changed(images, method="own", imports=["own_method_of_a_test"])
+    assert read_pretraining_config(cfg).method == "own"
+
+
+def test_the_model_has_what_the_host_and_lightning_have() -> None:
+    names = get_args(config.Optimizer.model_fields["name"].annotation)
+    assert OPTIMIZERS.keys() <= {*names}
+    trainer = inspect.signature(pl.Trainer.__init__).parameters.keys()
+    assert config.TrainerArguments.model_fields.keys() | config.OURS <= trainer | {
+        *("model_registry", "barebones", "use_distributed_sampler")  # of some releases
+    }
