@@ -32,8 +32,7 @@ class Settings(BaseModel):
     """Base of a model: strict types, finite numbers, and no key but the model's own.
 
     A text that is a number is taken where a number is meant: environment variables are texts, and
-    YAML 1.1 reads 1e-3 as one. Null stands for the default where it is no value of its own, and a
-    section that is missing is an empty one.
+    YAML 1.1 reads 1e-3 as one. Null stands for the default where it is no value of its own.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -44,14 +43,8 @@ class Settings(BaseModel):
         if not isinstance(data, Mapping):
             return data
         fields = cls.model_fields
-        sections: dict[str, Any] = {
-            n: {} for n, f in fields.items() if f.is_required() and _is_section(f)
-        }
-        null = {
-            n for n, v in data.items() if v is None and n in fields and not _takes_null(fields[n])
-        }
-        required = {n for n in null if fields[n].is_required() and n not in sections}
-        return sections | {n: v for n, v in data.items() if n not in null or n in required}
+        default = {n for n, f in fields.items() if not f.is_required() and not _takes_null(f)}
+        return {n: v for n, v in data.items() if v is not None or n not in default}
 
     def plain(self) -> dict[str, Any]:
         """All settings as a nested mapping."""

@@ -309,6 +309,7 @@ class Probe(Run):
         return self
 
 
+NOT_TRAINABLE = ("base", "linear")  # names of solo-learn's METHODS that are no methods
 # Arguments of Lightning's Trainer that a command sets itself
 OURS = {
     *("logger", "plugins", "enable_checkpointing", "default_root_dir", "overfit_batches"),
@@ -343,7 +344,7 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
     from metamask_solo.hosts import METHODS, setting_names
 
     cfg = _read(cfg, Pretraining)
-    methods = sorted(set(METHODS) - {"base", "linear"})
+    methods = sorted(set(METHODS) - {*NOT_TRAINABLE})
     if cfg.method not in methods:
         raise UserError(f"method={cfg.method}: allowed are {', '.join(methods)}")
     names = setting_names(cfg.method)

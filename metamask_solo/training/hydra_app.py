@@ -92,7 +92,6 @@ def run(
         raise UserError("--config-name: missing; give --config-path FOLDER --config-name FILE")
     if given.multirun:
         options.append("--multirun")
-    if given.multirun and objective:
         table = f"{{_target_:{__name__}.SweepTable,objective:{objective}}}"
         overrides.append(f"++hydra.callbacks.sweep_table={table}")
     job = Job(task, objective, measured, check if given.cfg_check else None)
@@ -102,8 +101,7 @@ def run(
         with tempfile.TemporaryDirectory() as nowhere, quiet(), _as_command(name):
             if given.cfg_check:
                 overrides += [*NO_FILES, f"hydra.sweep.dir={nowhere}"]
-            with _sigterm_ends(given.multirun):
-                _adding_keys(overrides, lambda more: _main(job, name, [*options, *more]))
+            _adding_keys(overrides, lambda more: _main(job, name, [*options, *more]))
     except _Leave as left:
         raise left.error from left
     except OverrideParseException as error:
@@ -114,12 +112,18 @@ def run(
         ) from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {reason(error)}") from error
-    except ValueError as error:  # of Optuna
-        if "No trials are completed" not in str(error):
-            raise
-        raise RunStopped("every trial of the search failed") from error
-    if _failures:
-        raise max(_failures, key=lambda error: getattr(error, "exit_code", 0))
+    except ValueError as error:
+        if "No trials are completed" in str(error):  # Optuna's words
+            raise RunStopped("every trial of the search failed") from error
+        if "invalid literal for int()" in str(error):  # OmegaConf's, of a list
+            raise UserError(f"config: {error}; write augmentations.0.KEY=VALUE") from error
+        raise
+    except Exception as error:
+        if _stopped:  # of a launcher whose processes have ended
+            raise _stopped[0] from error
+        raise
+    if errors := [*_failures, *_stopped]:
+        raise max(errors, key=lambda error: getattr(error, "exit_code", 0))
 
 
 def _main(job: "Job", name: str, argv: list[str]) -> None:
@@ -137,6 +141,7 @@ def _main(job: "Job", name: str, argv: list[str]) -> None:
 def _as_command(name: str) -> Iterator[None]:
     """What Lightning needs to start the other processes of DDP, and Hydra to raise its errors."""
     module, argv, full = sys.modules["__main__"], sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sigterm = signal.getsignal(signal.SIGTERM)
     spec = module.__spec__
     module.__spec__ = importlib.machinery.ModuleSpec(f"metamask_solo.commands.{name}", None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra else prints errors itself and exits
@@ -144,35 +149,10 @@ def _as_command(name: str) -> Iterator[None]:
         yield
     finally:
         module.__spec__, sys.argv = spec, argv
+        signal.signal(signal.SIGTERM, sigterm)
         del os.environ["HYDRA_FULL_ERROR"]
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
-
-
-@contextmanager
-def _sigterm_ends(sweep: bool) -> Iterator[None]:
-    """Of a sweep, SIGTERM goes to the processes that run its jobs, which save before they end."""
-    received = []
-
-    def pass_on(number: int, frame: Any) -> None:
-        received.append(number)
-        children = multiprocessing.active_children()
-        for child in children:
-            child.terminate()
-        _stopped.append(RunStopped("stopped by SIGTERM", 128 + number))
-        if not children:
-            raise _Leave(RunStopped("stopped by SIGTERM", 128 + number))
-
-    before = signal.signal(signal.SIGTERM, pass_on) if sweep else None
-    try:
-        yield
-    except Exception as error:
-        if received:
-            raise RunStopped("stopped by SIGTERM", 128 + received[0]) from error
-        raise
-    finally:
-        if sweep:
-            signal.signal(signal.SIGTERM, before)
 
 
 class Job:
@@ -200,7 +180,7 @@ class Job:
         sweeps = settings.mode == RunMode.MULTIRUN
         searches = sweeps and settings.sweeper._target_ != BASIC_SWEEPER
         gc.collect()  # the model of the job before is a reference cycle, and fills the GPU
-        outcome: dict[str, Any] = {"overrides": list(settings.overrides.task)}
+        outcome: dict[str, Any] = {"overrides": OmegaConf.to_container(settings.overrides.task)}
         try:
             if settings.job.chdir:
                 raise UserError("hydra.job.chdir=True: the paths of a run start where you are")
@@ -250,12 +230,23 @@ class SweepTable(Callback):
         self.objective = objective
         self.started = time.time()
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Passes SIGTERM on to processes that run the jobs: they save before they end."""
+
+        def pass_on(number: int, frame: Any) -> None:
+            _stopped.append(RunStopped("stopped by SIGTERM", 128 + number))
+            for child in multiprocessing.active_children():
+                child.terminate()
+
+        if config.hydra.launcher._target_ != BASIC_LAUNCHER:  # there, the run itself hears it
+            signal.signal(signal.SIGTERM, pass_on)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Prints the table, and remembers what failed."""
         import pandas as pd
 
         files = Path(config.hydra.sweep.dir).rglob(RESULT)
-        jobs = [json.loads(f.read_text()) for f in files if f.stat().st_mtime > self.started - 1]
+        jobs = [json.loads(f.read_text()) for f in files if f.stat().st_mtime >= self.started]
         fixed = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
         rows = []
         for job in jobs:

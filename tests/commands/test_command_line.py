@@ -1,6 +1,7 @@
 """What Hydra's command line takes, and the one line for what it cannot."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +42,11 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     [
         ("data.train_path=/data/a=b", "quote the value: 'data.train_path=\"/data/a=b\"'"),
         ("name=it's", """quote the value: 'name="it'"'"'s"'"""),
-        ("augmentations.crop_size=32", "augmentations.crop_size"),
-        ("data.train_path=${oc.env:NO_SUCH_PLACE}/train", "data.train_path: Environment variable"),
+        ("augmentations.crop_size=32", "write augmentations.0.KEY=VALUE"),
+        (
+            "data.train_path=${oc.env:NO_SUCH_PLACE}/train",
+            "data.train_path: .*'NO_SUCH_PLACE' not found",
+        ),
         ("max_epoch=3", "max_epoch: unknown setting; did you mean max_epochs?"),
         ("+optimizer.lrr=1", "optimizer.lrr: unknown setting; did you mean optimizer.lr?"),
         ("+method_kwargs.temprature=0.5", "did you mean method_kwargs.temperature?"),
@@ -60,7 +64,7 @@ def test_what_cannot_work_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert line in refused(capsys, command(images, override))
+    assert re.search(line.replace("?", r"\?"), refused(capsys, command(images, override)))
     assert os.getcwd() == str(tmp_path)
 
 

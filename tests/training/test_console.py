@@ -1,7 +1,6 @@
 """What a run shows on the console: its bar, its warnings, its first and last lines."""
 
 import json
-import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +9,9 @@ import pytest
 import torch
 from runs import pretrain_config
 
-from metamask_solo.training.console import quiet
-from metamask_solo.training.pretraining import pretrain_run
-from metamask_solo.training.progress import Bar
+from metamask_solo.training.callbacks import Bar
+from metamask_solo.training.pretrain import pretrain_run
+from metamask_solo.training.trainer import quiet
 
 SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
 
@@ -62,25 +61,3 @@ def test_without_labels_no_next_command_needs_them(
     printed = capsys.readouterr().out
     assert "metamask-solo knn" not in printed
     assert f"metamask-solo umap {result.folder}" in printed
-
-
-def test_a_run_begins_with_the_size_of_its_model(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = pretrain_config(
-        images,
-        tmp_path,
-        "simclr",
-        fast_dev_run=True,
-        method_kwargs=SIMCLR,
-        enable_model_summary=None,
-    )
-    pretrain_run(cfg)
-    printed = capsys.readouterr().out
-    # ResNet-18, its projector and the online classifier of five classes
-    assert re.search(r"^parameters: 1[12],\d{3},\d{3}, trained: 1[12],\d{3},\d{3}$", printed, re.M)
-    assert "FLOP" not in printed
-
-    cfg.enable_model_summary = False
-    pretrain_run(cfg)
-    assert "parameters:" not in capsys.readouterr().out
