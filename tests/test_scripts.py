@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from metamask_solo import hosts
 from metamask_solo.data.loaders import pretrain_dataset
-from metamask_solo.training.config_checks import check_linear_config, check_pretrain_config
+from metamask_solo.training.config import read_pretraining_config, read_probe_config
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 PRETRAIN = sorted(
@@ -48,10 +48,10 @@ def complete(file: str, images: Path, *overrides: str) -> DictConfig:
     if cfg.data.dataset in ("custom", "imagenet", "imagenet100"):
         cfg.data.train_path, cfg.data.val_path = str(images / "train"), str(images / "val")
     if file.startswith("pretrain/"):
-        check_pretrain_config(cfg)
+        read_pretraining_config(cfg)
         return hosts.complete_pretrain_config(cfg)
     cfg.pretrained_feature_extractor = "some.ckpt"
-    check_linear_config(cfg)
+    read_probe_config(cfg)
     return hosts.complete_linear_config(cfg)
 
 

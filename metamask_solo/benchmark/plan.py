@@ -1,5 +1,6 @@
 """The runs of a benchmark from its YAML file: each one's config, composed, checked and known."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -33,8 +34,7 @@ from metamask_solo.data.split import split_folder
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
 from metamask_solo.training.endings import scripts_folder
-from metamask_solo.training.hydra_app import open_config, reason
-from metamask_solo.training.overrides import compose_pretraining
+from metamask_solo.training.hydra_app import compose_file, reason
 
 JOB = "metamask_solo_benchmark_job"
 # folder that torchvision's copy of a data set is in
@@ -246,9 +246,8 @@ def compose_method(
             f"{scripts_folder() / 'pretrain'}"
         )
     path = paths[0].resolve()
-    with initialize_config_dir(str(path.parent), version_base="1.2"):
-        overrides = [*benchmark.overrides, *method.overrides, *benchmark.last_overrides]
-        cfg = open_config(compose_pretraining(path.stem, overrides))
+    overrides = [*benchmark.overrides, *method.overrides, *benchmark.last_overrides]
+    cfg = compose_file(path, overrides)
     for key, value in setting.items():
         if OmegaConf.select(cfg, key, default=RESERVED) is RESERVED:  # a default that none has
             raise UserError(f"search: {key} is not in {config}")
@@ -272,17 +271,17 @@ def _checked(
     """Config and identity of a run; its model was built for a test."""
     import metamask_solo  # noqa: F401  registers the method
     from metamask_solo.hosts import build_method, complete_pretrain_config
-    from metamask_solo.training.config_checks import check_pretrain_config
+    from metamask_solo.training.config import read_pretraining_config
     from metamask_solo.training.resume import run_identity
 
     data = benchmark.data
-    trial = open_config(cfg)
+    trial = copy.deepcopy(cfg)
     if isinstance(data, str) and trial.data.dataset != "custom":
         raise UserError(f"data.dataset={trial.data.dataset}: must be custom with data={data}")
     if isinstance(data, Folders):
         trial.data.dataset = cfg.data.dataset = _dataset(cfg.data.dataset, data)
     trial.data.update(paths)
-    check_pretrain_config(trial)
+    trial = read_pretraining_config(trial)
     unlabelled = trial.data.get("val_path") is None or trial.data.get("no_labels", False)
     if unlabelled and not benchmark.without_labels:
         raise UserError(

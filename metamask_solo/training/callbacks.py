@@ -131,12 +131,6 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         """Words for what a run that ends now leaves."""
         return f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint"
 
-    def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
-        # solo-learn gives a schedule with a fixed rate in it (SimSiam's) another get_lr; pickled,
-        # it would drag the whole optimiser into the file, and no safe reader could open it
-        for state in checkpoint.get("lr_schedulers", []):
-            state.pop("get_lr", None)
-
     def state_dict(self) -> dict[str, Any]:
         return {"random": _random_state(), "metrics": self.metrics}
 

@@ -309,7 +309,6 @@ class Probe(Run):
         return self
 
 
-NOT_TRAINABLE = ("base", "linear")  # names of solo-learn's METHODS that are no methods
 # Arguments of Lightning's Trainer that a command sets itself
 OURS = {
     *("logger", "plugins", "enable_checkpointing", "default_root_dir", "overfit_batches"),
@@ -340,13 +339,13 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: the first thing in it that cannot work.
     """
-    from metamask_solo.data.datasets import check_folders
-    from metamask_solo.hosts import METHODS, setting_names
+    from metamask_solo.data.loaders import check_folders
+    from metamask_solo.hosts import setting_names, trainable_methods
 
     cfg = _read(cfg, Pretraining)
-    methods = sorted(set(METHODS) - {*NOT_TRAINABLE})
-    if cfg.method not in methods:
-        raise UserError(f"method={cfg.method}: allowed are {', '.join(methods)}")
+    if cfg.method not in trainable_methods():
+        listed = ", ".join(sorted(trainable_methods()))
+        raise UserError(f"method={cfg.method}: allowed are {listed}")
     names = setting_names(cfg.method)
     for key in cfg.get("method_kwargs", {}):
         if names is not None and key not in names:
@@ -360,7 +359,7 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
 
 def read_probe_config(cfg: DictConfig) -> DictConfig:
     """The checked config of a probe or of fine-tuning; see :func:`read_pretraining_config`."""
-    from metamask_solo.data.datasets import check_folders
+    from metamask_solo.data.loaders import check_folders
     from metamask_solo.hosts import LINEAR_OPTIMIZER_KEYS
 
     cfg = _read(cfg, Probe)
@@ -372,7 +371,7 @@ def read_probe_config(cfg: DictConfig) -> DictConfig:
 
 def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     from metamask_solo.checkpoints.reading import check_backbone_name
-    from metamask_solo.data.folders import say
+    from metamask_solo.data.datasets import say
     from metamask_solo.training.sampling import trains_on_gpu, workers_of
     from metamask_solo.training.trainer import build_trainer
 

@@ -12,28 +12,27 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
-from metamask_solo.data.datasets import (
+from metamask_solo.data.datasets import say, write_fingerprints
+from metamask_solo.data.loaders import (
     classification_dataset,
     classification_datasets,
     count_classes,
     is_folder,
-    say_doubts,
+    plain_loader,
 )
-from metamask_solo.data.folders import say
-from metamask_solo.data.images import (
+from metamask_solo.data.transforms import (
     complete_image_settings,
     evaluation_transform,
     image_settings,
     linear_training_transform,
-    plain_loader,
 )
 from metamask_solo.errors import RunStopped
 from metamask_solo.evaluation.features import extract_features
-from metamask_solo.hosts import build_linear, complete_linear_config, pl
+from metamask_solo.hosts import build_linear, complete_linear_config, pl, refuse_known_faults
 from metamask_solo.training.config import one_line, read_probe_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import FitResult, identify
-from metamask_solo.training.sampling import training_loader, trains_on_gpu
+from metamask_solo.training.sampling import batches_of, training_loader, trains_on_gpu
 from metamask_solo.training.trainer import fit
 
 MOST_SCALED = 1024  # images whose features say by how much they are scaled
@@ -59,6 +58,8 @@ def probe_run(cfg: DictConfig) -> FitResult:
     result = fit(model, cfg, train_loader, val_loader, "linear", (first,))
     if model.global_rank == 0:
         if result.folder.is_dir():
+            if cfg.finetune:
+                write_fingerprints(train_loader.dataset, result.folder)
             print_ending(f"folder: {result.folder}", ["plot", result.folder])
         print(result)
     loss, chance = result.metrics.get("train_loss", 0.0), math.log(cfg.data.num_classes)
@@ -100,12 +101,14 @@ def prepare_probe(cfg: DictConfig, read_packed: bool = True) -> tuple[Any, DictC
         if not is_folder(cfg) and not read_packed:
             return model, cfg, None, None
         train_transform = _auto_augment(cfg) if cfg.auto_augment else linear_training_transform(cfg)
-        train, val = classification_datasets(cfg, train_transform, evaluation_transform(cfg))
-        say_doubts(train, val)
+        transforms = train_transform, evaluation_transform(cfg)
+        train, val = classification_datasets(cfg, *transforms, checkpoint.path.parent)
         identify(cfg, train, val)
         cfg.data.class_names = list(getattr(train, "classes", []))
         val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
-        return model, cfg, training_loader(train, cfg), val_loader
+        train_loader = training_loader(train, cfg)
+        refuse_known_faults(cfg, "linear", batches_of(cfg, train_loader), model)
+        return model, cfg, train_loader, val_loader
 
 
 class ScaledLinear(nn.Linear):

@@ -6,21 +6,27 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
-from metamask_solo.data.datasets import (
+from metamask_solo.data.datasets import pair_notes, say, write_fingerprints
+from metamask_solo.data.loaders import (
     classification_dataset,
     count_classes,
     is_folder,
+    plain_loader,
     pretrain_dataset,
-    say_doubts,
 )
-from metamask_solo.data.images import evaluation_transform, plain_loader
+from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import build_method, complete_pretrain_config, pl
+from metamask_solo.hosts import (
+    build_method,
+    complete_pretrain_config,
+    pl,
+    refuse_known_faults,
+)
 from metamask_solo.training.callbacks import Forecast, RankMe
 from metamask_solo.training.config import one_line, read_pretraining_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import FitResult, finished_run, identify
-from metamask_solo.training.sampling import training_loader
+from metamask_solo.training.sampling import batches_of, training_loader
 from metamask_solo.training.trainer import fit
 
 
@@ -54,6 +60,7 @@ def pretrain_run(
             except UserError as error:  # a mask that cannot be folded is no reason to fail the run
                 print(f"not folded: {error}")
         if result.folder.is_dir():  # fast_dev_run leaves nothing
+            write_fingerprints(train_loader.dataset, result.folder)
             measures = ["knn"] * (val_loader is not None) + ["umap"]
             commands = ["plot", *(measures if result.checkpoint else [])]
             print_ending(f"folder: {result.folder}", *([c, result.folder] for c in commands))
@@ -79,17 +86,20 @@ def prepare_pretraining(
     cfg = read_pretraining_config(cfg)
     with one_line():
         cfg = complete_pretrain_config(cfg)
+        refuse_known_faults(cfg)
         count_classes(cfg)
-        pl.seed_everything(cfg.seed)
-        model = build_method(cfg)
         if not is_folder(cfg) and not read_packed:
-            return model, cfg, None, None
+            return build_method(cfg), cfg, None, None
         data = pretrain_dataset(cfg)
+        labelled = -1 not in data.targets
+        pl.seed_everything(cfg.seed)
+        model = build_method(cfg, labels=labelled)
         train_loader, val_loader, val_data = training_loader(data, cfg), None, None
-        if cfg.data.val_path is not None and not cfg.data.no_labels:
+        refuse_known_faults(cfg, "pretrain", batches_of(cfg, train_loader), model)
+        if cfg.data.val_path is not None and labelled:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)
-        say_doubts(data, val_data)
+        say(*pair_notes(data, val_data))
         identify(cfg, data, val_data)
         return model, cfg, train_loader, val_loader
 

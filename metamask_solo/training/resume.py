@@ -21,7 +21,7 @@ from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.data.datasets import read_folder, say
 from metamask_solo.data.loaders import is_folder
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.hosts import METHODS
+from metamask_solo.hosts import METHODS, refuse_changed_plan
 from metamask_solo.paths import shown
 
 # Set by a command: what the images are, and what the checkpoint holds that a run starts from.
@@ -41,8 +41,6 @@ DECISIVE = (
 )
 # what a position inside an epoch counts in
 WITHIN_AN_EPOCH = ("optimizer.batch_size", "accumulate_grad_batches", "processes", "seed")
-# what the state in a checkpoint is the state of
-SAME_STATE = ("method", "backbone.name", "optimizer.name")
 
 FINISHED = "finished.json"  # written when a run ended as planned
 LOCK = "running.lock"  # held by the process that writes into a run's folder, and gone with it
@@ -304,8 +302,9 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     earlier = _args(path.parent)
     if earlier is None:
         return
+    refuse_changed_plan(cfg, earlier)
     one, two = run_identity(cfg), run_identity(earlier)
-    for key in SAME_STATE + (WITHIN_AN_EPOCH if batches else ()):
+    for key in WITHIN_AN_EPOCH if batches else ():
         if two.get(key) is not None and one.get(key) != two[key]:
             raise UserError(
                 f"{key}={one.get(key)}: {path} is of a run with {two[key]}, and cannot go on "

@@ -21,7 +21,7 @@ from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw, newest_whole
 from metamask_solo.data.loaders import loader_failure
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.hosts import pl
+from metamask_solo.hosts import HostState, pl
 from metamask_solo.training.callbacks import (
     Bar,
     Checkpointer,
@@ -138,11 +138,10 @@ def fit(
     if OmegaConf.select(cfg, "performance.compile", default=False):
         all_callbacks.append(CompiledBackbone())
     all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
+    all_callbacks.append(HostState())  # behind what restores random states
     loggers = [] if dry else _loggers(cfg, folder)
     trainer = build_trainer(cfg, loggers, all_callbacks, None if dry else folder)
     (timer,) = (c for c in trainer.callbacks if isinstance(c, pl.callbacks.Timer))
-    if getattr(model, "knn_eval", False) and (val_loader is None or not trainer.limit_val_batches):
-        model.knn_eval = False  # nothing would ever ask for what it collects
     started = time.monotonic()
     writes = trainer.is_global_zero and not dry
     with running(folder) if writes else nullcontext():

@@ -18,7 +18,7 @@ from metamask_solo.data.transforms import (
     linear_training_transform,
 )
 from metamask_solo.hosts import build_method, complete_pretrain_config, dataset_transforms
-from metamask_solo.training.hydra_app import open_config
+from metamask_solo.training.config import read_pretraining_config
 from metamask_solo.training.linear import _auto_augment, prepare_probe
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
@@ -33,7 +33,7 @@ def write_run(folder: Path, data: Path, **changes: Any) -> Path:
     for key, value in changes.items():
         OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     cfg.devices = [0]
-    args = complete_pretrain_config(open_config(cfg))
+    args = complete_pretrain_config(read_pretraining_config(cfg))
     folder.mkdir()
     state = build_method(args).state_dict()
     torch.save({"state_dict": state}, folder / "a-ep=0.ckpt")
