@@ -9,10 +9,9 @@ from omegaconf import DictConfig
 from timm.data import Mixup, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
-from metamask_solo.data.datasets import say, write_fingerprints
+from metamask_solo.data.datasets import Images, say, write_fingerprints
 from metamask_solo.data.loaders import (
     classification_dataset,
     classification_datasets,
@@ -138,8 +137,9 @@ def scale_classifier(model: Any, cfg: DictConfig) -> None:
     backbones and 5,000 for others. The number is measured on training images.
     """
     images = classification_dataset(cfg, "train", evaluation_transform(cfg))
-    chosen = range(0, len(images), max(1, len(images) // MOST_SCALED))
-    loader = plain_loader(Subset(images, chosen), cfg.optimizer.batch_size, cfg.data.num_workers)
+    chosen = list(images.indices)[:: max(1, len(images) // MOST_SCALED)]
+    images = Images(images.source, images.transform, chosen=chosen)
+    loader = plain_loader(images, cfg.optimizer.batch_size, cfg.data.num_workers)
     device = "cuda" if trains_on_gpu(cfg) else "cpu"
     features, _ = extract_features(model.backbone, loader, device, "scale")
     model.backbone.train(cfg.finetune)

@@ -91,12 +91,11 @@ def prepare_pretraining(
         if not is_folder(cfg) and not read_packed:
             return build_method(cfg), cfg, None, None
         data = pretrain_dataset(cfg)
-        labelled = -1 not in data.targets
         pl.seed_everything(cfg.seed)
-        model = build_method(cfg, labels=labelled)
+        model = build_method(cfg, labels=data.labelled)
         train_loader, val_loader, val_data = training_loader(data, cfg), None, None
         refuse_known_faults(cfg, "pretrain", batches_of(cfg, train_loader), model)
-        if cfg.data.val_path is not None and labelled:
+        if cfg.data.val_path is not None and data.labelled:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)
         say(*pair_notes(data, val_data))
