@@ -373,7 +373,7 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     from metamask_solo.checkpoints.reading import check_backbone_name
     from metamask_solo.data.datasets import say
     from metamask_solo.training.sampling import trains_on_gpu, workers_of
-    from metamask_solo.training.trainer import build_trainer
+    from metamask_solo.training.trainer import build_trainer, torch_as_before
 
     try:
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -401,7 +401,8 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     if run.backbone.stem == "3x3" and not run.backbone.name.startswith("resnet"):
         raise UserError(f"backbone.stem=3x3: only a ResNet has one, not {run.backbone.name}")
     _check_optimizer(run.optimizer)
-    build_trainer(checked, [], [])
+    with torch_as_before():
+        build_trainer(checked, [], [])
     return checked
 
 

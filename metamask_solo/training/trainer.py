@@ -78,7 +78,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _torch_as_before() -> Iterator[None]:
+def torch_as_before() -> Iterator[None]:
     """Undoes what ``deterministic`` and ``benchmark`` set: the next job says its own."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -90,7 +90,7 @@ def _torch_as_before() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-@_torch_as_before()
+@torch_as_before()
 def fit(
     model: Any,
     cfg: DictConfig,

@@ -15,10 +15,9 @@ SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
 
 
 def config(images: Path, out: Path, **overrides: Any) -> DictConfig:
-    """An epoch of two steps, with a kNN on the way."""
+    """An epoch of two steps."""
     cfg = pretrain_config(images, out, "simclr", **overrides)
     cfg.method_kwargs = SIMCLR
-    cfg.knn_eval = {"enabled": True, "k": 3}
     cfg.optimizer.lr = 0.01
     return cfg
 
@@ -69,7 +68,7 @@ def test_an_argument_works(
     assert fit.checkpoint is not None and fit.checkpoint.is_file()
     # where a limit ends an epoch before its end, nothing is validated
     validated = (argument, value) not in (("limit_val_batches", 0), ("max_steps", 1))
-    assert ("val_knn_acc1" in fit.metrics) == validated
+    assert ("val_acc1" in fit.metrics) == validated
 
 
 @pytest.mark.parametrize("epochs", [None, 1])
@@ -104,8 +103,7 @@ def test_processes_that_are_copies_leave_what_others_do(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where the processes are copies of the first one, that does not train itself."""
-    cfg = config(images, tmp_path, strategy="ddp_fork", devices=2, name="forked")
-    cfg.knn_eval.enabled = False
+    cfg = pretrain_config(images, tmp_path, strategy="ddp_fork", devices=2, name="forked")
     result = pretrain_run(cfg)
     assert result.checkpoint is not None and result.checkpoint.is_file()
     assert result.metrics["val_loss"] > 0 and result.seconds_per_epoch > 0
