@@ -62,7 +62,7 @@ def probe_run(cfg: DictConfig) -> FitResult:
             print_ending(f"folder: {result.folder}", ["plot", result.folder])
         print(result)
     loss, chance = result.metrics.get("train_loss", 0.0), math.log(cfg.data.num_classes)
-    if loss > max(chance, first.loss):
+    if loss > max(1.1 * chance, first.loss):
         raise RunStopped(
             f"the probe diverged: its training loss rose from {first.loss:.3g} to {loss:.3g}, and "
             f"guessing has {chance:.3g}; scale_features=True or a lower optimizer.lr may help"
