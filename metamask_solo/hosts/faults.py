@@ -65,7 +65,7 @@ class Setup:
         warmup, epochs = self("scheduler.warmup_epochs", 10), self.cfg.max_epochs
         if self("scheduler.name") != "warmup_cosine":
             return None
-        if self("scheduler.interval", "step") == "epoch" or warmup == 0:
+        if self("scheduler.interval", "step") == "epoch":
             return warmup
         if self.batches is None:
             return None
@@ -81,11 +81,6 @@ class Setup:
         return (
             self("backbone.kwargs.patch_size", side) if name.startswith(SIZED_BACKBONES) else None
         )
-
-
-def _classifier_starts_wrong(run: Setup) -> bool:
-    other_rate = run("optimizer.classifier_lr") != run("optimizer.lr")
-    return run.warmup == 0 and run.kind == "pretrain" and run.labelled and other_rate
 
 
 def _crops_are_ignored(run: Setup) -> bool:
@@ -176,13 +171,6 @@ KNOWN_FAULTS = (
         lambda run: run.warmup is not None and not float(run.warmup).is_integer(),
         "a warm-up that is no whole number of steps ends above the rate of the file; give one "
         "that is",
-    ),
-    Fault(
-        MAIN,
-        "scheduler.warmup_epochs",
-        _classifier_starts_wrong,
-        "without a warm-up the online classifier gets optimizer.lr for its own rate; give a "
-        "warm-up, or optimizer.classifier_lr the value of optimizer.lr",
     ),
     Fault(
         BOTH,

@@ -21,6 +21,8 @@ def host_state(pl: Any) -> type:
         - DINO's epoch, which Lightning does not tell when a run goes on within one.
         - The random state of the checkpoint, from which the hooks of a method would draw.
 
+        And it gives each group its own rate where a schedule has no warm-up.
+
         It stands behind the callback that restores random states in ``on_train_start``. A
         checkpoint is to be written when all hooks of a batch are over, since τ moves in the last.
 
@@ -53,6 +55,13 @@ def host_state(pl: Any) -> type:
 
         def on_train_start(self, trainer: Any, model: Any) -> None:
             self._random = torch.get_rng_state()
+            for config in trainer.lr_scheduler_configs if trainer.global_step == 0 else ():
+                if getattr(config.scheduler, "warmup_epochs", None) == 0:
+                    # else GitHub main's schedule, which goes on from the last rate, would give all
+                    # groups the rate of the first, the online classifier's too
+                    groups = config.scheduler.optimizer.param_groups
+                    for group, rate in zip(groups, config.scheduler.base_lrs, strict=True):
+                        group["lr"] = rate
 
         def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
             if self._state is not None:

@@ -32,13 +32,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.5}, (), ""),
     ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.75}, BOTH, "scheduler.warmup_epochs=0.75"),
     ("simclr", {**WARMUP, "scheduler.warmup_epochs": 1, "max_steps": 5}, BOTH, "warmup_epochs=1"),
-    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0}, MAIN, "scheduler.warmup_epochs=0"),
-    (
-        "simclr",
-        {**WARMUP, "scheduler.warmup_epochs": 0, "optimizer.classifier_lr": 0.5},
-        (),
-        "",
-    ),
+    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0}, (), ""),
     ("simclr", {"scheduler.name": "cosine"}, BOTH, "scheduler.name=cosine"),
     ("simclr", {"num_crops": 3}, BOTH, "data.num_large_crops=3"),
     ("wmse", {"num_crops": 3}, (), ""),
@@ -111,9 +105,8 @@ def optimizer_of_main(cfg: Any, method: str) -> Any:
 
 
 @pytest.mark.skipif(hosts.RELEASE != "main", reason="a fault of GitHub main")
-@pytest.mark.parametrize("warmup", [0, 0.75])
-def test_the_warm_ups_that_are_refused_do_go_wrong(warmup: float, images: Path) -> None:
-    cfg = case("simclr", {**WARMUP, "scheduler.warmup_epochs": warmup}, images)
+def test_the_warm_up_that_is_refused_does_go_wrong(images: Path) -> None:
+    cfg = case("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.75}, images)
     optimizer, schedule = optimizer_of_main(cfg, "simclr")
     backbone, classifier = optimizer.param_groups[:2]
     lr, classifier_lr = 0.5 * 10 / 256, 0.1 * 10 / 256
@@ -122,10 +115,7 @@ def test_the_warm_ups_that_are_refused_do_go_wrong(warmup: float, images: Path) 
         highest = [max(h, g["lr"]) for h, g in zip(highest, (backbone, classifier), strict=True)]
         optimizer.step()
         schedule.step()
-    if warmup == 0:
-        assert highest[1] == pytest.approx(lr)
-    else:
-        assert highest[0] > 1.01 * lr and highest[1] > 1.01 * classifier_lr
+    assert highest[0] > 1.01 * lr and highest[1] > 1.01 * classifier_lr
 
 
 @pytest.mark.skipif(hosts.RELEASE == "main", reason="a fault of 1.0.2")

@@ -177,3 +177,16 @@ def test_ten_steps_are_those_of_solo_learn(method: str, forty_images: Path, tmp_
     assert len(set(ours.losses)) == STEPS
     assert ours.rates == [pytest.approx(rates, rel=1e-6) for rates in theirs.rates]
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
+
+
+def test_without_a_warm_up_each_group_has_its_own_cosine(
+    forty_images: Path, tmp_path: Path
+) -> None:
+    """GitHub main's schedule would give the online classifier the rate of the backbone."""
+    cfg = config("simclr", forty_images, tmp_path)
+    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 0}
+    ours = Record()
+    train(cfg, ours)
+    for step, rates in enumerate(ours.rates):
+        share = (1 + math.cos(math.pi * step / STEPS)) / 2
+        assert sorted(set(rates)) == pytest.approx([share * 8 / 256, share * 0.1])
