@@ -17,7 +17,7 @@ import metamask_solo
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = metamask_solo.__version__
-SOURCES = ("metamask_solo", "scripts", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("metamask_solo", "scripts", "pyproject.toml", "README.md", "LICENSE", "pl_bolts.py")
 
 
 @pytest.fixture(scope="module")
@@ -99,4 +99,4 @@ def test_every_file_names_the_same_version_and_date() -> None:
     date = re.search(r"^date-released: (\S+)$", citation, re.MULTILINE)
     assert date is not None
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.findall(r"^## \[(.+)\] - (.+)$", changelog, re.MULTILINE)[0] == (VERSION, date[1])
+    assert re.findall(r"^## \[(.+)\] - (\d.+)$", changelog, re.MULTILINE)[0] == (VERSION, date[1])
