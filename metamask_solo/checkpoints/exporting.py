@@ -17,6 +17,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
 from metamask_solo.hosts.stem import SMALL, stem_of
 from metamask_solo.method.mask import DimensionalMask
+from metamask_solo.paths import user_path
 
 FORMS = ("host", "timm", "torchvision")
 FOLDED_NAME = "folded.ckpt"
@@ -46,7 +47,7 @@ def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
     """
     if form not in FORMS:
         raise UserError(f"form={form}: allowed are {', '.join(FORMS)}")
-    target = Path(out)
+    target = user_path(out)
     is_folder = str(out).endswith(("/", os.sep)) or target.is_dir() or not target.suffix
     endings = (".ckpt",) if form == "host" else ENDINGS
     if is_folder and form == "torchvision":

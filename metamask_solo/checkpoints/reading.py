@@ -26,6 +26,7 @@ from metamask_solo.hosts import (
 )
 from metamask_solo.hosts.stem import stem_of
 from metamask_solo.method.mask import KINDS, DimensionalMask, mask_from_logits
+from metamask_solo.paths import user_path
 
 # how names of a backbone's weights begin in either release of solo-learn, and in MoCo's own code
 MOCO_PREFIX, MOCO_PROJECTOR = "encoder_q.", "fc."
@@ -86,7 +87,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         UserError: there is none, it is damaged, it holds more than tensors and plain data, or two
             networks that may be the backbone.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.is_dir():
         path = newest_whole(path)
     raw = load_raw(path)
@@ -240,7 +241,7 @@ def config_beside(path: str | Path) -> DictConfig | None:
     Raises:
         UserError: it is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     file = (path if path.is_dir() else path.parent) / "args.json"
     if not file.is_file():
         return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metamask_solo.commands.options import add_feature_options, command_parser, feature_reader
+from metamask_solo.paths import user_path
 
 
 def main(argv: list[str]) -> int:
@@ -89,6 +90,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
     add = parser.add_argument
-    add("--out", type=Path, default=Path("features.npy"), metavar="FILE", help="an .npy file")
+    add("--out", type=user_path, default=Path("features.npy"), metavar="FILE", help="an .npy file")
     add("--force", action="store_true", help="overwrite FILE and the .csv file")
     return parser.parse_args(argv)

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from metamask_solo.commands.options import add_feature_options, command_parser, feature_reader
+from metamask_solo.paths import user_path
 
 TITLES = {"features": 10, "distance": 11, "temperature": 12, "k": 6, "top-1": 8, "top-5": 8}
 CLASSES_TITLE = {"class mean": 12}  # of the top-1 accuracies
@@ -121,5 +121,5 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     distances = ("cosine", "euclidean")
     add("--distance", choices=distances, nargs="+", default=["cosine"], help="of features")
     add("--linear", action="store_true", help="also the benchmark's linear probe, in a last row")
-    add("--json", type=Path, metavar="FILE", help="write the rows to FILE too")
+    add("--json", type=user_path, metavar="FILE", help="write the rows to FILE too")
     return parser.parse_args(argv)

@@ -1,11 +1,11 @@
 """What the commands that evaluate features share: options, and the way to the features."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metamask_solo.commands import COMMANDS
 from metamask_solo.errors import UserError
+from metamask_solo.paths import user_path
 
 if TYPE_CHECKING:
     from metamask_solo.evaluation.features import FeatureReader
@@ -48,7 +48,7 @@ def add_feature_options(
     """
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    add("--data", type=Path, metavar="FOLDER", help=f"{data} (default: the data of the run)")
+    add("--data", type=user_path, metavar="FOLDER", help=f"{data} (default: the data of the run)")
     if split:
         add("--split", choices=("train", "val"), default="val", help="which images")
     parts = ("backbone", "projector")

@@ -11,6 +11,7 @@ from metamask_solo.commands.options import (
     command_parser,
     feature_reader,
 )
+from metamask_solo.paths import user_path
 
 FORMATS = (".png", ".pdf", ".svg")
 NEIGHBOURS = 15  # umap-learn's default; with fewer images it would silently take another number
@@ -111,7 +112,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
     add = parser.add_argument
-    add("--out", type=Path, default=Path("umap.png"), metavar="FILE", help=", ".join(FORMATS))
+    add("--out", type=user_path, default=Path("umap.png"), metavar="FILE", help=", ".join(FORMATS))
     add("--samples", type=int, default=5_000, metavar="N", help="images at most, drawn by the seed")
     add("--seed", type=int, default=0, help="of the images and of UMAP")
     return parser.parse_args(argv)

@@ -49,6 +49,30 @@ def test_images_without_labels_and_long_odd_names(run: Path, images: Path, tmp_p
     assert len(features) == 3
 
 
+def test_images_at_any_depth_and_a_home_folder(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i, folder in enumerate(("a", "a/b/c", "d/e", ".")):
+        (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / f"train/class_0/{i}.png", tmp_path / "photos" / folder)
+    argv = ["embed", str(run), "--data=~/photos", "--out=~/f.npy", "--num-workers", "0"]
+    assert main(argv) == 0
+    table = pd.read_csv(tmp_path / "f.csv")
+    assert sorted(Path(file).name for file in table["file"]) == ["0.png", "1.png", "2.png", "3.png"]
+    assert table.columns.tolist() == ["file"]
+
+
+def test_splits_are_no_classes(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "Test"):
+        shutil.copytree(images / "train/class_0", tmp_path / "photos" / name)
+    argv = ["embed", str(run), "--data", str(tmp_path / "photos"), "--out", str(tmp_path / "f.npy")]
+    assert main(argv) == 2
+    assert "Test" in capsys.readouterr().err
+
+
 def test_the_runs_own_data_are_the_default(run: Path, tmp_path: Path) -> None:
     assert len(embed(run, tmp_path / "val.npy")[1]) == 10
     assert len(embed(run, tmp_path / "train.npy", "--split", "train")[1]) == 20

@@ -14,6 +14,8 @@ from torchvision.datasets import ImageFolder
 from metamask_solo.checkpoints.folding import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.commands import knn
+from metamask_solo.data.datasets import write_fingerprints
+from metamask_solo.data.loaders import pretrain_dataset
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import FeatureReader
 from metamask_solo.evaluation.knn import knn_accuracy
@@ -134,6 +136,20 @@ def test_unequal_classes_get_the_mean_over_classes(
     assert float(line[-1]) == pytest.approx(row["mean_over_classes"], abs=0.01)
     assert row["top1"] == pytest.approx(100 / 3) and row["mean_over_classes"] == 20
     assert "always naming the largest class" in err and "33.33 %" in err
+
+
+def test_images_that_the_run_was_trained_on_are_counted(
+    runs: dict[str, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs["simclr"].parent, tmp_path / "run")
+    config = OmegaConf.create(json.loads((tmp_path / "run/args.json").read_text()))
+    write_fingerprints(pretrain_dataset(config), tmp_path / "run")
+    shutil.copytree(images, tmp_path / "data")
+    for label in range(3):
+        old = images / f"train/class_{label}/0.png"
+        shutil.copy(old, tmp_path / f"data/val/class_{label}/1.png")
+    rows_of(tmp_path, tmp_path / "run", "--data", str(tmp_path / "data"))
+    assert "3 of 10 images to evaluate on were training images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
