@@ -10,7 +10,7 @@ export VENV PYTHON SOLO_LEARN SETUP
 
 RUN = "$(VENV)/bin/python" -m
 PYTEST = $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
-SOURCES = metamask_solo scripts tests tools
+SOURCES = metamask_solo scripts tests tools pl_bolts.py
 # where most tests take less than a second
 QUICK = $(addprefix tests/,method data evaluation analysis checkpoints)
 
