@@ -100,14 +100,6 @@ def test_constant_features_stop_the_run(images: Path, tmp_path: Path) -> None:
     assert_finite(tmp_path / "runs", 0)
 
 
-def test_a_mask_that_is_zero_everywhere_trains_on(images: Path, tmp_path: Path) -> None:
-    cfg = pretrain_config(images, tmp_path, max_epochs=2)
-    cfg.method_kwargs.mask = {"kind": "linear", "lr": 0.1}
-    model, _ = train(cfg, At(1, no_mask))
-    assert model.trainer.global_step == 4
-    assert_finite(tmp_path, 1)
-
-
 @pytest.mark.parametrize("kind, logit", [("linear", 0.0), ("sigmoid", -200), ("sigmoid", 200)])
 def test_a_mask_without_a_gradient_is_refused(kind: str, logit: float) -> None:
     with pytest.raises(UserError, match=rf"mask.initial_logit={logit}: must .*kind={kind}"):
