@@ -429,7 +429,7 @@ def overlap_notes(dataset: Images, run_folder: PathLike) -> list[str]:
     if not file.is_file() or not dataset.samples or len(dataset) > MOST_COMPARED:
         return []
     try:
-        trained = np.load(file)
+        trained = np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: damaged ({error}); without it, nothing is compared") from error
     overlap = np.isin(_fingerprints(dataset.files), trained).sum()

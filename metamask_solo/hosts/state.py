@@ -96,6 +96,8 @@ def host_state(pl: Any) -> type:
                     cur_step=trainer.global_step, max_steps=trainer.estimated_stepping_batches
                 )
 
+    # a process that is spawned finds it where it is public
+    HostState.__module__, HostState.__qualname__ = "metamask_solo.hosts", "HostState"
     return HostState
 
 

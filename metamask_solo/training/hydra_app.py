@@ -92,7 +92,7 @@ def run(
         raise UserError("--config-name: missing; give --config-path FOLDER --config-name FILE")
     if given.multirun:
         options.append("--multirun")
-        table = f"{{_target_:{__name__}.SweepTable,objective:{objective}}}"
+        table = f"{{_target_:{__name__}.SweepTable,objective:'{objective}'}}"
         overrides.append(f"++hydra.callbacks.sweep_table={table}")
     job = Job(task, objective, measured, check if given.cfg_check else None)
     _failures.clear()

@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
         ("max_time.hours=3", "gradient_clip_val=1.0", "performance.compile=True"),
         ("backbone.kwargs.zero_init_residual=True", "optimizer.kwargs.nesterov=True"),
         ("+root=/somewhere", "checkpoint.dir=${root}/runs"),
-        ("+check_val_every_n_epoch=null", "+val_check_interval=1"),
+        ("+check_val_every_n_epoch=null", "+val_check_interval=1", "knn_eval.enabled=False"),
         ("augmentations.0.crop_size=28", "data.persistent_workers=False"),
     ],
 )

@@ -161,23 +161,15 @@ def test_without_a_gpu_what_is_sent_there_stays(clone: Path) -> None:
     assert result.stdout == "cpu cpu\ncpu cpu torch.float64\n"
 
 
-def test_the_method_is_registered_and_the_metrics_work(
-    clone: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_method_is_registered(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = """
         from solo.methods import METHODS
-        from solo.utils.knn import WeightedKNNClassifier
-        import torch
 
-        knn = WeightedKNNClassifier(k=1, distance_fx="euclidean")
-        features = torch.eye(3)
-        knn(train_features=features, train_targets=torch.arange(3))
-        knn(test_features=features, test_targets=torch.arange(3))
-        print(METHODS["metamask"].__name__, knn.compute())
+        print(METHODS["metamask"].__name__)
     """
     assert run.main([str(write(clone / "evaluate.py", script))]) == 0
 
-    assert capsys.readouterr().out == "MetaMask (100.0, 100.0)\n"
+    assert capsys.readouterr().out == "MetaMask\n"
 
 
 @pytest.mark.parametrize("code", ["3", "'no such data set'", "None"])

@@ -103,7 +103,7 @@ def test_a_config_without_the_key_reads_it_too(run: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone__stem": "5x5"}, "backbone.stem=5x5: must be null or one of 3x3, standard"),
+        ({"backbone__stem": "5x5"}, "backbone.stem=5x5: Input should be '3x3' or 'standard'"),
         ({"backbone__stem": "3x3", "backbone__name": "vit_tiny"}, "only a ResNet has one"),
     ],
 )
