@@ -13,7 +13,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -68,6 +67,7 @@ def _without_null(value: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_without_null)]
+Number = float  # a text that is a number is taken
 
 
 def validated(model: type[M], data: Any, prefix: str = "") -> M:
@@ -198,21 +198,3 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section, get_args(annotation))), None)
-
-
-# names of 0.2.0, until method/settings.py and the benchmark's file are written anew
-T = TypeVar("T")
-Number = float
-Left = Annotated[T | None, ""]
-
-
-def Allowed(words: str) -> str:  # noqa: D103, N802
-    return words
-
-
-def about(meaning: str, default: Any = ..., **bounds: Any) -> Any:  # noqa: D103
-    return Field(default, description=meaning, **bounds)
-
-
-def refusal(words: str) -> ValueError:  # noqa: D103
-    return ValueError(words)
