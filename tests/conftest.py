@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import write_images
 
-import metamask_solo  # noqa: F401  registers the method
+from metamask_solo.hosts import METHODS
 
 torch.set_num_threads(1)
 # a shell that starts the tests in the background ignores Ctrl-C for them and all that they start
@@ -23,6 +23,15 @@ def one_thread() -> Iterator[None]:
     """Back to one thread after each test: numba, once UMAP ran, leaves the process with more."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def methods_of_a_test_go_with_it() -> Iterator[None]:
+    """solo-learn's table of methods is as before after a test that registers one of its own."""
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
 
 
 # MiB of this process after which models in reference cycles are looked for
