@@ -26,8 +26,6 @@ def main(argv: list[str]) -> int:
 
     from metamask_solo.commands import benchmark
 
-    files = {"metamask": "metamask", "simclr": "simclr", "barlow_twins": "barlow"}
     keys = [f"data={arguments.dataset}", f"out={json.dumps(str(arguments.out))}"]
     keys += [f"epochs={arguments.epochs}", f"overrides+={json.dumps(arguments.overrides)}"]
-    keys += [f"methods.{k}.config={arguments.dataset}/{v}.yaml" for k, v in files.items()]
     return benchmark.main(["demo", *keys])

@@ -1,1 +1,0 @@
-"""A package so that Hydra finds the YAML files here by pkg://."""
