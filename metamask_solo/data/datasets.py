@@ -9,8 +9,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def _is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
+@dataclass
 class ImageFolder(Dataset[tuple[Image.Image, int]]):
     """The images of a folder, made by :func:`read_folder`: items are (8-bit RGB image, label).
 
@@ -54,22 +56,14 @@ class ImageFolder(Dataset[tuple[Image.Image, int]]):
         samples: path and label of each image, −1 without labels.
         classes: names of the classes; none without labels.
         notes: what was left out, and what is doubtful, in sentences.
+        rule: how an image is read.
     """
 
-    def __init__(self, walk: "_Walk", labels: bool, rule: ReadingRule, allow_empty: bool = False):
-        self.root = walk.folder
-        self.rule = rule
-        self.classes = walk.classes() if labels else []
-        self.samples: list[tuple[str, int]] = []
-        tops = {name: label for label, name in enumerate(self.classes)} or {"": NO_LABEL}
-        for name, label in tops.items():
-            images = sorted(walk.images(name))  # the order of torchvision's ImageFolder
-            if not images and not allow_empty:
-                raise walk.nothing_in(name)
-            self.samples += [(os.path.join(*image), label) for image in images]
-        if not self.samples:
-            raise walk.nothing_in("")
-        self.notes = [*_notes_of_split(Path(self.root)), *walk.notes(self.classes)]
+    root: str
+    samples: list[tuple[str, int]]
+    classes: list[str]
+    notes: list[str]
+    rule: ReadingRule = DEFAULT_RULE
 
     @property
     def targets(self) -> list[int]:
@@ -84,12 +78,35 @@ class ImageFolder(Dataset[tuple[Image.Image, int]]):
         return read_image(path, self.rule), label
 
 
+def check_folder(folder: PathLike, key: str, labels: bool = True) -> list[str]:
+    """The names of the class folders in a folder; the images are not looked at.
+
+    Args:
+        key: the setting that names the folder, for messages.
+        labels: False for a folder of images, which has no classes.
+
+    Raises:
+        UserError: there is no such folder, it has no class folder, or its folders are splits.
+    """
+    where = _where(folder, key)
+    try:
+        with os.scandir(user_path(folder)) as entries:
+            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{where}: no such folder") from error
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from error
+    _refuse_splits(user_path(folder), key, names, least=1)
+    if labels and not names:
+        raise UserError(f"{where}: holds no class folder")
+    return names if labels else []
+
+
 def read_folder(
     folder: PathLike,
     key: str,
     labels: bool | None = True,
     rule: ReadingRule = DEFAULT_RULE,
-    allow_empty: bool = False,
 ) -> ImageFolder:
     """The images of a folder: the one reader of folders, for every command.
 
@@ -102,164 +119,121 @@ def read_folder(
         labels: True for class folders, False for all images at any depth, None for class folders
             where there are any and no image lies beside them.
         rule: how an image is read.
-        allow_empty: whether a class may have no image.
 
     Raises:
         UserError: there is no such folder, it holds no image, a class is empty, its folders are
-            splits, a link leads nowhere, or one folder is in two classes.
+            splits, or a link leads nowhere.
     """
-    walk = _Walk(folder, key)
-    if labels is None:
-        labels = not any(map(_is_image, walk.files)) and holds_classes(folder, key)
-    return ImageFolder(walk, labels, rule, allow_empty)
+    where = _where(folder, key)
+    classes = check_folder(folder, key, labels is True)
+    root = str(user_path(folder))
+    files, notes = _walk(root, key)
+    filled = {name for name, _, _ in files}
+    if labels or (labels is None and filled and "" not in filled):
+        classes = check_folder(folder, key)
+        if empty := [shown(name) for name in classes if name not in filled]:
+            raise UserError("; ".join([f"{where}: class folder {empty[0]} holds no image", *notes]))
+        notes = [*_doubts_of_classes(root, files, classes), *notes]
+        number = {name: label for label, name in enumerate(classes)}
+        samples = [(os.path.join(*path), number[name]) for name, *path in sorted(files) if name]
+    else:
+        samples = [(os.path.join(*path), NO_LABEL) for path in sorted(file[1:] for file in files)]
+    if not samples:
+        raise UserError("; ".join([f"{where}: holds no image", *notes]))
+    notes = [*_notes_of_split(root), *(shown(f"{where}: {note}") for note in notes)]
+    return ImageFolder(root, samples, classes, notes, rule)
 
 
 def holds_classes(folder: PathLike, key: str) -> bool:
     """Whether a folder holds folders with images, rather than images alone."""
-    walk = _Walk(folder, key)
-    return any(any(walk.images(name)) for name in walk.folders)
+    check_folder(folder, key, labels=False)
+    return any(name for name, _, _ in _walk(str(user_path(folder)), key)[0])
 
 
-def check_folder(folder: PathLike, key: str, labels: bool = True) -> list[str]:
-    """Refuses what :func:`read_folder` would, but looks only for the first image of each class.
+def _walk(root: str, key: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """All that lies below a folder.
 
     Returns:
-        The names of the classes; none without labels.
+        Class (empty beside the class folders), folder and name of each image, in any order; and
+        what was left out, in words.
     """
-    walk = _Walk(folder, key)
-    names = walk.classes() if labels else []
-    for name in names if labels else [""]:
-        if not any(walk.images(name)):
-            raise walk.nothing_in(name)
-    return names
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{_where(error.filename, key)}: {error.strerror}") from error
+
+    images: list[tuple[str, str, str]] = []
+    others: Counter[str] = Counter()  # by ending
+    again: list[str] = []  # links to folders that were read already
+    real = Path(os.path.realpath(root))
+    met = {_identity(folder) for folder in (real, *real.parents)}
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        inner = os.path.relpath(folder, root)
+        label = "" if inner == "." else inner.split(os.sep)[0]
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders.clear()
+        _refuse_splits(folder, key, visible, least=2)
+        for name in visible:
+            identity = _identity(path := os.path.join(folder, name))
+            if identity in met:
+                again.append(os.path.relpath(path, root))
+            else:
+                folders.append(name)
+            met.add(identity)
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.startswith("."):
+                continue
+            if not name.lower().endswith(ENDINGS):
+                others[os.path.splitext(name)[1].lower() or "no ending"] += 1
+            elif not os.path.isfile(path):
+                raise UserError(f"{_where(path, key)}: the link leads to no file")
+            else:
+                images.append((label, folder, name))
+    notes = []
+    if again:
+        links = _count(len(again), "link")
+        notes.append(f"{links} left out, such as {again[0]}: the folder was read already")
+    if others:
+        counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        kinds = ", ".join(f"{kind} {count}" for kind, count in counts[:8])
+        notes.append(f"{_count(others.total(), 'file')} left out, no {KINDS}: {kinds}")
+    return images, notes
 
 
-class _Walk:
-    """A walk over one folder, and what it leaves out and doubts."""
+def _doubts_of_classes(
+    root: str, images: list[tuple[str, str, str]], classes: list[str]
+) -> list[str]:
+    """What is left out of class folders, and what is doubtful."""
+    notes = []
+    if beside := sorted(name for label, _, name in images if not label):
+        count = f"{_count(len(beside), 'image')}, such as {beside[0]}"
+        notes.append(f"{count}, left out: beside the class folders, so of no class")
+    if len(classes) == 1:
+        notes.append(f"only 1 class ({classes[0]}), so every accuracy is 100 %")
+    # a class, or a class and a folder in it; one folder "images" in each is usual, several are not
+    folders_of = {folder: label for label, folder, _ in images if label}
+    tops = {tuple(os.path.relpath(folder, root).split(os.sep)[:2]) for folder in folders_of}
+    several = [top[0] for top, n in Counter(top[:1] for top in tops).items() if n > 1]
+    if several and all(len(top) == 2 for top in tops):
+        notes.append(
+            "no class folder holds an image itself, all lie in folders below: is this one level "
+            f"too high, and {root}/{min(several)} the folder of the classes?"
+        )
+    return notes
 
-    def __init__(self, folder: PathLike, key: str):
-        self.folder = str(user_path(folder))
-        self.prefix = f"{key}=" if key else ""
-        self.where = f"{self.prefix}{shown(self.folder)}"
-        if not os.path.isdir(self.folder):
-            raise UserError(f"{self.where}: no such folder")
-        _, folders, files = next(os.walk(self.folder, onerror=self._refuse))
-        self.folders, self.files = _visible(folders), _visible(files)  # in the folder itself
-        self._refuse_splits(self.folder, self.folders, least=1)
-        self.left_out: Counter[str] = Counter()
-        # class to the folders in it that hold images, at any depth; "." where it holds some itself
-        self.filled: dict[str, set[str]] = {}
-        # a folder's identity to the class that it was met in; the folders above are in none
-        root = Path(os.path.realpath(self.folder))
-        self.met = {_identity(path): "" for path in (root, *root.parents)}
 
-    def classes(self) -> list[str]:
-        """The names of the class folders; refuses a folder without any."""
-        if not self.folders:
-            images = sum(map(_is_image, self.files))
-            beside = f" ({_count(images, 'image')} without labels)" if images else ""
-            raise UserError(f"{self.where}: holds no class folder{beside}")
-        return self.folders
+def _where(folder: PathLike, key: str) -> str:
+    return (f"{key}=" if key else "") + shown(user_path(folder))
 
-    def images(self, name: str) -> Iterator[tuple[str, str]]:
-        """Folder and name of each image at any depth of a class, in any order.
 
-        Args:
-            name: of the class; empty for the folder itself.
-        """
-        top = os.path.join(self.folder, name) if name else self.folder
-        if name and not self._is_new(top, name):
-            return
-        for path, folders, files in os.walk(top, followlinks=True, onerror=self._refuse):
-            below = _visible(folders)
-            self._refuse_splits(path, below, least=2)
-            folders[:] = [f for f in below if self._is_new(os.path.join(path, f), name)]
-            for file in _visible(files):
-                if not _is_image(file):
-                    self._leave_out(file)
-                    continue
-                if not os.path.isfile(os.path.join(path, file)):
-                    link = shown(os.path.relpath(os.path.join(path, file), self.folder))
-                    raise UserError(f"{self.where}: the link {link} leads to no file")
-                yield path, file
-            if any(map(_is_image, files)):
-                first = os.path.relpath(path, top).split(os.sep)[0]
-                self.filled.setdefault(name, set()).add(first)
-
-    def nothing_in(self, name: str) -> UserError:
-        """The error of a class, or with no name of the folder itself, that holds no image."""
-        what = f"class folder {shown(name)} holds" if name else "holds"
-        others = f", only other files ({self._kinds()})" if self.left_out else ""
-        return UserError(f"{self.where}: {what} no image{others}")
-
-    def notes(self, classes: list[str]) -> list[str]:
-        """What was left out, and what is doubtful, after all images were met."""
-        notes = []
-        if classes:
-            beside = [name for name in self.files if _is_image(name)]
-            if beside:
-                images = f"{_count(len(beside), 'image')}, such as {beside[0]}"
-                notes.append(f"{images}, left out: beside the class folders, so of no class")
-            if empty := [name for name in classes if name not in self.filled]:
-                folders = _count(len(empty), "class folder")
-                notes.append(f"{folders} left out, without an image: {', '.join(empty[:5])}")
-            if len(classes) == 1:
-                notes.append(f"only 1 class ({classes[0]}), so every accuracy is 100 %")
-            # a folder "images" in each class is usual, several are not
-            deep = next((name for name in self.filled if len(self.filled[name]) > 1), None)
-            if deep and not any("." in inside for inside in self.filled.values()):
-                notes.append(
-                    "no class folder holds an image itself, all lie in folders below: is this one "
-                    f"level too high, and {self.folder}/{deep} the folder of the classes?"
-                )
-            for name in self.files:
-                if not _is_image(name):
-                    self._leave_out(name)
-        if self.left_out:
-            total = _count(sum(self.left_out.values()), "file")
-            notes.append(f"{total} left out, no {KINDS}: {self._kinds()}")
-        return [shown(f"{self.where}: {note}") for note in notes]
-
-    def _is_new(self, folder: str, name: str) -> bool:
-        """Whether a folder is met for the first time; refuses one that is in another class."""
-        identity = _identity(folder)
-        if identity not in self.met:
-            self.met[identity] = name
-            return True
-        if (first := self.met[identity]) != name:
-            link = shown(os.path.relpath(folder, self.folder))
-            other = f"is a folder of class {shown(first)}, too" if first else "leads back up"
-            raise UserError(f"{self.where}: {link} {other}")
-        return False
-
-    def _refuse_splits(self, path: str, names: list[str], least: int) -> None:
-        splits = [name for name in names if name.lower() in SPLITS]
+def _refuse_splits(path: PathLike, key: str, names: list[str], least: int) -> None:
+    splits = [name for name in names if name.lower() in SPLITS]
+    if len(splits) >= least:
         splits.sort(key=lambda name: SPLITS.index(name.lower()))
-        if len(splits) >= least:
-            one = shown(os.path.join(path, splits[0]))
-            raise UserError(
-                f"{self.prefix}{shown(path)}: names of splits are no classes: "
-                f"{', '.join(splits[:4])}; give {self.prefix}{one} (or rename the class)"
-            )
-
-    def _refuse(self, error: OSError) -> None:
-        raise UserError(f"{self.where}: {shown(error.filename)}: {error.strerror}") from error
-
-    def _leave_out(self, name: str) -> None:
-        self.left_out[os.path.splitext(name)[1].lower() or "no ending"] += 1
-
-    def _kinds(self) -> str:
-        counts = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
-        kinds = ", ".join(f"{shown(kind)} {count}" for kind, count in counts[:8])
-        return kinds + (", …" if len(counts) > 8 else "")
-
-
-def _visible(names: list[str]) -> list[str]:
-    return sorted(name for name in names if not name.startswith("."))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(ENDINGS)
+        raise UserError(
+            f"{_where(path, key)}: names of splits are no classes: {', '.join(splits[:4])}; give "
+            f"{_where(os.path.join(path, splits[0]), key)} (or rename the class)"
+        )
 
 
 def _identity(path: PathLike) -> tuple[int, int]:
@@ -271,10 +245,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _notes_of_split(folder: Path) -> list[str]:
+def _notes_of_split(folder: PathLike) -> list[str]:
     """What ``data split`` left out when it made the links of a folder."""
     try:
-        split = json.loads((folder.parent / SPLIT_FILE).read_text())
+        split = json.loads((Path(folder).parent / SPLIT_FILE).read_text())
         return list(split["notes"]) if split["made_by"] == SPLIT_COMMAND else []
     except (OSError, ValueError, TypeError, KeyError):
         return []
@@ -298,6 +272,7 @@ class Images(Dataset[Any]):
         classes: names of the classes, printable.
         targets: the label of each image; −1 where it has none.
         labelled: whether every image has a label.
+        root: the folder; empty for other data sets.
         samples: path and label of each image of a folder; None for other data sets.
         notes: what was left out or is doubtful, in sentences.
 
@@ -323,8 +298,8 @@ class Images(Dataset[Any]):
         labels = source.targets if hasattr(source, "targets") else source.labels
         self.targets = [int(labels[i]) for i in self.indices]
         self.labelled = NO_LABEL not in self.targets
-        samples = getattr(source, "samples", None)
-        self.samples = None if samples is None else [samples[i] for i in self.indices]
+        self.root: str = source.root if isinstance(source, ImageFolder) else ""
+        self.samples = [source.samples[i] for i in self.indices] if self.root else None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -383,25 +358,26 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
         )
 
 
-def pair_notes(train: Images, val: Images | None) -> list[str]:
-    """A sentence on validation images whose files are copies of training images, if any."""
-    if val is None or not train.samples or not val.samples:
-        return []
-    return copies_notes(train.files, val.files, val.source.root)
+def pair_notes(train: Any, val: Any) -> list[str]:
+    """A sentence on validation images whose files are copies of training images, if any.
 
-
-def copies_notes(train: Sequence[PathLike], val: Sequence[PathLike], where: PathLike) -> list[str]:
-    """:func:`pair_notes` of files; more than ``MOST_COMPARED`` are not compared."""
-    if len(train) + len(val) > MOST_COMPARED or not _is_first_process():
+    Args:
+        train: an :class:`ImageFolder` or :class:`Images`; more than ``MOST_COMPARED`` images, and
+            those of no folder, are not compared.
+        val: likewise, or None.
+    """
+    if not (val and val.samples and train.samples) or not _is_first_process():
         return []
-    sizes = {*map(os.path.getsize, train)}
-    candidates = [file for file in val if os.path.getsize(file) in sizes]
+    if len(train) + len(val) > MOST_COMPARED:
+        return []
+    files, candidates = ([path for path, _ in images.samples] for images in (train, val))
+    sizes = {*map(os.path.getsize, files)}
+    candidates = [file for file in candidates if os.path.getsize(file) in sizes]
     sizes = {*map(os.path.getsize, candidates)}
-    alike = [file for file in train if os.path.getsize(file) in sizes]
-    copies = np.isin(_fingerprints(candidates), _fingerprints(alike)).sum()
-    images = f"{copies} of {_count(len(val), 'validation image')}"
-    note = f"{shown(where)}: {images} are copies of training images; accuracies are too high"
-    return [note] if copies else []
+    files = [file for file in files if os.path.getsize(file) in sizes]
+    copies = np.isin(_fingerprints(candidates), _fingerprints(files)).sum()
+    count = f"{shown(val.root)}: {copies} of {_count(len(val), 'validation image')}"
+    return [f"{count} are copies of training images; accuracies are too high"] if copies else []
 
 
 def write_fingerprints(dataset: Images, run_folder: PathLike) -> None:
@@ -433,22 +409,21 @@ def overlap_notes(dataset: Images, run_folder: PathLike) -> list[str]:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: damaged ({error}); without it, nothing is compared") from error
     overlap = np.isin(_fingerprints(dataset.files), trained).sum()
-    where = shown(f"{dataset.source.root}: {overlap} of {_count(len(dataset), 'image')}")
+    where = shown(f"{dataset.root}: {overlap} of {_count(len(dataset), 'image')}")
     note = f"{where} to evaluate on were training images of {run_folder}; accuracies are too high"
     return [note] if overlap else []
 
 
 def _fingerprints(files: Sequence[PathLike]) -> NDArray[np.uint64]:
     """A number of 64 bits for each file, from its size and its content."""
-    return np.fromiter(map(_fingerprint, files), np.uint64, len(files))
-
-
-def _fingerprint(file: PathLike) -> int:
-    with open(file, "rb", buffering=0) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
-        starts = (0, size // 2, size - BLOCK) if size > 3 * BLOCK else range(0, size, BLOCK)
-        for start in starts:
-            stream.seek(start)
-            digest.update(stream.read(BLOCK))
-    return int.from_bytes(digest.digest(), "little")
+    digests = []
+    for file in files:
+        with open(file, "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=8)
+            starts = (0, size // 2, size - BLOCK) if size > 3 * BLOCK else range(0, size, BLOCK)
+            for start in starts:
+                stream.seek(start)
+                digest.update(stream.read(BLOCK))
+        digests.append(digest.digest())
+    return np.frombuffer(b"".join(digests), "<u8")

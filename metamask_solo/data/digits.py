@@ -13,12 +13,9 @@ drawn once for each class. The photographs are divided in the same way: each par
 from columns of its own, so no background pixel is shared between two parts.
 """
 
-import csv
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -38,8 +36,10 @@ IMAGE_SIZE = 32
 RECIPE_VERSION = 1
 MANIFEST = "manifest.json"
 MADE_BY = "metamask-solo data"
-METADATA_COLUMNS = ("file", "split", "label", "photograph", "row", "column")
-COLOUR_COLUMNS = ("mean_red", "mean_green", "mean_blue")
+METADATA_COLUMNS = [
+    *("file", "split", "label", "photograph", "row", "column"),
+    *("mean_red", "mean_green", "mean_blue"),
+]
 
 PART_SIZES = {"fit": 320, "select": 80, "test": 100}  # of the 500 digits of a class
 BAND_WIDTH = 64
@@ -109,7 +109,7 @@ def write_dataset(name: str, out: str | Path = "datasets", force: bool = False) 
             return False
         if not force:
             raise UserError(f"{folder}: damaged, edited or of another version; --force replaces it")
-        _remove(folder)
+        shutil.rmtree(folder)  # refuses a link
     with atomic_folder(folder) as temporary:
         _write_images(name, temporary)
         text = json.dumps(_describe(name, temporary), indent=2)
@@ -203,34 +203,26 @@ def _write_images(name: str, folder: Path) -> None:
         file = Path(split) / str(example.label) / f"{example.index:04d}.png"
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / file)
-        photograph = _photographs()[example.photograph][0]
-        place = (photograph, example.row, example.column)
-        rows.append((file.as_posix(), split, example.label, *place, *(f"{c:.6f}" for c in colour)))
+        patch = (_photographs()[example.photograph][0], example.row, example.column)
+        rows.append((file.as_posix(), split, example.label, *patch, *(f"{c:.6f}" for c in colour)))
     if textured:
-        with (folder / "metadata.csv").open("w", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(METADATA_COLUMNS + COLOUR_COLUMNS)
-            writer.writerows(rows)
+        table = pd.DataFrame(rows, columns=METADATA_COLUMNS)
+        table.to_csv(folder / "metadata.csv", index=False, lineterminator="\n")
 
 
 def _describe(name: str, folder: Path) -> dict[str, Any]:
     """Counts and hashes what lies in a folder; hidden files and the manifest are left out."""
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    names = sorted(n for n in names if n != MANIFEST and "/." not in f"/{n}")
     digest = hashlib.sha256()
-    images = {"train": 0, "val": 0}
-    for file in sorted(folder.rglob("*")):
-        relative = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if hidden or relative == Path(MANIFEST) or file.is_dir():
-            continue
-        if relative.parts[0] in images:
-            images[relative.parts[0]] += 1
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(f"{relative.as_posix()} {content}\n".encode())
+    for file in names:
+        content = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        digest.update(f"{file} {content}\n".encode())
     return {
         "made_by": MADE_BY,
         "name": name,
         "version": RECIPE_VERSION,
-        "images": images,
+        "images": {s: sum(n.startswith(f"{s}/") for n in names) for s in ("train", "val")},
         "sha256": digest.hexdigest(),
     }
 
@@ -246,15 +238,3 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "another folder with --out"
         )
     return manifest
-
-
-def _remove(folder: Path) -> None:
-    """Removes a data set in such a way that an interrupted removal leaves nothing in its place."""
-    if folder.is_symlink():
-        raise UserError(f"{folder}: is a link, and is not followed to remove what it points to")
-    try:
-        doomed = tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent)
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be removed ({error.strerror})") from error

@@ -25,15 +25,14 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import CLASSES, pretrain_transform
 from metamask_solo.paths import shown, user_path
 
-FORMAT = "image_folder"
 FOLDER_DATASETS = ("custom", "imagenet", "imagenet100")
 CIFAR = {"pretrain": {"train": True}, "train": {"train": True}, "val": {"train": False}}
 STL10 = {"pretrain": "train+unlabeled", "train": "train", "val": "test"}
-# torchvision's class, and its arguments for the images of each purpose
-PACKED: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "cifar10": ("CIFAR10", CIFAR),
-    "cifar100": ("CIFAR100", CIFAR),
-    "stl10": ("STL10", {purpose: {"split": split} for purpose, split in STL10.items()}),
+# the arguments of torchvision's classes for the images of each purpose
+PACKED: dict[str, dict[str, dict[str, Any]]] = {
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    "stl10": {purpose: {"split": split} for purpose, split in STL10.items()},
 }
 
 
@@ -48,13 +47,6 @@ def check_folders(cfg: DictConfig, labels: bool = True) -> None:
     Args:
         labels: False where the training images have none.
     """
-    kind = OmegaConf.select(cfg, "data.format", default=None)
-    if kind not in (None, FORMAT):
-        # GitHub main would read a name that it does not know as image folders, without a word
-        raise UserError(
-            f"data.format={kind}: must be {FORMAT}; h5 and dali are read by solo-learn's own "
-            "scripts only"
-        )
     reading_rule(cfg)
     if not is_folder(cfg):
         return
@@ -79,39 +71,27 @@ def count_classes(cfg: DictConfig) -> None:
         cfg.data.num_classes = len(classes) or 1
 
 
-def pretrain_dataset(cfg: DictConfig, download: bool = True) -> Images:
+def pretrain_dataset(cfg: DictConfig) -> Images:
     """The training data of pretraining: items are (index, views, label).
-
-    Args:
-        download: whether one of torchvision's data sets may be downloaded.
 
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    labels = not cfg.data.get("no_labels", False)
-    source = _source(cfg, "train", "pretrain", labels, download)
+    source = _source(cfg, "train", "pretrain", not cfg.data.get("no_labels", False))
     return Images(source, pretrain_transform(cfg), True, _fraction(cfg, source), "train")
 
 
-def classification_dataset(
-    cfg: DictConfig,
-    split: str,
-    transform: Callable[..., Any],
-    whole: bool = False,
-    download: bool = True,
-) -> Images:
+def classification_dataset(cfg: DictConfig, split: str, transform: Callable[..., Any]) -> Images:
     """Labelled training or validation data: items are (image, label).
 
     Args:
         split: ``train`` or ``val``.
-        whole: all training images, whatever ``data.fraction`` says.
-        download: whether one of torchvision's data sets may be downloaded.
 
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    source = _source(cfg, split, split, True, download)
-    chosen = _fraction(cfg, source) if split == "train" and not whole else None
+    source = _source(cfg, split, split)
+    chosen = _fraction(cfg, source) if split == "train" else None
     return Images(source, transform, chosen=chosen, split=split)
 
 
@@ -125,15 +105,6 @@ def classification_datasets(
     train = classification_dataset(cfg, "train", train_transform)
     val = classification_dataset(cfg, "val", val_transform)
     return compare_splits(train, val, run_folder)
-
-
-def data_notes(cfg: DictConfig) -> list[str]:
-    """What is left out or doubtful of a config's data, in sentences, for a report."""
-    transform = evaluation_transform(cfg)
-    labels = not cfg.data.get("no_labels", False)
-    if labels and cfg.data.get("val_path") is not None:
-        return classification_datasets(cfg, transform, transform)[1].notes
-    return Images(_source(cfg, "train", "pretrain", labels), transform).notes
 
 
 def plain_loader(dataset: Images, batch_size: int, num_workers: int) -> DataLoader[Any]:
@@ -167,7 +138,21 @@ def evaluation_loader(
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    dataset = _evaluation_images(cfg, split, data, labels).limited(limit, seed)
+    if labels is None and cfg.data.get("no_labels", False):
+        labels = False
+    if data is not None:
+        root = user_path(data)
+        split = split if labels or (root / split).is_dir() else ""
+        source = read_folder(root / split, "--data", labels, reading_rule(cfg))
+        say(*source.notes)
+    else:
+        if labels is not True and is_folder(cfg) and cfg.data.get(f"{split}_path") is None:
+            split = "train"
+        try:
+            source = _source(cfg, split, split, labels)  # all images, as main_knn.py
+        except UserError as error:
+            raise UserError(f"{error}; give --data FOLDER") from error
+    dataset = Images(source, evaluation_transform(cfg), split=split).limited(limit, seed)
     return plain_loader(dataset, batch_size, num_workers)
 
 
@@ -191,33 +176,9 @@ def compare_splits(
     return train, val
 
 
-def _evaluation_images(
-    cfg: DictConfig, split: str, data: str | Path | None, labels: bool | None
-) -> Images:
-    transform = evaluation_transform(cfg)
-    if labels is None and cfg.data.get("no_labels", False):
-        labels = False
-    if data is not None:
-        root = user_path(data)
-        split = split if labels or (root / split).is_dir() else ""
-        source = read_folder(root / split, "--data", labels, reading_rule(cfg))
-        say(*source.notes)
-        return Images(source, transform, split=split)
-    if labels is not True and is_folder(cfg) and cfg.data.get(f"{split}_path") is None:
-        split = "train"
-    try:
-        # all images, as main_knn.py
-        source = _source(cfg, split, split, labels)
-    except UserError as error:
-        raise UserError(f"{error}; give --data FOLDER") from error
-    return Images(source, transform, split=split)
-
-
-def _source(
-    cfg: DictConfig, split: str, purpose: str, labels: bool | None = True, download: bool = True
-) -> Any:
-    """One of torchvision's data sets without a transform: items are (image, label)."""
-    key = f"data.{split}_path"
+def _source(cfg: DictConfig, split: str, purpose: str, labels: bool | None = True) -> Any:
+    """An image folder, or one of torchvision's data sets: items are (image, label)."""
+    key, name = f"data.{split}_path", cfg.data.dataset
     path = cfg.data.get(f"{split}_path")
     if not path:
         raise UserError(f"{key}: missing; give it a value")
@@ -225,22 +186,20 @@ def _source(
         images = read_folder(path, key, labels, reading_rule(cfg))
         say(*images.notes)
         return images
-    name = cfg.data.dataset
     if name not in PACKED:
-        raise UserError(f"data.dataset={name}: must be one of {', '.join(FOLDER_DATASETS)}")
-    kind, arguments = PACKED[name]
+        known = ", ".join((*FOLDER_DATASETS, *PACKED))
+        raise UserError(f"data.dataset={name}: must be one of {known}")
     folder = user_path(path)
-    there = folder.is_dir()
+    state = f"holds no whole {name}" if folder.is_dir() else "no such folder"
     try:
         # looked up now, so that a replaced class is taken
-        dataset = getattr(torchvision.datasets, kind)
-        return dataset(str(folder), download=download, **arguments[purpose])
+        dataset = getattr(torchvision.datasets, name.upper())
+        return dataset(str(folder), download=True, **PACKED[name][purpose])
     except Exception as error:  # network, disk, archive
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        state = f"holds no whole {name}" if there else "no such folder"
-        failed = f", and it could not be downloaded ({reason})" if download else ""
         raise UserError(
-            f"{key}={shown(path)}: cannot be read as {name}: {state}{failed}"
+            f"{key}={shown(path)}: cannot be read as {name}: {state}, and it could not be "
+            f"downloaded ({reason})"
         ) from error
 
 
@@ -249,8 +208,6 @@ def _fraction(cfg: DictConfig, source: Any) -> list[int] | None:
     fraction = OmegaConf.select(cfg, "data.fraction", default=-1)
     if fraction is None or fraction <= 0:
         return None
-    if fraction >= 1:
-        raise UserError(f"data.fraction={fraction}: must be above 0 and below 1, or -1 for all")
     labels = list(getattr(source, "targets", None) or source.labels)
     try:
         chosen, _ = train_test_split(

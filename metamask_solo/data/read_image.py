@@ -48,26 +48,18 @@ def reading_rule(cfg: DictConfig) -> ReadingRule:
     """The rule of a config: ``data.background`` and ``data.exif_orientation``.
 
     Raises:
-        UserError: a value is not allowed.
+        UserError: the background is no colour.
     """
-    orientation = OmegaConf.select(cfg, "data.exif_orientation", default=None)
-    if orientation not in (None, True, False):
-        raise UserError(f"data.exif_orientation={orientation}: must be true or false")
-    colour = OmegaConf.select(cfg, "data.background", default=None)
-    background = ReadingRule.background if colour is None else _colour(colour)
-    return ReadingRule(background, bool(orientation))
-
-
-def _colour(value: Any) -> tuple[int, int, int]:
+    orientation = bool(OmegaConf.select(cfg, "data.exif_orientation", default=False))
+    colour: Any = OmegaConf.select(cfg, "data.background") or "white"
     try:
-        parts = ImageColor.getrgb(value)[:3] if isinstance(value, str) else tuple(value)
-        if len(parts) == 3 and all(type(part) is int and 0 <= part <= 255 for part in parts):
-            return parts  # type: ignore[return-value]
-    except (TypeError, ValueError):
-        pass
-    raise UserError(
-        f"data.background={value}: must be a colour such as white, '#ff8000' or [255, 128, 0]"
-    )
+        parts = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else list(colour)
+        red, green, blue = bytes(parts)  # whole numbers from 0 to 255
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"data.background={colour}: must be a colour such as white, '#ff8000' or [255, 128, 0]"
+        ) from error
+    return ReadingRule((red, green, blue), orientation)
 
 
 def read_image(path: str | Path, rule: ReadingRule = DEFAULT_RULE) -> Image.Image:

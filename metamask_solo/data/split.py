@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.data.datasets import (
     SPLIT_COMMAND,
     SPLIT_FILE,
-    copies_notes,
     holds_classes,
+    pair_notes,
     read_folder,
 )
 from metamask_solo.errors import UserError
@@ -75,34 +76,40 @@ def split_folder(
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--out={out}: lies in {folder}, and would be split the next time")
     labels = not flat and holds_classes(folder, "")
-    images = read_folder(folder, "", labels, allow_empty=True)
-    top = os.path.abspath(folder)
-    settings = {"made_by": SPLIT_COMMAND, "folder": top, "val": share, "seed": seed}
+    images = read_folder(folder, "", labels)
+    source = os.path.abspath(folder)
+    settings = {"made_by": SPLIT_COMMAND, "folder": source, "val": share, "seed": seed}
     there = _links(out)
-    sides = _earlier_sides(out, there, settings, force)
+    try:
+        earlier = json.loads((out / SPLIT_FILE).read_text())
+    except (OSError, ValueError):
+        earlier = {}
+    split_before = earlier.get("folder", "")
+    if there and not force and os.path.realpath(split_before) != os.path.realpath(source):
+        what = f"the split of another folder ({split_before})" if split_before else "other links"
+        raise UserError(f"--out={out}: holds {what}; give another --out, or --force to replace it")
+    same = all(earlier.get(key) == value for key, value in settings.items())
+    sides = {Path(*link.parts[1:]): link.parts[0] for link in there} if same else {}
 
-    groups: dict[int, dict[Path, str]] = {}  # label to the link of an image, and where it leads
-    for file, label in images.samples:
-        target = os.path.abspath(file)  # not resolved: it may itself be a link into a cache
-        inner = Path(os.path.relpath(target, top))
-        link = inner if labels else Path("_".join(inner.parts))
-        if link in groups.setdefault(label, {}):
-            raise UserError(f"{folder}: two images would be {shown(link)}; use class folders")
-        groups[label][link] = target
-    wanted = {}
-    for label, targets in groups.items():
+    wanted: dict[Path, str] = {}
+    for label, samples in groupby(images.samples, lambda sample: sample[1]):
+        targets: dict[Path, str] = {}
+        for file, _ in samples:
+            link = Path(os.path.relpath(file, folder))
+            link = link if labels else Path("_".join(link.parts))
+            if link in targets:
+                raise UserError(f"{folder}: two images would be {shown(link)}; use class folders")
+            targets[link] = os.path.abspath(file)  # not resolved: it may link into a cache
         if len(targets) < 2:
             where = f"class folder {shown(images.classes[label])}" if labels else shown(folder)
             raise UserError(f"{where}: has 1 image; train and val need one each")
         for link, side in _sides(list(targets), share, seed, sides).items():
-            wanted[out / side / link] = targets[link]
-    written = there != wanted
-    if written:
-        _write(out, there, wanted, settings | {"notes": images.notes})
-    train, val = ([path for path in wanted if path.is_relative_to(out / s)] for s in SPLITS)
-    names = [images.classes[label] for label in groups] if labels else []
-    notes = [*images.notes, *copies_notes(train, val, out)]
-    return Split(out, len(train), len(val), names, notes, written)
+            wanted[Path(side, link)] = targets[link]
+    if there != wanted:
+        _write(out, wanted, settings | {"notes": images.notes})
+    train, val = (read_folder(out / side, "", labels) for side in SPLITS)
+    notes = [*images.notes, *pair_notes(train, val)]
+    return Split(out, len(train), len(val), images.classes, notes, there != wanted)
 
 
 def _sides(links: list[Path], share: float, seed: int, earlier: dict[Path, str]) -> dict[Path, str]:
@@ -120,66 +127,32 @@ def _sides(links: list[Path], share: float, seed: int, earlier: dict[Path, str])
 
 
 def _links(out: Path) -> dict[Path, str]:
-    """The links of an earlier call, and where they lead.
+    """The links of an earlier call, by their names below ``out``, and where they lead.
 
     Raises:
         UserError: train/ or val/ holds something else.
     """
-    files = [
-        Path(folder, name)
-        for side in SPLITS
-        for folder, _, names in os.walk(out / side)
-        for name in names
-    ]
-    for file in files:
-        if not file.is_symlink():
-            raise UserError(f"{out}: holds {file.relative_to(out)}, which is no link of a split")
-    return {file: os.readlink(file) for file in files}
+    links = {}
+    for side in SPLITS:
+        for folder, folders, names in os.walk(out / side):
+            for path in (Path(folder, name) for name in (*folders, *names)):
+                if path.is_symlink() and not path.is_dir():
+                    links[path.relative_to(out)] = os.readlink(path)
+                elif path.is_symlink() or not path.is_dir():
+                    name = path.relative_to(out)
+                    raise UserError(f"{out}: holds {name}, which is no link of a split")
+    return links
 
 
-def _earlier_sides(
-    out: Path, links: dict[Path, str], settings: dict[str, Any], force: bool
-) -> dict[Path, str]:
-    """Where an earlier call with the same settings put each image.
-
-    Raises:
-        UserError: it was a split of another folder, which runs may have been trained on.
-    """
-    try:
-        earlier = json.loads((out / SPLIT_FILE).read_text())
-    except (OSError, ValueError):
-        earlier = {}
-    folder = earlier.get("folder", "")
-    if links and not force and os.path.realpath(folder) != os.path.realpath(settings["folder"]):
-        other = f"the split of another folder ({folder})" if folder else "another program's links"
-        raise UserError(f"--out={out}: holds {other}; give another --out, or --force to replace it")
-    if any(earlier.get(key) != settings[key] for key in ("made_by", "folder", "val", "seed")):
-        return {}
-    return {
-        link.relative_to(out / s): s
-        for s in SPLITS
-        for link in links
-        if link.is_relative_to(out / s)
-    }
-
-
-def _write(
-    out: Path, there: dict[Path, str], wanted: dict[Path, str], settings: dict[str, Any]
-) -> None:
-    """Makes the links that lack, and takes away those of an earlier split."""
+def _write(out: Path, links: dict[Path, str], settings: dict[str, object]) -> None:
+    """Makes the links in place of those that are there."""
     with atomic_write(out / SPLIT_FILE) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
     try:
-        for path in there:
-            if there[path] != wanted.get(path):
-                path.unlink()
-        for path in wanted:
-            if there.get(path) != wanted[path]:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.symlink_to(wanted[path])
         for side in SPLITS:
-            for folder, _, _ in os.walk(out / side, topdown=False):
-                if not os.listdir(folder):
-                    os.rmdir(folder)
+            shutil.rmtree(out / side, ignore_errors=True)
+        for link, target in links.items():
+            (out / link).parent.mkdir(parents=True, exist_ok=True)
+            (out / link).symlink_to(target)
     except OSError as error:
         raise UserError(f"{out}: no links can be made ({error.strerror or error})") from error

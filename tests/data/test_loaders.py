@@ -20,7 +20,6 @@ from metamask_solo.data.loaders import (
     classification_datasets,
     compare_splits,
     count_classes,
-    data_notes,
     evaluation_loader,
     pretrain_dataset,
 )
@@ -56,7 +55,8 @@ def test_pretraining_has_views_and_evaluation_has_images(cfg: DictConfig) -> Non
 def test_a_fraction_is_that_of_solo_learn(cfg: DictConfig) -> None:
     cfg.data.fraction = 0.5
     train = classification_dataset(cfg, "train", size_of)
-    whole = classification_dataset(cfg, "train", size_of, whole=True)
+    cfg.data.fraction = -1
+    whole = classification_dataset(cfg, "train", size_of)
     kept, _ = train_test_split(
         range(12), train_size=0.5, stratify=sorted([0, 1, 2] * 4), random_state=42
     )
@@ -67,8 +67,7 @@ def test_a_fraction_is_that_of_solo_learn(cfg: DictConfig) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.format", "dali", "data.format=dali: must be image_folder"),
-        ("data.fraction", 1.5, "data.fraction=1.5: must be above 0 and below 1"),
+        ("data.fraction", 0.01, "data.fraction=0.01: "),
         ("data.train_path", None, "data.train_path: missing"),
         ("data.val_path", "/nowhere", "data.val_path=/nowhere: no such folder"),
     ],
@@ -103,7 +102,6 @@ def test_doubts_of_all_kinds_are_said_and_carried(
         said, (".heic 1", ".txt 1", "1 of 7 validation", "1 of 7 images"), strict=True
     ):
         assert text in note
-    assert data_notes(cfg) == val.notes[:3]
     loaders = [evaluation_loader(cfg, split, data) for split in ("train", "val")]
     _, val = compare_splits(*[loader.dataset for loader in loaders], run)  # type: ignore[list-item]
     assert [note.split(": ", 1)[1] for note in val.notes] == [n.split(": ", 1)[1] for n in said]
@@ -137,7 +135,7 @@ def test_a_run_without_labels_reads_all_images_of_any_folder(cfg: DictConfig, da
         assert len(images) == 13 and not images.labelled and images.classes == []
         assert images[0][1] == -1
     count_classes(cfg)
-    assert cfg.data.num_classes == 1 and data_notes(cfg) == []
+    assert cfg.data.num_classes == 1
 
 
 LABELLED, UNLABELLED, TESTS = 12, 84, 10
@@ -196,13 +194,10 @@ def test_a_folder_without_the_data_set_is_named(
     def no_network(*args: Any, **kwargs: Any) -> None:
         raise OSError("<urlopen error [Errno -3] Temporary failure in name resolution>")
 
-    kind = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "stl10": "STL10"}[name]
-    monkeypatch.setattr(getattr(torchvision.datasets, kind), "download", no_network)
+    monkeypatch.setattr(getattr(torchvision.datasets, name.upper()), "download", no_network)
     folder = tmp_path / "here"
     if exists:
         folder.mkdir()
     state = f"holds no whole {name}" if exists else "no such folder"
     with pytest.raises(UserError, match=f"data.val_path={folder}: .*{state}.*urlopen"):
         classification_dataset(packed(name, folder), "val", size_of)
-    with pytest.raises(UserError, match=f"data.train_path={folder}: .*{state}$"):
-        pretrain_dataset(packed(name, folder), download=False)
