@@ -14,7 +14,6 @@ from metamask_solo.checkpoints.reading import load_backbone, load_projector
 from metamask_solo.data.datasets import say
 from metamask_solo.data.loaders import compare_splits, evaluation_loader, loader_failure
 from metamask_solo.errors import UserError
-from metamask_solo.training.resume import say_other_images
 
 NEARLY_THE_SAME = 1e-5  # root mean square about the mean, of that of the features
 AT_ONCE = 2**22  # numbers that are converted to double precision
@@ -85,8 +84,6 @@ class FeatureReader:
                 f"{self.checkpoint.path}: its mask is folded into the backbone, so there are no "
                 "plain features; take the checkpoint that it was folded from"
             )
-        if data is None and self.checkpoint.config is not None:
-            say_other_images(self.checkpoint.config)
         self.masked = self.checkpoint.mask is not None and masked is not False
         self.kind = f"{'masked' if self.masked else 'plain'} {features} features"
 

@@ -18,11 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.data.datasets import read_folder, say
-from metamask_solo.data.loaders import is_folder
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import METHODS, refuse_changed_plan
-from metamask_solo.paths import shown
 
 # Set by a command: what the images are, and what the checkpoint holds that a run starts from.
 STARTED_FROM = "started_from"
@@ -144,25 +141,6 @@ def _digest_of_images(datasets: Any) -> str:
             digest.update(f"{name}\0{size}\0{label}\n".encode(errors="surrogateescape"))
         digest.update(b"\n")
     return digest.hexdigest()
-
-
-def say_other_images(cfg: DictConfig) -> None:
-    """A note where the folders of a run's config hold other images than the run had.
-
-    A relative path, for instance, names another folder in another working directory.
-    """
-    known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
-    drawn = cfg.data.get("fraction", -1) not in (-1, None)
-    if known is None or drawn or cfg.data.get("no_labels", False) or not is_folder(cfg):
-        return
-    folders = [cfg.data.get("train_path"), cfg.data.get("val_path")]
-    try:
-        datasets = [folder and read_folder(folder, "data") for folder in folders]
-    except UserError:  # of the split that nobody asked for; the other's reader says it
-        return
-    if _digest_of_images(datasets) != known:
-        names = " and ".join(shown(folder) for folder in folders if folder)
-        say(f"data: the images in {names} are not those that the run had")
 
 
 def finished_run(cfg: DictConfig, kind: str) -> FitResult | None:
