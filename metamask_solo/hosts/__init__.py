@@ -8,29 +8,20 @@ Attributes:
     RELEASE: name of the release, in notes and results.
     METHODS: name of a method to its class, as solo-learn keeps them.
     OPTIMIZERS: value of ``optimizer.name`` to the class.
-    LINEAR_OPTIMIZER_KEYS: keys of ``optimizer`` that only linear training reads.
     BACKBONE_PREFIX: what the keys of a backbone begin with in a checkpoint.
     CLASSES: number of classes of the built-in data sets.
-    KNOWN_FAULTS: what the releases are known to do wrong, with what a run is refused for.
     PluginMethod: the class to derive a method of one's own from.
-    HostState: the callback that keeps what no checkpoint of solo-learn holds.
     pl: the Lightning that this release imports.
+
+Their functions are described in ``github_main``: ``backbone_names``, ``build_backbone``,
+``build_method``, ``build_linear``, ``complete_pretrain_config``, ``complete_linear_config``,
+``pretrain_transform``, ``dataset_transforms``, ``setting_names``.
 """
 
 import importlib.util
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig
-from torch import Tensor, nn
-
-from metamask_solo.hosts import faults
-from metamask_solo.hosts.faults import KNOWN_FAULTS, refuse_changed_plan
-from metamask_solo.hosts.state import host_state
-from metamask_solo.hosts.stem import KEY as STEM_KEY
-from metamask_solo.hosts.stem import SIZED_BACKBONES, SMALL, STANDARD, stem_of
 
 _solo = importlib.util.find_spec("solo")
 if _solo is None:
@@ -54,12 +45,20 @@ with warnings.catch_warnings():
 RELEASE: str = host.RELEASE
 METHODS: dict[str, Any] = host.METHODS
 OPTIMIZERS: dict[str, Any] = host.OPTIMIZERS
-LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = host.LINEAR_OPTIMIZER_KEYS
 BACKBONE_PREFIX: str = host.BACKBONE_PREFIX
 CLASSES: dict[str, int] = host.CLASSES
+SMALL_CROPS: tuple[str, ...] = host.SMALL_CROPS
 PluginMethod = host.PluginMethod
 pl = host.pl
-HostState: Any = host_state(pl)
+backbone_names = host.backbone_names
+build_backbone = host.build_backbone
+build_linear = host.build_linear
+build_method = host.build_method
+complete_linear_config = host.complete_linear_config
+complete_pretrain_config = host.complete_pretrain_config
+dataset_transforms = host.dataset_transforms
+pretrain_transform = host.pretrain_transform
+setting_names = host.setting_names
 
 
 def trainable_methods() -> list[str]:
@@ -67,96 +66,17 @@ def trainable_methods() -> list[str]:
     return sorted(METHODS.keys() - {"base", "linear"})
 
 
-def setting_names(method: str) -> set[str] | None:
-    """The keys of ``method_kwargs`` that a method reads; None where it checks them itself."""
-    return host.setting_names(method)
-
-
-def backbone_names() -> list[str]:
-    """The values that ``backbone.name`` may have."""
-    return host.backbone_names()
-
-
-def build_backbone(cfg: DictConfig) -> nn.Module:
-    """The backbone as solo-learn's methods build it: images to N × D features."""
-    return host.build_backbone(cfg)
-
-
-def build_method(cfg: DictConfig, labels: bool = True) -> Any:
-    """The method that ``cfg.method`` names.
-
-    Args:
-        cfg: a completed config.
-        labels: False where an image has no label; the method logs nothing of labels then, and the
-            data set is to give each image the label 0.
-    """
-    return host.build_method(cfg, labels)
-
-
-def build_linear(
-    backbone: nn.Module,
-    cfg: DictConfig,
-    loss_func: Callable[..., Tensor] | None = None,
-    mixup_func: Callable[..., Any] | None = None,
-) -> Any:
-    """solo-learn's linear (or fine-tuning) model on a backbone, from a completed config."""
-    return host.build_linear(backbone, cfg, loss_func, mixup_func)
-
-
-def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
-    """Defaults and derived values, as GitHub main's main_pretrain.py computes them."""
-    return host.complete_pretrain_config(cfg)
-
-
-def complete_linear_config(cfg: DictConfig) -> DictConfig:
-    """Defaults and derived values, as GitHub main's main_linear.py computes them."""
-    return host.complete_linear_config(cfg)
-
-
-def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
-    """From an image to the views that a pretraining config asks for."""
-    return host.pretrain_transform(cfg)
-
-
-def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    """solo-learn's training and evaluation transforms of one of its built-in data sets."""
-    return host.dataset_transforms(dataset)
-
-
-def refuse_known_faults(
-    cfg: DictConfig, kind: str = "pretrain", batches: int | None = None, model: Any = None
-) -> None:
-    """Refuses a run that the release is known to do wrong.
-
-    Args:
-        cfg: a completed config.
-        kind: ``pretrain`` or ``linear``.
-        batches: batches of an epoch of one process, after ``limit_train_batches``; without it, the
-            length of a warm-up and the number of clusters are not looked at.
-        model: the model, which knows the defaults of the settings that the config leaves out.
-
-    Raises:
-        UserError: a line of ``KNOWN_FAULTS`` concerns the run.
-    """
-    method = METHODS.get(cfg.get("method"))
-    own_method = method is not None and not method.__module__.startswith("solo.")
-    faults.refuse_known_faults(
-        faults.Setup(cfg, kind, RELEASE, host.SMALL_CROPS, own_method, batches, model)
-    )
-
+# these need the names above
+from metamask_solo.hosts.faults import refuse_known_faults  # noqa: E402
+from metamask_solo.hosts.state import HostState  # noqa: E402
 
 __all__ = [
     "BACKBONE_PREFIX",
     "CLASSES",
-    "KNOWN_FAULTS",
-    "LINEAR_OPTIMIZER_KEYS",
     "METHODS",
     "OPTIMIZERS",
     "RELEASE",
-    "SIZED_BACKBONES",
-    "SMALL",
-    "STANDARD",
-    "STEM_KEY",
+    "SMALL_CROPS",
     "HostState",
     "PluginMethod",
     "backbone_names",
@@ -168,9 +88,7 @@ __all__ = [
     "dataset_transforms",
     "pl",
     "pretrain_transform",
-    "refuse_changed_plan",
     "refuse_known_faults",
     "setting_names",
-    "stem_of",
     "trainable_methods",
 ]

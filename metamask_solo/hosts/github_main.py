@@ -27,13 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import Normalize
 
-from metamask_solo.hosts.derived import UpdatingMetric, without_label_metrics
+from metamask_solo.hosts.shared import UpdatingMetric, log_nothing_of_labels
 from metamask_solo.hosts.stem import SMALL, dataset_of_stem, set_image_size, stem
 from metamask_solo.validation import Settings, validated
 
 RELEASE = "main"
 OPTIMIZERS = BaseMethod._OPTIMIZERS
-LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ("layer_decay",)
 BACKBONE_PREFIX = "backbone."
 CLASSES: dict[str, int] = _N_CLASSES_PER_DATASET
 SMALL_CROPS = tuple(
@@ -92,6 +91,7 @@ class FewClassesModel(LinearModel):
 
 
 def setting_names(method: str) -> set[str] | None:
+    """The keys of ``method_kwargs`` that a method reads; None where it checks them itself."""
     # the host ignores others without a word; which ones it reads stands in its source only
     cls = METHODS.get(method)
     if cls is None or hasattr(cls, "settings_model"):
@@ -101,10 +101,12 @@ def setting_names(method: str) -> set[str] | None:
 
 
 def backbone_names() -> list[str]:
+    """The values that ``backbone.name`` may have."""
     return list(BaseMethod._BACKBONES)
 
 
 def build_backbone(cfg: DictConfig) -> nn.Module:
+    """The backbone as solo-learn's methods build it: images to N × D features."""
     name = cfg.backbone.name
     kwargs = _plain(OmegaConf.select(cfg, "backbone.kwargs", default={}))
     method = cfg.get("pretrain_method") or cfg.get("method")
@@ -118,12 +120,20 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
 
 
 def build_method(cfg: DictConfig, labels: bool = True) -> pl.LightningModule:
-    cls = METHODS[cfg.method] if labels else without_label_metrics(METHODS[cfg.method])
+    """The method that ``cfg.method`` names.
+
+    Args:
+        cfg: a completed config.
+        labels: False where an image has no label; the method logs nothing of labels then, and the
+            data set is to give each image the label 0.
+    """
     with dataset_of_stem(cfg), _without_knn(cfg):
-        model = cls(cfg)
+        model = METHODS[cfg.method](cfg)
     if OmegaConf.select(cfg, "knn_eval.enabled", default=False):
         model.knn_eval = True
         model.knn = OnlineKNN(k=cfg.knn_eval.k, distance_fx=cfg.knn_eval.distance_func)
+    if not labels:
+        log_nothing_of_labels(model)
     return _as_in_its_scripts(model, cfg)
 
 
@@ -144,6 +154,7 @@ def build_linear(
     loss_func: Callable[..., Tensor] | None = None,
     mixup_func: Callable[..., Any] | None = None,
 ) -> pl.LightningModule:
+    """solo-learn's linear (or fine-tuning) model on a backbone, from a completed config."""
     cls = LinearModel if cfg.data.num_classes >= 5 else FewClassesModel
     model = cls(backbone, loss_func=loss_func, mixup_func=mixup_func, cfg=cfg)
     return _as_in_its_scripts(model, cfg)
@@ -158,6 +169,7 @@ def _as_in_its_scripts(model: Any, cfg: DictConfig) -> Any:
 
 
 def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
+    """Defaults and derived values, as main_pretrain.py computes them."""
     cfg = parse_pretrain(cfg)
     if cfg.optimizer.get("classifier_lr") is None:
         cfg.optimizer.classifier_lr = cfg.optimizer.lr
@@ -168,6 +180,7 @@ def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
 
 
 def complete_linear_config(cfg: DictConfig) -> DictConfig:
+    """Defaults and derived values, as main_linear.py computes them."""
     # there the linear model itself adds what it needs; here it is needed before that
     cfg = LinearModel.add_and_assert_specific_cfg(parse_linear(cfg))
     set_image_size(cfg, cfg.data.augmentations.crop_size)
@@ -175,6 +188,7 @@ def complete_linear_config(cfg: DictConfig) -> DictConfig:
 
 
 def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
+    """From an image to the views that a pretraining config asks for."""
     crops = []
     for aug in cfg.augmentations:
         pipeline = build_transform_pipeline(cfg.data.dataset, aug)
@@ -186,6 +200,7 @@ def pretrain_transform(cfg: DictConfig) -> Callable[..., list[Tensor]]:
 
 
 def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """solo-learn's training and evaluation transforms of one of its built-in data sets."""
     return prepare_transforms(dataset)
 
 

@@ -8,7 +8,6 @@ behaviour is refused (:mod:`metamask_solo.hosts.faults`).
 To drop this release, delete this file, ``pl_bolts.py`` and its branch in ``hosts/__init__.py``.
 """
 
-import difflib
 import distutils.util  # noqa: F401  DINO uses it, but imports distutils alone
 import functools
 import os
@@ -19,10 +18,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pl_bolts.optimizers.lr_scheduler import LinearWarmupCosineAnnealingLR
 from solo.args.utils import N_CLASSES_PER_DATASET
 from solo.methods import DINO, METHODS, WMSE
-from solo.methods.base import BaseMethod, BaseMomentumMethod, static_lr
+from solo.methods.base import BaseMethod, BaseMomentumMethod
 from solo.methods.linear import LinearModel
 from solo.utils.classification_dataloader import prepare_transforms
 from solo.utils.knn import WeightedKNNClassifier
@@ -31,10 +29,9 @@ from solo.utils.pretrain_dataloader import prepare_n_crop_transform, prepare_tra
 from solo.utils.whitening import Whitening2d
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import MultiStepLR
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts.derived import UpdatingMetric, derive, without_label_metrics
+from metamask_solo.hosts.shared import UpdatingMetric, log_nothing_of_labels
 from metamask_solo.hosts.stem import SMALL, set_image_size, stem
 from metamask_solo.validation import Settings, validated
 
@@ -44,7 +41,6 @@ OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
-LINEAR_OPTIMIZER_KEYS: tuple[str, ...] = ()
 BACKBONE_PREFIX = "encoder."
 CLASSES: dict[str, int] = N_CLASSES_PER_DATASET
 SMALL_CROPS: tuple[str, ...] = ("byol", "simclr")
@@ -69,54 +65,28 @@ class Lightning2:
 
 
 class Optimization:
-    """For every model of a run: optimiser and schedule, as GitHub main's methods make them.
+    """For every model of a run: ``warmup_cosine`` moves by steps, as in GitHub main.
 
     Attributes:
-        scheduler_interval: what ``warmup_cosine`` moves by, ``step`` or ``epoch``.
-        exclude_bias_n_norm_wd: tensors of one dimension have no weight decay.
+        scheduler_interval: ``step``, or ``epoch`` as this release has it.
     """
 
     scheduler_interval = "step"
-    exclude_bias_n_norm_wd = False
 
     def configure_optimizers(self: Any) -> Any:
-        groups = [{**group, "params": list(group["params"])} for group in self.learnable_params]
-        if self.exclude_bias_n_norm_wd:
-            groups = [part for group in groups for part in _split_by_decay(group)]
-        fixed = [i for i, group in enumerate(groups) if group.pop("static_lr", False)]
-        settings = {"lr": self.lr, "weight_decay": self.weight_decay, **self.extra_optimizer_args}
-        optimizer = OPTIMIZERS[self.optimizer](groups, **settings)
+        epochs, warmup = self.max_epochs, self.warmup_epochs
         by_step = self.scheduler == "warmup_cosine" and self.scheduler_interval == "step"
-        schedule: Any
-        if self.scheduler == "none":
-            return optimizer
-        if self.scheduler == "warmup_cosine":
-            length = self.trainer.estimated_stepping_batches if by_step else self.max_epochs
-            schedule = LinearWarmupCosineAnnealingLR(
-                optimizer,
-                warmup_epochs=self.warmup_epochs * (length / self.max_epochs),
-                max_epochs=length,
-                warmup_start_lr=self.warmup_start_lr,
-                eta_min=self.min_lr,
-            )
-        elif self.scheduler == "step":
-            schedule = MultiStepLR(optimizer, self.lr_decay_steps)
-        else:
-            raise ValueError(f"scheduler.name={self.scheduler}: none, warmup_cosine or step")
-        if fixed:
-            schedule.get_lr = functools.partial(
-                static_lr, schedule.get_lr, fixed, [self.lr] * len(fixed)
-            )
-        interval = "step" if by_step else "epoch"
-        return [optimizer], [{"scheduler": schedule, "interval": interval, "frequency": 1}]
-
-
-def _split_by_decay(group: dict[str, Any]) -> list[dict[str, Any]]:
-    decayed = {**group, "params": [p for p in group["params"] if p.ndim > 1]}
-    flat = {**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0}
-    if "name" in group:
-        flat["name"] = f"{group['name']}_no_decay"
-    return [part for part in (decayed, flat) if part["params"]]
+        if by_step:  # what this release counts in epochs
+            self.max_epochs = self.trainer.estimated_stepping_batches
+            self.warmup_epochs = warmup * (self.max_epochs / epochs)
+        try:
+            made = BaseMethod.configure_optimizers(self)  # of the linear model, too
+        finally:
+            self.max_epochs, self.warmup_epochs = epochs, warmup
+        if not by_step:
+            return made
+        (optimizer,), (schedule,) = made
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 class Momentum:
@@ -181,7 +151,13 @@ def for_a_run(cls: Any) -> type:
         mixins.append(Momentum)
     if issubclass(cls, DINO):
         mixins.append(ClippingDINO)
-    return derive(for_a_run, cls, {}, *mixins)
+    rebuilt = {"__reduce__": lambda self: (_blank, (cls,), self.__dict__)}
+    return type(cls.__name__, (*mixins, cls), {"__module__": __name__, **rebuilt})
+
+
+def _blank(cls: Any) -> Any:
+    """What another process unpickles an instance into."""
+    return object.__new__(for_a_run(cls))
 
 
 class PluginMethod(Lightning2, BaseMethod):
@@ -190,13 +166,8 @@ class PluginMethod(Lightning2, BaseMethod):
     settings_model: type[Settings]
 
     def __init__(self, **kwargs: Any):
-        names = list(self.settings_model.model_fields)
-        settings = {name: kwargs.pop(name) for name in names if name in kwargs}
-        for name in kwargs:  # the base class takes any, and ignores what it does not know
-            if meant := difflib.get_close_matches(name, names, n=1, cutoff=0.8):
-                raise UserError(
-                    f"{name}={kwargs[name]!r}: unknown setting; did you mean {meant[0]}?"
-                )
+        names = self.settings_model.model_fields.keys() & kwargs.keys()
+        settings = {name: kwargs.pop(name) for name in names}
         super().__init__(**kwargs)
         if self.lars:
             raise UserError("lars=True: does not work in this release; GitHub main has it")
@@ -221,7 +192,7 @@ class Classifier(Optimization, Lightning2, LinearModel):
     Args:
         backbone: images to N × D features.
         finetune: trains what of it requires a gradient.
-        kwargs: as for solo-learn's.
+        kwargs: as for solo-learn's methods.
     """
 
     classifier: Any
@@ -229,16 +200,16 @@ class Classifier(Optimization, Lightning2, LinearModel):
     def __init__(self, backbone: nn.Module, finetune: bool, **kwargs: Any):
         trained = [p for p in backbone.parameters() if p.requires_grad]  # not the mask
         super().__init__(backbone, **kwargs)
+        for name in ("warmup_epochs", "warmup_start_lr", "min_lr"):
+            setattr(self, name, kwargs[name])
         self.finetune = finetune
         for parameter in trained if finetune else ():
             parameter.requires_grad = True
 
     @property
     def learnable_params(self) -> list[dict[str, Any]]:
-        classifier = {"name": "classifier", "params": self.classifier.parameters()}
-        if not self.finetune:
-            return [classifier]
-        return [{"name": "backbone", "params": self.backbone.parameters()}, classifier]
+        parts = ("backbone", "classifier") if self.finetune else ("classifier",)
+        return [{"name": part, "params": getattr(self, part).parameters()} for part in parts]
 
     def forward(self, X: Tensor) -> dict[str, Tensor]:
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
@@ -279,28 +250,25 @@ def build_backbone(cfg: DictConfig) -> nn.Module:
 
 def build_method(cfg: DictConfig, labels: bool = True) -> pl.LightningModule:
     method = METHODS[cfg.method]
-    settings = _plain(cfg, "method_kwargs")
-    defaults: dict[str, Any] = {}
+    settings = _value(cfg, "method_kwargs", {})
     if hasattr(method, "settings_model"):  # checked here, where the key has its prefix
         validated(method.settings_model, settings, "method_kwargs.")
-    else:
-        defaults = _argparse_defaults(method)
-    arguments = {**defaults, **_base_arguments(cfg), **settings}
+    arguments = {**_base_arguments(cfg), **settings}
     if issubclass(method, BaseMomentumMethod):
         arguments |= {
             "base_tau_momentum": _value(cfg, "momentum.base_tau", 0.99),
             "final_tau_momentum": _value(cfg, "momentum.final_tau", 1.0),
             "momentum_classifier": _value(cfg, "momentum.classifier", False),
         }
-    cls = for_a_run(method)
-    model: Any = (cls if labels else without_label_metrics(cls))(**arguments)
+    model: Any = for_a_run(method)(**arguments)
     model.scheduler_interval = _value(cfg, "scheduler.interval", "step")
-    model.exclude_bias_n_norm_wd = _value(cfg, "optimizer.exclude_bias_n_norm_wd", False)
     if isinstance(model, WMSE):
         model.whitening = Whitening(model.whitening.output_dim, model.whitening.eps)
     if _value(cfg, "knn_eval.enabled", False):
         distance = _value(cfg, "knn_eval.distance_func", "euclidean")
         model.knn_eval, model.knn = True, OnlineKNN(k=model.knn_k, distance_fx=distance)
+    if not labels:
+        log_nothing_of_labels(model)
     return model
 
 
@@ -310,25 +278,8 @@ def build_linear(
     loss_func: Callable[..., Tensor] | None = None,
     mixup_func: Callable[..., Any] | None = None,
 ) -> pl.LightningModule:
-    model: Any = Classifier(
-        backbone,
-        finetune=_value(cfg, "finetune", False),
-        num_classes=cfg.data.num_classes,
-        max_epochs=cfg.max_epochs,
-        batch_size=cfg.optimizer.batch_size,
-        optimizer=cfg.optimizer.name,
-        lars=False,
-        lr=cfg.optimizer.lr,
-        weight_decay=cfg.optimizer.weight_decay,
-        exclude_bias_n_norm=False,
-        extra_optimizer_args=_plain(cfg, "optimizer.kwargs"),
-        scheduler=cfg.scheduler.name,
-        lr_decay_steps=_value(cfg, "scheduler.lr_decay_steps", None),
-    )
-    for name, default in {"warmup_epochs": 10, "warmup_start_lr": 3e-5, "min_lr": 0.0}.items():
-        setattr(model, name, _value(cfg, f"scheduler.{name}", default))
+    model: Any = Classifier(backbone, _value(cfg, "finetune", False), **_base_arguments(cfg))
     model.scheduler_interval = _value(cfg, "scheduler.interval", "step")
-    model.exclude_bias_n_norm_wd = _value(cfg, "optimizer.exclude_bias_n_norm_wd", False)
     return model
 
 
@@ -343,6 +294,9 @@ def complete_pretrain_config(cfg: DictConfig) -> DictConfig:
         cfg.optimizer.classifier_lr *= _lr_factor(cfg)
     if cfg.optimizer.get("classifier_lr") is None:
         cfg.optimizer.classifier_lr = cfg.optimizer.lr
+    if not hasattr(METHODS[cfg.method], "settings_model"):
+        defaults = _argparse_defaults(METHODS[cfg.method])
+        _default(cfg, {f"method_kwargs.{name}": value for name, value in defaults.items()})
     set_image_size(cfg, sizes[0])
     return cfg
 
@@ -439,17 +393,16 @@ def dataset_transforms(dataset: str) -> tuple[Callable[..., Tensor], Callable[..
 def _base_arguments(cfg: DictConfig) -> dict[str, Any]:
     """Keyword arguments of BaseMethod; what a bare backbone does not need has a default."""
     value = functools.partial(_value, cfg)
-    backbone_args = {**_plain(cfg, "backbone.kwargs"), "cifar": stem(cfg) == SMALL}
     return {
         "encoder": cfg.backbone.name,
         "num_classes": value("data.num_classes", 1),
-        "backbone_args": backbone_args,
+        "backbone_args": {**value("backbone.kwargs", {}), "cifar": stem(cfg) == SMALL},
         "max_epochs": value("max_epochs", 1),
         "batch_size": value("optimizer.batch_size", 1),
         "optimizer": value("optimizer.name", "sgd"),
         "lars": False,
         "exclude_bias_n_norm": False,
-        "extra_optimizer_args": _plain(cfg, "optimizer.kwargs"),
+        "extra_optimizer_args": value("optimizer.kwargs", {}),
         "lr": value("optimizer.lr", 0.0),
         "weight_decay": value("optimizer.weight_decay", 0.0),
         "classifier_lr": value("optimizer.classifier_lr", 0.0),
@@ -470,7 +423,7 @@ def _argparse_defaults(method: Any) -> dict[str, Any]:
     parser = ArgumentParser()
     method.add_model_specific_args(parser)
     base = ArgumentParser()
-    BaseMethod.add_model_specific_args(base)
+    BaseMomentumMethod.add_model_specific_args(base)
     shared = {action.dest for action in base._actions}
     return {a.dest: a.default for a in parser._actions if a.dest not in shared}
 
@@ -480,7 +433,3 @@ def _value(cfg: DictConfig, key: str, default: Any) -> Any:
     value = OmegaConf.select(cfg, key, default=None)
     value = default if value is None else value
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _plain(cfg: DictConfig, key: str) -> dict[str, Any]:
-    return _value(cfg, key, {})

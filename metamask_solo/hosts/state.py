@@ -5,100 +5,92 @@ from typing import Any
 import torch
 
 from metamask_solo.errors import UserError
+from metamask_solo.hosts import pl
 
 KEY = "host_state"
 
 
-def host_state(pl: Any) -> type:
-    """The callback ``HostState`` for the Lightning of a release."""
+class HostState(pl.Callback):  # type: ignore[name-defined]
+    """Keeps in a checkpoint what solo-learn leaves out, and puts it back when a run goes on.
 
-    class HostState(pl.Callback):  # type: ignore[name-defined]
-        """Keeps in a checkpoint what solo-learn leaves out, and puts it back when a run goes on.
+    - Buffers that a method makes when training starts, after a checkpoint was read (SwAV's queue,
+      DeepCluster's memory), and DeepCluster's assignments of the epoch.
+    - τ of momentum methods, a function of the step that a fresh object has forgotten.
+    - DINO's epoch, which Lightning does not tell when a run goes on within one.
+    - The random state of the checkpoint, from which the hooks of a method would draw.
 
-        - Buffers that a method makes when training starts, after a checkpoint was read (SwAV's
-          queue, DeepCluster's memory), and DeepCluster's assignments of the epoch.
-        - τ of momentum methods, a function of the step that a fresh object has forgotten.
-        - DINO's epoch, which Lightning does not tell when a run goes on within one.
-        - The random state of the checkpoint, from which the hooks of a method would draw.
+    And it gives each group its own rate where a schedule has no warm-up.
 
-        And it gives each group its own rate where a schedule has no warm-up.
+    It stands behind the callback that restores random states in ``on_train_start``. A checkpoint is
+    to be written when all hooks of a batch are over, since τ moves in the last.
 
-        It stands behind the callback that restores random states in ``on_train_start``. A
-        checkpoint is to be written when all hooks of a batch are over, since τ moves in the last.
+    Raises:
+        UserError: a buffer of the checkpoint does not fit the config.
+    """
 
-        Raises:
-            UserError: a buffer of the checkpoint does not fit the config.
-        """
+    def __init__(self) -> None:
+        self._at_setup: set[str] = set()
+        self._state: dict[str, Any] | None = None
+        self._random: torch.Tensor | None = None
+        self._weights: dict[str, torch.Tensor] | None = None
 
-        def __init__(self) -> None:
-            self._at_setup: set[str] = set()
-            self._state: dict[str, Any] | None = None
-            self._random: torch.Tensor | None = None
-            self._weights: dict[str, torch.Tensor] | None = None
+    def setup(self, trainer: Any, model: Any, stage: str) -> None:
+        self._at_setup = set(model.state_dict())
 
-        def setup(self, trainer: Any, model: Any, stage: str) -> None:
-            self._at_setup = set(model.state_dict())
+    def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        weights = checkpoint["state_dict"]
+        late = {name: weights.pop(name) for name in weights.keys() - self._at_setup}
+        checkpoint[KEY] = {"buffers": late}
+        if isinstance(getattr(model, "assignments", None), torch.Tensor):
+            checkpoint[KEY]["assignments"] = model.assignments
+        for schedule in checkpoint.get("lr_schedulers", []):
+            # SimSiam's fixed rate is a function in the schedule: it would drag the optimiser into
+            # the file, which no safe reader could open
+            schedule.pop("get_lr", None)
 
-        def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
-            weights = checkpoint["state_dict"]
-            late = {name: weights.pop(name) for name in weights.keys() - self._at_setup}
-            checkpoint[KEY] = {"buffers": late}
-            if isinstance(getattr(model, "assignments", None), torch.Tensor):
-                checkpoint[KEY]["assignments"] = model.assignments
-            for schedule in checkpoint.get("lr_schedulers", []):
-                # SimSiam's fixed rate is a function in the schedule: it would drag the optimiser
-                # into the file, which no safe reader could open
-                schedule.pop("get_lr", None)
+    def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        self._state = checkpoint.get(KEY, {})
 
-        def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
-            self._state = checkpoint.get(KEY, {})
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        self._random = torch.get_rng_state()
+        for config in trainer.lr_scheduler_configs if trainer.global_step == 0 else ():
+            if getattr(config.scheduler, "warmup_epochs", None) == 0:
+                # else GitHub main's schedule, which goes on from the last rate, would give all
+                # groups the rate of the first, the online classifier's too
+                groups = config.scheduler.optimizer.param_groups
+                for group, rate in zip(groups, config.scheduler.base_lrs, strict=True):
+                    group["lr"] = rate
 
-        def on_train_start(self, trainer: Any, model: Any) -> None:
-            self._random = torch.get_rng_state()
-            for config in trainer.lr_scheduler_configs if trainer.global_step == 0 else ():
-                if getattr(config.scheduler, "warmup_epochs", None) == 0:
-                    # else GitHub main's schedule, which goes on from the last rate, would give all
-                    # groups the rate of the first, the online classifier's too
-                    groups = config.scheduler.optimizer.param_groups
-                    for group, rate in zip(groups, config.scheduler.base_lrs, strict=True):
-                        group["lr"] = rate
+    def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        if self._state is not None:
+            self._restore(trainer, model)
+            self._weights = {name: w.clone() for name, w in model.state_dict().items()}
 
-        def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
-            if self._state is not None:
-                self._restore(trainer, model)
-                self._weights = {name: w.clone() for name, w in model.state_dict().items()}
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
+        if self._state is None:
+            return
+        if batch_idx > 0:  # the checkpoint is from within an epoch
+            if self._weights is not None:
+                # Lightning before 2.5 starts the epoch again, and DeepCluster its clusters
+                model.load_state_dict(self._weights)
+            elif not hasattr(model, "kmeans"):
+                model.on_train_epoch_start()
+            self._restore(trainer, model)
+        self._state = self._weights = None
 
-        def on_train_batch_start(
-            self, trainer: Any, model: Any, batch: Any, batch_idx: int
-        ) -> None:
-            if self._state is None:
-                return
-            if batch_idx > 0:  # the checkpoint is from within an epoch
-                if self._weights is not None:
-                    # Lightning before 2.5 starts the epoch again, and DeepCluster its clusters
-                    model.load_state_dict(self._weights)
-                elif not hasattr(model, "kmeans"):
-                    model.on_train_epoch_start()
-                self._restore(trainer, model)
-            self._state = self._weights = None
-
-        def _restore(self, trainer: Any, model: Any) -> None:
-            assert self._state is not None and self._random is not None
-            torch.set_rng_state(self._random)
-            for name, value in self._state.get("buffers", {}).items():
-                _restore_buffer(model, name, value)
-            if "assignments" in self._state:
-                model.assignments = self._state["assignments"].to(model.device)
-            if hasattr(model, "momentum_updater"):
-                # at 0, the next batch would count as a step even where it is accumulated
-                model.last_step = trainer.global_step
-                model.momentum_updater.update_tau(
-                    cur_step=trainer.global_step, max_steps=trainer.estimated_stepping_batches
-                )
-
-    # a process that is spawned finds it where it is public
-    HostState.__module__, HostState.__qualname__ = "metamask_solo.hosts", "HostState"
-    return HostState
+    def _restore(self, trainer: Any, model: Any) -> None:
+        assert self._state is not None and self._random is not None
+        torch.set_rng_state(self._random)
+        for name, value in self._state.get("buffers", {}).items():
+            _restore_buffer(model, name, value)
+        if "assignments" in self._state:
+            model.assignments = self._state["assignments"].to(model.device)
+        if hasattr(model, "momentum_updater"):
+            # at 0, the next batch would count as a step even where it is accumulated
+            model.last_step = trainer.global_step
+            model.momentum_updater.update_tau(
+                cur_step=trainer.global_step, max_steps=trainer.estimated_stepping_batches
+            )
 
 
 def _restore_buffer(model: Any, name: str, value: torch.Tensor) -> None:
@@ -107,7 +99,7 @@ def _restore_buffer(model: Any, name: str, value: torch.Tensor) -> None:
     # None: All4One's positional encoding, which its first batch makes
     made = buffers.get(leaf, ...)
     if made is ... or (made is not None and made.shape != value.shape):
-        shape = "no such buffer" if made is ... else f"shape {tuple(made.shape)}"
+        shape = "none" if made is ... else f"one of {tuple(made.shape)}"
         raise UserError(
             f"resume: the checkpoint holds {name} of shape {tuple(value.shape)}, and this config "
             f"makes {shape}"

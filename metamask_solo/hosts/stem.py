@@ -7,19 +7,17 @@ sets alone. ``backbone.stem`` asks for it, or against it, whatever the data.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 SMALL, STANDARD = "3x3", "standard"
-KEY = "backbone.stem"
 SMALL_DATASETS = ("cifar10", "cifar100")
-SIZED_BACKBONES = ("vit", "swin")
 
 
 def stem(cfg: DictConfig) -> str:
     """The stem of a config: ``backbone.stem``, or what solo-learn gives its data set."""
     by_dataset = SMALL if cfg.data.dataset in SMALL_DATASETS else STANDARD
-    return OmegaConf.select(cfg, KEY, default=None) or by_dataset
+    return cfg.backbone.get("stem") or by_dataset
 
 
 def stem_of(state: Mapping[str, Tensor]) -> str | None:
@@ -32,8 +30,8 @@ def stem_of(state: Mapping[str, Tensor]) -> str | None:
 
 def set_image_size(cfg: DictConfig, crop_size: int) -> None:
     """Swin and ViT are built for one size of images, and take 224 for it if nobody says more."""
-    if cfg.backbone.name.startswith(SIZED_BACKBONES) and crop_size != 224:
-        cfg.backbone.kwargs = OmegaConf.select(cfg, "backbone.kwargs") or {}
+    if cfg.backbone.name.startswith(("vit", "swin")) and crop_size != 224:
+        cfg.backbone.kwargs = cfg.backbone.get("kwargs") or {}
         cfg.backbone.kwargs.setdefault("img_size", crop_size)
 
 

@@ -96,7 +96,7 @@ class Optimizer(Settings):
 
 
 class Scheduler(Settings):
-    name: Literal["none", "warmup_cosine", "cosine", "step", "reduce"]
+    name: Literal["none", "warmup_cosine", "step"]
     warmup_epochs: Rate = 10
     warmup_start_lr: Rate = 3e-5
     min_lr: Rate = Field(0, description="at the end of the cosine")
@@ -195,10 +195,6 @@ class PretrainOptimizer(Optimizer):
     )
 
 
-class PretrainScheduler(Scheduler):
-    name: Literal["none", "warmup_cosine", "cosine", "step"]
-
-
 class Momentum(Settings):
     base_tau: Probability = Field(0.99, description="of BYOL's teacher and its like, at the start")
     final_tau: Probability = Field(1, description="and at the end")
@@ -256,7 +252,7 @@ class Pretraining(Run):
     fold_at_end: bool = Field(True, description="write MetaMask's folded checkpoint too")
     log_rankme: bool = Field(True, description="log RankMe of the features after each epoch")
     optimizer: PretrainOptimizer
-    scheduler: PretrainScheduler
+    scheduler: Scheduler
     momentum: Momentum = Momentum()
     knn_eval: KnnEval = KnnEval()
     augmentations: list[Pipeline] = Field(
@@ -280,7 +276,7 @@ class ProbeData(Data):
 
 
 class ProbeOptimizer(Optimizer):
-    layer_decay: Probability = Field(0, description="GitHub main only, of a ViT")
+    layer_decay: Literal[0] = Field(0, description="solo-learn's optimisers read no other")
 
 
 class Probe(Run):
@@ -360,11 +356,8 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
 def read_probe_config(cfg: DictConfig) -> DictConfig:
     """The checked config of a probe or of fine-tuning; see :func:`read_pretraining_config`."""
     from metamask_solo.data.loaders import check_folders
-    from metamask_solo.hosts import LINEAR_OPTIMIZER_KEYS
 
     cfg = _read(cfg, Probe)
-    if "layer_decay" in cfg.optimizer and "layer_decay" not in LINEAR_OPTIMIZER_KEYS:
-        raise UserError("optimizer.layer_decay: not in this release of solo-learn")
     check_folders(cfg)
     return cfg
 

@@ -31,7 +31,7 @@ from metamask_solo.hosts import build_linear, complete_linear_config, pl, refuse
 from metamask_solo.training.config import one_line, read_probe_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import FitResult, identify
-from metamask_solo.training.sampling import batches_of, training_loader, trains_on_gpu
+from metamask_solo.training.sampling import training_loader, trains_on_gpu
 from metamask_solo.training.trainer import fit
 
 MOST_SCALED = 1024  # images whose features say by how much they are scaled
@@ -89,6 +89,7 @@ def prepare_probe(cfg: DictConfig, read_packed: bool = True) -> tuple[Any, DictC
         complete_image_settings(cfg, config_beside(cfg.pretrained_feature_extractor))
         say(f"images: {image_settings(cfg)}")
         cfg = complete_linear_config(cfg)
+        refuse_known_faults(cfg, pretrains=False)
         count_classes(cfg)
         pl.seed_everything(cfg.seed)
         masked = cfg.get("masked")
@@ -106,7 +107,6 @@ def prepare_probe(cfg: DictConfig, read_packed: bool = True) -> tuple[Any, DictC
         cfg.data.class_names = list(getattr(train, "classes", []))
         val_loader = plain_loader(val, cfg.optimizer.batch_size, cfg.data.num_workers)
         train_loader = training_loader(train, cfg)
-        refuse_known_faults(cfg, "linear", batches_of(cfg, train_loader), model)
         return model, cfg, train_loader, val_loader
 
 

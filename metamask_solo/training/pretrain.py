@@ -26,7 +26,7 @@ from metamask_solo.training.callbacks import Forecast, RankMe
 from metamask_solo.training.config import one_line, read_pretraining_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import FitResult, finished_run, identify
-from metamask_solo.training.sampling import batches_of, training_loader
+from metamask_solo.training.sampling import training_loader
 from metamask_solo.training.trainer import fit
 
 
@@ -94,7 +94,6 @@ def prepare_pretraining(
         pl.seed_everything(cfg.seed)
         model = build_method(cfg, labels=data.labelled)
         train_loader, val_loader, val_data = training_loader(data, cfg), None, None
-        refuse_known_faults(cfg, "pretrain", batches_of(cfg, train_loader), model)
         if cfg.data.val_path is not None and data.labelled:
             val_data = classification_dataset(cfg, "val", evaluation_transform(cfg))
             val_loader = plain_loader(val_data, cfg.optimizer.batch_size, cfg.data.num_workers)

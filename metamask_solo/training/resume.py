@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.hosts import METHODS, refuse_changed_plan
+from metamask_solo.hosts import METHODS
 
 # Set by a command: what the images are, and what the checkpoint holds that a run starts from.
 STARTED_FROM = "started_from"
@@ -35,6 +35,13 @@ DECISIVE = (
     *("knn_eval", "limit_val_batches", "val_check_interval", "check_val_every_n_epoch"),
     *("finetune", "masked", "auto_augment", "label_smoothing", "mixup", "cutmix", "scale_features"),
     *("imports", "callbacks"),
+)
+# What the optimiser and the schedule in a checkpoint hold, whatever the file says, and what the
+# length of a cosine is made of.
+PLAN = ("method", "backbone.name", "optimizer", "scheduler")
+LENGTH = (
+    *("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"),
+    *("devices", "num_nodes", "data.train_path", "data.fraction"),
 )
 # what a position inside an epoch counts in
 WITHIN_AN_EPOCH = ("optimizer.batch_size", "accumulate_grad_batches", "processes", "seed")
@@ -82,12 +89,7 @@ def run_identity(cfg: DictConfig) -> dict[str, Any]:
         Dotted key to plain value; ``processes`` is the number of devices of all nodes, and
         ``results_version`` the number of the method that goes up when its results change.
     """
-    identity: dict[str, Any] = {}
-    for key in DECISIVE:
-        value = OmegaConf.select(cfg, key, default=None)
-        identity |= _flat(
-            OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key
-        )
+    identity = _values(cfg, DECISIVE)
     devices = cfg.get("devices", 1)
     identity["processes"] = (len(devices) if OmegaConf.is_list(devices) else devices) * (
         cfg.get("num_nodes") or 1
@@ -95,6 +97,15 @@ def run_identity(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("method") is not None:
         identity["results_version"] = getattr(METHODS.get(cfg.method), "results_version", 1)
     return identity
+
+
+def _values(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Dotted keys to plain values of all that stands at and below some keys of a config."""
+    values: dict[str, Any] = {}
+    for key in keys:
+        value = OmegaConf.select(cfg, key, default=None)
+        values |= _flat(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key)
+    return values
 
 
 def _flat(value: Any, key: str) -> dict[str, Any]:
@@ -280,7 +291,14 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     earlier = _args(path.parent)
     if earlier is None:
         return
-    refuse_changed_plan(cfg, earlier)
+    keys = PLAN + (LENGTH if cfg.scheduler.name == "warmup_cosine" else ())
+    one, two = _values(cfg, keys), _values(earlier, keys)
+    for key in sorted(one | two):
+        if one.get(key) != two.get(key):
+            raise UserError(
+                f"{key}={one.get(key)}: the checkpoint is of a run with {two.get(key)}, and its "
+                "optimiser and schedule go on with that"
+            )
     one, two = run_identity(cfg), run_identity(earlier)
     for key in WITHIN_AN_EPOCH if batches else ():
         if two.get(key) is not None and one.get(key) != two[key]:

@@ -89,14 +89,6 @@ def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
     )
 
 
-def batches_of(cfg: DictConfig, loader: DataLoader[Any]) -> int:
-    """The batches of an epoch of one process, as far as ``limit_train_batches`` lets them."""
-    limit, batches = cfg.get("limit_train_batches"), len(loader)
-    if isinstance(limit, float) and limit <= 1:
-        return int(batches * limit)
-    return min(batches, limit) if isinstance(limit, int) else batches
-
-
 def trains_on_gpu(cfg: DictConfig | dict[str, Any]) -> bool:
     """Whether Lightning takes a GPU for this config, or for these arguments of its Trainer."""
     return torch.cuda.is_available() and cfg.get("accelerator") != "cpu"

@@ -15,7 +15,6 @@ from metamask_solo.training.pretrain import check_pretraining
 
 TWO = {"devices": 2}
 BOTH, OLD, MAIN = ("main", "1.0.2"), ("1.0.2",), ("main",)
-WARMUP = {"scheduler.name": "warmup_cosine", "max_epochs": 4}
 KNN = {"knn_eval.enabled": True}
 SMALL = {"small": 2}
 DINO_WARMUP = "method_kwargs.warmup_teacher_temperature_epochs"
@@ -28,28 +27,18 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("byol", TWO, (), ""),
     ("metamask", TWO, (), ""),
     ("simclr", {"optimizer.name": "lars"}, OLD, "optimizer.name=lars"),
-    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 1}, (), ""),
-    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.5}, (), ""),
-    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.75}, BOTH, "scheduler.warmup_epochs=0.75"),
-    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 1, "max_steps": 5}, BOTH, "warmup_epochs=1"),
-    ("simclr", {**WARMUP, "scheduler.warmup_epochs": 0}, (), ""),
-    ("simclr", {"scheduler.name": "cosine"}, BOTH, "scheduler.name=cosine"),
+    ("simclr", {"optimizer.exclude_bias_n_norm_wd": True}, OLD, "exclude_bias_n_norm_wd=True"),
     ("simclr", {"num_crops": 3}, BOTH, "data.num_large_crops=3"),
     ("wmse", {"num_crops": 3}, (), ""),
     ("simclr", SMALL, (), ""),
     ("byol", SMALL, (), ""),
     ("vicreg", SMALL, BOTH, "data.num_small_crops=2"),
     ("swav", SMALL, OLD, "data.num_small_crops=2"),
-    ("simclr", {**SMALL, "backbone.name": "vit_tiny"}, BOTH, "data.num_small_crops=2"),
     ("simclr", {"backbone.name": "vit_tiny"}, (), ""),
-    ("simclr", {"backbone.name": "vit_tiny", "crop_size": 50}, BOTH, "img_size=50"),
     ("mocov2plus", {"method_kwargs.queue_size": 45}, BOTH, "queue_size=45"),
     ("mocov2plus", {"optimizer.batch_size": 12}, BOTH, "queue_size=40"),
     ("swav", {"method_kwargs.queue_size": 5}, BOTH, "queue_size=5"),
     ("swav", {"method_kwargs.queue_size": 0}, (), ""),
-    ("wmse", {"method_kwargs.whitening_size": 4}, BOTH, "whitening_size=4"),
-    ("deepclusterv2", {"method_kwargs.num_prototypes": [30]}, BOTH, "num_prototypes=.30."),
-    ("deepclusterv2", {"limit_train_batches": 1}, BOTH, "limit_train_batches=1"),
     ("dino", {DINO_WARMUP: 3}, BOTH, "epochs=3"),
     ("dino", {DINO_WARMUP: None}, OLD, "epochs="),
     ("simclr", KNN, (), ""),
@@ -93,29 +82,6 @@ def test_what_is_known_to_go_wrong_is_refused_and_nothing_else(
     with pytest.raises(UserError, match=key) as error:
         check_pretraining(cfg)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
-
-
-def optimizer_of_main(cfg: Any, method: str) -> Any:
-    """The optimiser and schedule of GitHub main, for four epochs of two steps."""
-    cfg.devices = [0]
-    model = hosts.METHODS[method](hosts.complete_pretrain_config(cfg))
-    model._trainer = type("Trainer", (), {"estimated_stepping_batches": 8})()
-    (optimizer,), (schedule,) = model.configure_optimizers()
-    return optimizer, schedule["scheduler"]
-
-
-@pytest.mark.skipif(hosts.RELEASE != "main", reason="a fault of GitHub main")
-def test_the_warm_up_that_is_refused_does_go_wrong(images: Path) -> None:
-    cfg = case("simclr", {**WARMUP, "scheduler.warmup_epochs": 0.75}, images)
-    optimizer, schedule = optimizer_of_main(cfg, "simclr")
-    backbone, classifier = optimizer.param_groups[:2]
-    lr, classifier_lr = 0.5 * 10 / 256, 0.1 * 10 / 256
-    highest = [0.0, 0.0]
-    for _ in range(8):
-        highest = [max(h, g["lr"]) for h, g in zip(highest, (backbone, classifier), strict=True)]
-        optimizer.step()
-        schedule.step()
-    assert highest[0] > 1.01 * lr and highest[1] > 1.01 * classifier_lr
 
 
 @pytest.mark.skipif(hosts.RELEASE == "main", reason="a fault of 1.0.2")

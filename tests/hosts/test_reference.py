@@ -51,13 +51,15 @@ class Record(hosts.pl.Callback):  # type: ignore[name-defined]
 def config(method: str, images: Path, out: Path) -> DictConfig:
     cfg = pretrain_config(images, out, method, max_epochs=EPOCHS, method_kwargs=SETTINGS[method])
     cfg.optimizer.batch_size = 8  # 40 images: 5 steps an epoch
-    cfg.optimizer.update({"lr": 1.0, "weight_decay": 1e-3, "exclude_bias_n_norm_wd": True})
+    cfg.optimizer.update({"lr": 1.0, "weight_decay": 1e-3})
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1, "min_lr": 0.01}
     cfg.momentum = {"base_tau": 0.9, "final_tau": 1.0}
     cfg.augmentations[0].rrc.enabled = hosts.RELEASE != "main"  # 1.0.2 always crops
     cfg.augmentations[0].rrc.crop_min_scale = 1.0
     cfg.augmentations[0].horizontal_flip.prob = 0.0
     cfg.data.val_path = None
+    if hosts.RELEASE == "main":
+        cfg.optimizer.exclude_bias_n_norm_wd = True
     return cfg
 
 
@@ -132,12 +134,10 @@ def by_plain_steps(cfg: DictConfig, ours: Record) -> Record:
     model.load_state_dict(ours.weights)
     groups = []
     for group in model.learnable_params:
-        params, fixed = list(group["params"]), group.get("static_lr", False)
-        base = {"base": group.get("lr", lr), "fixed": fixed, "lr": lr}
+        rates = {"base": group.get("lr", lr), "fixed": group.get("static_lr", False), "lr": lr}
         some = group.get("weight_decay", decay)
-        groups.append({"params": [p for p in params if p.ndim > 1], "weight_decay": some, **base})
-        groups.append({"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0, **base})
-    optimizer = torch.optim.SGD([group for group in groups if group["params"]], momentum=0.9)
+        groups.append({"params": group["params"], "weight_decay": some, **rates})
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
     record, warmup = Record(), STEPS // EPOCHS
     for step, batch in enumerate(ours.batches):
         for group in optimizer.param_groups:
