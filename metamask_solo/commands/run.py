@@ -7,7 +7,12 @@ import os
 import runpy
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
+
+from wrapt import when_imported
 
 from metamask_solo.commands.options import command_parser
 
@@ -20,7 +25,8 @@ CPU = "METAMASK_SOLO_CPU"
 def main(argv: list[str]) -> int:
     """Runs SCRIPT as ``python SCRIPT ARGS`` would; METHODS has MetaMask once it imports solo.
 
-    The ``solo`` beside the script comes first, as for a script that is run directly.
+    The ``solo`` beside the script comes first, as for a script that is run directly. A run of
+    MetaMask ends with the command that folds it, and a script that would drop a mask ends with 2.
 
     Returns:
         0, or 1 after an exception; what the script gives to ``sys.exit`` is passed on.
@@ -41,15 +47,15 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("script", metavar="SCRIPT", help="such as main_pretrain.py")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its own")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
 
     from metamask_solo.errors import UserError
 
-    if not os.path.isfile(given.script):
-        raise UserError(f"{given.script}: no such script")
-    if given.cpu:
+    if not os.path.isfile(options.script):
+        raise UserError(f"{options.script}: no such script")
+    if options.cpu:
         os.environ[CPU] = "1"
-    return execute(given.script, given.arguments)
+    return execute(options.script, options.arguments)
 
 
 def execute(script: str, arguments: list[str]) -> int:
@@ -69,10 +75,13 @@ def execute(script: str, arguments: list[str]) -> int:
     os.environ[SCRIPT] = path
     if CPU in os.environ:
         _stay_on_cpu()
+    when_imported("metamask_solo.method.metamask")(_say_what_to_fold)
+    source = Path(path).read_bytes()
+    probes = b"pretrained_feature_extractor" in source  # as main_linear.py, by whatever name
     try:
-        with open(path, "rb") as file:
-            code = compile(file.read(), path, "exec")
-        exec(code, module.__dict__)
+        code = compile(source, path, "exec")
+        with _refuse_masks(script) if probes else nullcontext():
+            exec(code, module.__dict__)
     except Exception as error:
         # without the frame of this function: what a script that is run directly shows
         trace = error.__traceback__ and error.__traceback__.tb_next
@@ -85,6 +94,45 @@ def execute(script: str, arguments: list[str]) -> int:
         else:
             os.environ[SCRIPT] = before[3]
     return 0
+
+
+def _say_what_to_fold(module: Any) -> None:
+    """Lets a run of MetaMask that solo-learn's Checkpointer saves end with what comes next."""
+
+    def on_fit_end(self: Any) -> None:
+        from metamask_solo.training.endings import print_ending
+
+        for callback in self.trainer.callbacks if self.trainer.is_global_zero else ():
+            if getattr(callback, "last_ckpt", None):
+                folder = Path(callback.path)
+                print_ending(f"folder: {folder}", ["fold", folder, folder / "folded"])
+
+    module.MetaMask.on_fit_end = on_fit_end
+
+
+@contextmanager
+def _refuse_masks(script: str) -> Iterator[None]:
+    """Ends a probe that reads a mask: it would train on the backbone without it."""
+    import torch
+
+    load = torch.load
+
+    def load_without_mask(file: Any, *args: Any, **kwargs: Any) -> Any:
+        content = load(file, *args, **kwargs)
+        if isinstance(content, dict) and "mask.logits" in content.get("state_dict", ()):
+            print(
+                f"metamask-solo run: error: {file}: {script} would train without its mask; fold "
+                f"first: metamask-solo fold {file} {Path(file).parent / 'folded'}",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+        return content
+
+    torch.load = load_without_mask
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 def _stay_on_cpu() -> None:
