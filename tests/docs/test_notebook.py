@@ -4,11 +4,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from documented import ROOT
 from nbclient import NotebookClient
 from runs import write_images
 
-NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
 SMALL = [
     "optimizer.batch_size=16",
     "data.num_workers=0",
