@@ -1,7 +1,7 @@
 """Every method that solo-learn can train: three epochs, stopping and going on, folding, kNN.
 
 What each method does is written as JSON to the file that METAMASK_SOLO_MATRIX names, if any; that
-is what docs/methods.md is made from (tools/tables.py).
+is what docs/solo-learn.md is made from (tools/tables.py).
 """
 
 import json
