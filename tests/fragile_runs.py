@@ -19,12 +19,8 @@ from metamask_solo.hosts import pl
 EPOCHS, STEPS = 3, 2  # of the run below, steps in each epoch
 # the moments at which a run can be killed, and how often each comes in a whole run
 MOMENTS = {
-    "step": EPOCHS * STEPS,
-    "hook": EPOCHS * STEPS,
-    "validation": EPOCHS,
-    "writing": EPOCHS,
-    "renaming": EPOCHS,
-    "renamed": EPOCHS,
+    **dict.fromkeys(("step", "hook"), EPOCHS * STEPS),
+    **dict.fromkeys(("validation", "writing", "renaming", "renamed"), EPOCHS),
 }
 
 # a process takes seconds to import everything; this server does it once, and forks
@@ -34,7 +30,8 @@ SERVER.set_forkserver_preload(["metamask_solo.training.pretrain"])
 
 def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:
     """Three epochs of two steps, with everything in it that has a state."""
-    cfg = pretrain_config(data, out, max_epochs=EPOCHS, auto_resume__enabled=True, **overrides)
+    overrides = {"max_epochs": EPOCHS, "auto_resume__enabled": True, **overrides}
+    cfg = pretrain_config(data, out, **overrides)
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.method_kwargs.mask = {"optimizer": "adam", "lr": 0.1, "schedule": "cosine"}
     return cfg
@@ -55,28 +52,28 @@ class SignalAt(pl.Callback):  # type: ignore[name-defined]
             os.kill(os.getpid(), self.number)
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
-        own_gradient, own_save, own_replace = model.mask_gradient, torch.save, os.replace
+        compute_gradient, save_whole, rename = model.mask_gradient, torch.save, os.replace
 
         def mask_gradient(views: Any) -> torch.Tensor:
-            gradient = own_gradient(views)
+            gradient = compute_gradient(views)
             self.came("hook")
             return gradient
 
         def save(content: Any, path: Any) -> None:
-            whole = io.BytesIO()
-            own_save(content, whole)
-            half = len(whole.getvalue()) // 2
+            buffer = io.BytesIO()
+            save_whole(content, buffer)
+            half = len(buffer.getvalue()) // 2
             with open(path, "wb") as file:
-                file.write(whole.getvalue()[:half])
+                file.write(buffer.getvalue()[:half])
                 file.flush()
                 self.came("writing")
-                file.write(whole.getvalue()[half:])
+                file.write(buffer.getvalue()[half:])
 
         def replace(source: Any, target: Any) -> None:
             checkpoint = str(target).endswith(".ckpt")
             if checkpoint:
                 self.came("renaming")
-            own_replace(source, target)
+            rename(source, target)
             if checkpoint:
                 self.came("renamed")
 

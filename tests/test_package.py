@@ -1,7 +1,6 @@
 """What importing the package does, and what it leaves to the first use."""
 
 import ast
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -78,10 +77,3 @@ def test_every_public_name_is_there_and_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
     with pytest.raises(AttributeError, match="nothing"):
         _ = metamask_solo.nothing
-
-
-def test_no_submodule_is_hidden_by_a_function() -> None:
-    for path in PACKAGE.iterdir():
-        if (path / "__init__.py").is_file() and path.name != "scripts":
-            module = importlib.import_module(f"metamask_solo.{path.name}")
-            assert getattr(metamask_solo, path.name) is module

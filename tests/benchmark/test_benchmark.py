@@ -115,7 +115,6 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
     raise TimeoutError
 
 
-@pytest.mark.faults
 @pytest.mark.resume
 def test_a_killed_benchmark_ends_with_the_results_of_a_whole_one(
     benchmark_file: Callable[..., Path], tmp_path: Path

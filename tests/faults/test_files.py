@@ -1,4 +1,4 @@
-"""Full disks, folders that cannot be written to, data files that are gone or damaged."""
+"""Full disks, folders that cannot be written to, images that vanish or are damaged."""
 
 import errno
 import os
@@ -18,7 +18,6 @@ from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
 from metamask_solo.atomic_files import atomic_folder, atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.data.datasets import Images, read_folder
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 
@@ -36,12 +35,6 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("metamask-solo ")]
     return line
-
-
-@pytest.fixture
-def data(images: Path, tmp_path: Path) -> Path:
-    """A copy of the images that a test may damage."""
-    return Path(shutil.copytree(images, tmp_path / "data"))
 
 
 class AtEpoch(pl.Callback):  # type: ignore[name-defined]
@@ -85,9 +78,7 @@ def test_a_full_disk_at_any_moment_of_writing(
     assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
 
 
-@pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_cannot_be_written_to(
-    error: int,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,14 +89,14 @@ def test_a_folder_that_cannot_be_written_to(
 
     def mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
         if self.is_relative_to(tmp_path / "readonly"):
-            raise OSError(error, os.strerror(error), str(self))
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
         allowed(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     out = tmp_path / "readonly" / "runs"
     assert pretrain(pretrain_config(images, out), tmp_path) == 2
-    line = error_line(capsys)
-    assert f"checkpoint.dir={out}: cannot be written ({os.strerror(error)})" in line
+    line = f"checkpoint.dir={out}: cannot be written ({os.strerror(errno.EROFS)})"
+    assert line in error_line(capsys)
 
 
 def test_a_path_below_a_file_is_one_line_in_every_command(
@@ -114,8 +105,6 @@ def test_a_path_below_a_file_is_one_line_in_every_command(
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     checkpoint = str(write_run(tmp_path / "run", images))
-    assert pretrain(pretrain_config(images, out), tmp_path) == 2
-    assert f"checkpoint.dir={out}: cannot be written (Not a directory)" in error_line(capsys)
     for argv in (
         ["fold", checkpoint, str(out)],
         ["data", "digits", "--out", str(out)],
@@ -127,67 +116,30 @@ def test_a_path_below_a_file_is_one_line_in_every_command(
     assert (tmp_path / "file").read_text() == ""
 
 
-DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "gone": lambda path: path.unlink(),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:200]),
-    "garbage": lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256))),
-    "empty": lambda path: path.write_bytes(b""),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_an_image_that_cannot_be_read_is_named(damage: str, data: Path) -> None:
-    dataset = Images(read_folder(data / "train", "data"), lambda image: image)
-    index = len(dataset) - 2
-    image, label = dataset[index]
-    assert image.size == (32, 32) and label == 4
-    path = Path(dataset.samples[index][0])
-    DAMAGES[damage](path)
-    with pytest.raises(UserError, match=f"{path}: cannot be read") as caught:
-        dataset[index]
-    assert "\n" not in str(caught.value)
-
-
-def test_a_data_file_that_vanishes_leaves_the_checkpoint_before(data: Path, tmp_path: Path) -> None:
+def test_an_image_that_vanishes_leaves_the_checkpoint_before(images: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(images, tmp_path / "data"))
     image = data / "train" / "class_3" / "1.png"
     cfg = pretrain_config(data, tmp_path / "runs", max_epochs=2)
     with pytest.raises(UserError, match=f"{image}: cannot be read"):
-        train(cfg, AtEpoch(1, lambda: DAMAGES["gone"](image)))
+        train(cfg, AtEpoch(1, image.unlink))
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert load_raw(checkpoint)["epoch"] == 0
 
 
-@pytest.mark.parametrize("split, workers", [("train", 2), ("val", 0)])
-def test_a_damaged_image_ends_the_command_with_2(
-    split: str, workers: int, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command, workers", [("pretrain", 2), ("pretrain", 0), ("knn", 0)])
+def test_a_damaged_image_ends_a_command_with_2(
+    command: str,
+    workers: int,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    image = data / split / "class_3" / "1.png"
-    DAMAGES["truncated"](image)
-    cfg = pretrain_config(data, tmp_path / "runs", data__num_workers=workers)
-    assert pretrain(cfg, tmp_path) == 2
-    assert error_line(capsys).startswith(f"metamask-solo pretrain: error: {image}: cannot be read")
-
-
-def test_a_damaged_image_without_labels_is_named(data: Path, tmp_path: Path) -> None:
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in (data / "train").rglob("*.png"):
-        path.rename(flat / f"{path.parent.name}-{path.name}")
-    image = flat / "class_3-1.png"
-    DAMAGES["truncated"](image)
-    cfg = pretrain_config(data, tmp_path / "runs", data__no_labels=True, data__val_path=None)
-    cfg.data.train_path = str(flat)
-    with pytest.raises(UserError, match=f"{image}: cannot be read"):
-        train(cfg)
-
-
-@pytest.mark.parametrize("command", ["knn", "analyze"])
-def test_a_damaged_image_is_named_by_what_reads_checkpoints(
-    command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = str(write_run(tmp_path / "run", data))
-    image = data / "val" / "class_3" / "1.png"
-    DAMAGES["truncated"](image)
-    out = [] if command == "knn" else ["--out", str(tmp_path / "out")]
-    assert main([command, checkpoint, "--data", str(data), *out]) == 2
-    assert f"{image}: cannot be read" in error_line(capsys)
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    image = data / ("train" if workers else "val") / "class_3" / "1.png"
+    image.write_bytes(image.read_bytes()[:200])
+    if command == "knn":
+        assert main(["knn", str(write_run(tmp_path / "run", data)), "--data", str(data)]) == 2
+    else:
+        cfg = pretrain_config(data, tmp_path / "runs", data__num_workers=workers)
+        assert pretrain(cfg, tmp_path) == 2
+    assert error_line(capsys).startswith(f"metamask-solo {command}: error: {image}: cannot be read")

@@ -4,7 +4,7 @@ import copy
 import os
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,16 @@ from runs import pretrain_config
 from metamask_solo.__main__ import main
 
 METHODS = ("metamask", "simclr", "barlow_twins")
-# what takes the place of a value: of the wrong type, out of range, or strange in some other way
-VALUES: list[Any] = [None, True, False, 0, 1, -1, 2, 7, 10**12, -(10**12), 0.0, 0.5, -0.5, 1e-3]
-VALUES += [1e308, float("nan"), float("inf"), -float("inf"), "", " ", "0", "1e-3", "no", "null"]
-VALUES += [
-    "../..",
-    "a\0b",
-    "ä\n$",
-    "x" * 300,
-    "${name}",
-    "${nowhere}",
-    "${",
-    "${oc.env:HOME}",
-    "???",
+# what takes the place of a value: of the wrong type, out of range, strange in some other way, or
+# valid for another setting
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 7, 10**12, -(10**12), 0.0, 0.5, -0.5, 1e-3, 1e308),
+    *(float("nan"), float("inf"), -float("inf"), "", " ", "0", "1e-3", "no", "null", "../.."),
+    *("a\0b", "ä\n$", "x" * 300, "${name}", "${nowhere}", "${", "${oc.env:HOME}", "???"),
+    *([], [1, 2], [[]], ["a"], [None], {}, {"a": 1}, {"name": "x"}, {1: 2}),
+    *("adam", "lars", "adamw", "step", "warmup_cosine", "cosine", "linear", "heads", "plain"),
+    *("simclr", "byol", "cifar10", "image_folder", "resnet50", "ddp", "gpu", "16-mixed"),
 ]
-VALUES += [[], [1, 2], [[]], ["a"], [None], {}, {"a": 1}, {"name": "x"}, {1: 2}]
-# one valid value of another setting, which may not fit here
-VALUES += ["adam", "lars", "adamw", "step", "warmup_cosine", "cosine", "linear", "heads", "plain"]
-VALUES += ["simclr", "byol", "cifar10", "image_folder", "resnet50", "ddp", "gpu", "16-mixed"]
 
 
 def base_config(method: str, data: Path, out: Path) -> dict[str, Any]:
@@ -41,7 +33,7 @@ def base_config(method: str, data: Path, out: Path) -> dict[str, Any]:
     cfg["scheduler"] = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg["knn_eval"] = {"enabled": True, "k": 3, "distance_func": "cosine"}
     if method == "metamask":
-        cfg["method_kwargs"] |= {"alpha": 1.0, "temperature": 0.2, "mask": {}, "meta": {}}
+        cfg["method_kwargs"] |= {"alpha": 1.0, "temperature": 0.2}
         cfg["method_kwargs"]["mask"] = {"kind": "sigmoid", "optimizer": "adam", "lr": 0.1}
         cfg["method_kwargs"]["meta"] = {"hypergradient": "exact", "trial_lr": 0.1}
     else:
@@ -50,52 +42,33 @@ def base_config(method: str, data: Path, out: Path) -> dict[str, Any]:
     return cfg
 
 
-def places(node: Any) -> list[tuple[Any, Any]]:
+def leaves_and_branches(node: Any) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) of a nested config."""
-    keys = list(node) if isinstance(node, dict) else range(len(node))
-    found = [(node, key) for key in keys]
-    for key in keys:
+    for key in list(node) if isinstance(node, dict) else range(len(node)):
+        yield node, key
         if isinstance(node[key], dict | list):
-            found += places(node[key])
-    return found
+            yield from leaves_and_branches(node[key])
 
 
-def replace(rng: random.Random, node: Any, key: Any) -> None:
-    node[key] = copy.deepcopy(rng.choice(VALUES))
-
-
-def delete(rng: random.Random, node: Any, key: Any) -> None:
-    del node[key]
-
-
-def nest(rng: random.Random, node: Any, key: Any) -> None:
-    node[key] = {str(key): node[key]} if rng.random() < 0.5 else [node[key]]
-
-
-def flatten(rng: random.Random, node: Any, key: Any) -> None:
-    if isinstance(node[key], dict) and node[key]:
+def mutate(rng: random.Random, node: Any, key: Any) -> None:
+    """Replaces, deletes, nests, flattens, misspells or adds."""
+    how = rng.choice(["replace"] * 3 + ["delete", "nest", "flatten", "misspell", "add"])
+    if how == "replace":
+        node[key] = copy.deepcopy(rng.choice(VALUES))
+    elif how == "delete":
+        del node[key]
+    elif how == "nest":
+        node[key] = {str(key): node[key]} if rng.random() < 0.5 else [node[key]]
+    elif how == "flatten" and isinstance(node[key], dict) and node[key]:
         node[key] = rng.choice(list(node[key].values()))
-
-
-def misspell(rng: random.Random, node: Any, key: Any) -> None:
-    if isinstance(node, dict) and isinstance(key, str):
+    elif how == "misspell" and isinstance(key, str):
         at = rng.randrange(len(key) + 1)
-        node[key[:at] + rng.choice(["", "x", "_", "."]) + key[at + rng.randrange(2) :]] = node.pop(
-            key
-        )
-
-
-def add(rng: random.Random, node: Any, key: Any) -> None:
-    if isinstance(node, dict):
-        node[rng.choice(["kwargs", "lr", "momentum", "x", 3, "name", "enabled"])] = rng.choice(
-            VALUES
-        )
-    else:
+        misspelt = key[:at] + rng.choice(["", "x", "_", "."]) + key[at + rng.randrange(2) :]
+        node[misspelt] = node.pop(key)
+    elif how == "add" and isinstance(node, dict):
+        node[rng.choice(["kwargs", "lr", "x", 3, "name", "enabled"])] = rng.choice(VALUES)
+    elif how == "add":
         node.append(copy.deepcopy(node[key]))
-
-
-MUTATIONS: list[Callable[[random.Random, Any, Any], None]]
-MUTATIONS = [replace, replace, replace, delete, nest, flatten, misspell, add]
 
 
 def mutated(seed: int, data: Path, out: Path) -> str:
@@ -103,70 +76,45 @@ def mutated(seed: int, data: Path, out: Path) -> str:
     rng = random.Random(seed)
     cfg = base_config(rng.choice(METHODS), data, out)
     for _ in range(rng.choice([1, 1, 2, 3])):
-        container, key = rng.choice(places(cfg))
-        rng.choice(MUTATIONS)(rng, container, key)
+        mutate(rng, *rng.choice(list(leaves_and_branches(cfg))))
     text = yaml.safe_dump(cfg, allow_unicode=True)
     if rng.random() < 0.1:
         at = rng.randrange(len(text))
-        text = (
-            text[:at]
-            + rng.choice(["", "\t", ":", "- ", "{", "&a ", "*a", "!!python/name:os "])
-            + (text[at + rng.randrange(8) :])
-        )
+        inserted = rng.choice(["", "\t", ":", "- ", "{", "&a ", "*a", "!!python/name:os "])
+        text = text[:at] + inserted + text[at + rng.randrange(8) :]
     return text
 
 
-def check(
-    seed: int, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> tuple[bool, str]:
-    """Runs the check on one mutated config; returns whether it was accepted, and its last line."""
-    (folder / "run.yaml").write_text(mutated(seed, data, folder / "runs"))
-    argv = ["pretrain", "--config-path", str(folder), "--config-name", "run.yaml", "--cfg-check"]
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        range(40),
+        pytest.param(range(1000, 3000), marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
+    ],
+)
+def test_mutated_configs(
+    seeds: range,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["pretrain", "--config-path", str(tmp_path), "--config-name", "run.yaml", "--cfg-check"]
     argv += ["++hydra.run.dir=.", "++hydra.output_subdir=null", "hydra/job_logging=disabled"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        code = main(argv)
-    out, errors = capsys.readouterr()
-    context = f"seed {seed}: {errors}\n{(folder / 'run.yaml').read_text()}"
-    assert code in (0, 2), context
-    lines = (errors if code else out).splitlines()
-    expected = "metamask-solo pretrain: error: " if code else "ok: "
-    assert sum(line.startswith(expected) for line in lines) == 1, context
-    assert "Traceback" not in errors and len(lines[-1]) < 2000, context
-    assert sorted(os.listdir(folder)) == ["run.yaml"], context
-    return code == 0, lines[-1]
-
-
-def fuzz(
-    seeds: range, data: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> dict[bool, int]:
-    counts = {True: 0, False: 0}
+    codes = []
     for seed in seeds:
-        accepted, _ = check(seed, data, folder, capsys)
-        counts[accepted] += 1
-    return counts
-
-
-def test_forty_mutated_configs(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    counts = fuzz(range(40), images, tmp_path, capsys)
-    assert min(counts.values()) >= 3  # neither everything nor nothing passes
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_two_thousand_mutated_configs(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    counts = fuzz(range(1000, 3000), images, tmp_path, capsys)
-    with capsys.disabled():
-        print(f"\n2000 mutated configs: {counts[True]} accepted, {counts[False]} refused")
+        (tmp_path / "run.yaml").write_text(mutated(seed, images, tmp_path / "runs"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = main(argv)
+        out, errors = capsys.readouterr()
+        context = f"seed {seed}: {errors}\n{(tmp_path / 'run.yaml').read_text()}"
+        assert code in (0, 2), context
+        lines = (errors if code else out).splitlines()
+        expected = "metamask-solo pretrain: error: " if code else "ok: "
+        assert sum(line.startswith(expected) for line in lines) == 1, context
+        assert "Traceback" not in errors and len(lines[-1]) < 2000, context
+        assert os.listdir(tmp_path) == ["run.yaml"], context
+        codes.append(code)
+    assert min(codes.count(0), codes.count(2)) >= 3  # neither everything nor nothing passes

@@ -76,7 +76,6 @@ def test_another_seed_is_another_run(images: Path, tmp_path: Path) -> None:
     assert model.trainer.global_step == 4
 
 
-@pytest.mark.faults
 def test_a_damaged_checkpoint_is_named_and_skipped(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
