@@ -6,13 +6,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from runs import pretrain_config
+from runs import pretrain_config, use_small_backbone
 
 from metamask_solo.hosts import pl
 
@@ -31,25 +31,38 @@ SERVER.set_forkserver_preload(["metamask_solo.training.pretrain"])
 def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:
     """Three epochs of two steps, with everything in it that has a state."""
     overrides = {"max_epochs": EPOCHS, "auto_resume__enabled": True, **overrides}
-    cfg = pretrain_config(data, out, **overrides)
+    cfg = pretrain_config(data, out, fold_at_end=False, **overrides)
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.method_kwargs.mask = {"optimizer": "adam", "lr": 0.1, "schedule": "cosine"}
     return cfg
 
 
-class SignalAt(pl.Callback):  # type: ignore[name-defined]
-    """Sends this process a signal when a moment comes for the n-th time, counted from 1."""
+class SmallBackbone(pl.Callback):  # type: ignore[name-defined]
+    def setup(self, trainer: Any, model: Any, stage: str) -> None:
+        use_small_backbone(model)
 
-    def __init__(self, moment: str, n: int, number: int = signal.SIGKILL):
+
+class SignalAt(pl.Callback):  # type: ignore[name-defined]
+    """Sends this process a signal when a moment comes for the n-th time, counted from 1.
+
+    Args:
+        delay: seconds from that moment to the signal.
+    """
+
+    def __init__(self, moment: str, n: int, number: int = signal.SIGKILL, delay: float = 0.0):
         self.moment = moment
         self.left = n
         self.number = number
+        self.delay = delay
 
     def came(self, moment: str) -> None:
         self.left -= moment == self.moment
         if self.left == 0:
             self.left = -1
-            os.kill(os.getpid(), self.number)
+            if self.delay:
+                Timer(self.delay, os.kill, (os.getpid(), self.number)).start()
+            else:
+                os.kill(os.getpid(), self.number)
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
         compute_gradient, save_whole, rename = model.mask_gradient, torch.save, os.replace
@@ -87,14 +100,14 @@ class SignalAt(pl.Callback):  # type: ignore[name-defined]
 
 
 class FullDisk(pl.Callback):  # type: ignore[name-defined]
-    """From an epoch on, no file can grow beyond a megabyte."""
+    """From an epoch on, no file can grow beyond 64 KiB."""
 
     def __init__(self, epoch: int):
         self.epoch = epoch
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
         if trainer.current_epoch == self.epoch:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 
 
 def _body(log: Path, cfg: DictConfig, callbacks: tuple[Any, ...]) -> None:
@@ -106,28 +119,17 @@ def _body(log: Path, cfg: DictConfig, callbacks: tuple[Any, ...]) -> None:
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     try:
-        pretrain_run(cfg, callbacks=callbacks)
+        pretrain_run(cfg, callbacks=(SmallBackbone(), *callbacks))
     except (RunStopped, UserError) as error:
         print(error)
         sys.stdout.flush()
         os._exit(error.exit_code if isinstance(error, RunStopped) else 2)
 
 
-def run(
-    log: Path,
-    cfg: DictConfig,
-    *callbacks: Any,
-    meanwhile: Callable[[Any], None] = lambda process: None,
-) -> int:
-    """Pretrains in a process of its own; returns its exit code, -9 after SIGKILL.
-
-    Args:
-        log: file for all that it prints.
-        meanwhile: called with the process once it runs.
-    """
+def run(log: Path, cfg: DictConfig, *callbacks: Any) -> int:
+    """Pretrains in a process of its own that prints to ``log``; returns its exit code."""
     process = SERVER.Process(target=_body, args=(log, cfg, callbacks))
     process.start()
-    meanwhile(process)
     process.join()
     assert process.exitcode is not None
     return process.exitcode

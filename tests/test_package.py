@@ -31,7 +31,6 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     [
         "import metamask_solo; from solo.methods import METHODS",
         "from solo.methods import METHODS; import metamask_solo",
-        "from metamask_solo import MetaMask; from solo.methods import METHODS",
     ],
 )
 def test_the_method_registers_itself(code: str) -> None:

@@ -195,7 +195,9 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
         if not logged or outputs is None or (scale is not None and scale >= 1):
             return
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if _any_process(trainer, not bool(loss.isfinite())):
+        # DeepCluster's loss of the first epoch is NaN, of images without a cluster: no weight is
+        wrong = not loss.isfinite() and (scale is not None or not _are_finite(model))
+        if _any_process(trainer, wrong):
             terms = [
                 name.removesuffix("_step")
                 for name, value in trainer.callback_metrics.items()
@@ -212,6 +214,10 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = state["skipped"]
+
+
+def _are_finite(model: Any) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def _loss_scale(trainer: Any) -> float | None:

@@ -32,9 +32,8 @@ def assert_same_end(out: Path, unbroken: dict[str, Any]) -> None:
     assert state["state_dict"].keys() == unbroken["state_dict"].keys()
     for name, tensor in unbroken["state_dict"].items():
         assert torch.equal(state["state_dict"][name], tensor), name
-    # printing shows tensors in part; weights were compared in full
-    assert str(state["optimizer_states"]) == str(unbroken["optimizer_states"])
-    assert str(state["metamask"]) == str(unbroken["metamask"])
+    one, two = ((s["optimizer_states"], s["metamask"]["mask_optimizer"]) for s in (state, unbroken))
+    assert str(one) == str(two)  # shows tensors in part; weights were compared in full
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +49,16 @@ def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_a_killed_run_ends_like_an_unbroken_one(
     kill: int, images: Path, tmp_path: Path, unbroken: dict[str, Any]
 ) -> None:
-    """Killed at a random one of its moments, or at any time."""
+    """Killed at a random one of its moments, or a little later."""
     rng = random.Random(kill)
     cfg = fragile_config(images, tmp_path / "runs")
-    moment = rng.choice([*MOMENTS, "any time"])
-    if moment == "any time":
-        seconds = rng.uniform(0.0, 1.5)
-
-        def after_a_while(process: Any) -> None:
-            while process.is_alive() and not list((tmp_path / "runs").rglob("args.json")):
-                time.sleep(0.005)  # that file is written when training starts
-            process.join(seconds)
-            process.kill()
-
-        code = run(tmp_path / "first.txt", cfg, meanwhile=after_a_while)
+    moment = rng.choice([*MOMENTS])
+    if rng.random() < 0.3:  # after one of the first steps, at any time
+        killer = SignalAt("step", rng.randint(1, 4), delay=rng.uniform(0.001, 0.05))
     else:
-        kill_at = SignalAt(moment, rng.randint(1, MOMENTS[moment]))
-        code = run(tmp_path / "first.txt", cfg, kill_at)
-    assert code == -signal.SIGKILL, (moment, (tmp_path / "first.txt").read_text())
+        killer = SignalAt(moment, rng.randint(1, MOMENTS[moment]))
+    code = run(tmp_path / "first.txt", cfg, killer)
+    assert code == -signal.SIGKILL, (tmp_path / "first.txt").read_text()
     saved = list((tmp_path / "runs").rglob("*.ckpt"))
     assert run(tmp_path / "second.txt", cfg) == 0, (tmp_path / "second.txt").read_text()
     printed = (tmp_path / "second.txt").read_text()

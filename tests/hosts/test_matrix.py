@@ -29,6 +29,7 @@ def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig
     """Three epochs of four steps, with τ, a schedule and SwAV's queue from the second on."""
     cfg = pretrain_config(images, out, method, max_epochs=3, **overrides)
     cfg.optimizer.batch_size = 5
+    cfg.log_every_n_steps = 1  # so the loss is looked at after each step
     cfg.optimizer.lr = 1.0
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.momentum = {"base_tau": 0.6, "final_tau": 1.0}
