@@ -35,6 +35,8 @@ def execute(plan: Plan, runs: list[Run]) -> None:
     Raises:
         UserError: the launcher could not be started.
     """
+    # a run that is not trained says nothing of the time left: those come last
+    runs = sorted(runs, key=lambda run: "untrained" in run.config)
     for run in runs:
         task = {"config": run.config, "evaluations": plan.file.measured}
         write_json(run.folder / TASK, {**task, "keep_checkpoints": plan.file.keep_checkpoints})
@@ -61,18 +63,19 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     trained = [run for run in runs if "untrained" not in run.config]
     if not trained:
         return f"{len(runs)} runs without training"
-    dearest = max(trained, key=_cost)
+    dearest = max(trained, key=_weight)
     each = _seconds(dearest, {})
     if each is None:
         return f"{len(runs)} runs"
-    seconds = each * len(trained) / _jobs(plan)
+    runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / _jobs(plan)
+    seconds = each * runs_of_dearest
     text = f"{len(runs)} runs, about {_duration(seconds)} here"
     if not plan.file.quick:
         pixels = {f"augmentations.{i}.crop_size": QUICK_PIXELS
                   for i in range(len(dearest.config["augmentations"]))}  # fmt: skip
-        quick = _seconds(dearest, {**pixels, "max_epochs": QUICK_EPOCHS})
+        quick = _seconds(dearest, {**pixels, "max_epochs": QUICK_EPOCHS, "precision": "32"})
         if quick is not None and quick < each / 2:
-            quick *= len(trained) / _jobs(plan)
+            quick *= runs_of_dearest
             text += (
                 f"; quick=True takes about {_duration(quick)}: {QUICK_PIXELS} pixels, "
                 f"{QUICK_EPOCHS} epochs"
@@ -80,11 +83,15 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     return text
 
 
-def _cost(run: Run) -> int:
-    """Whether a method updates a mask, and through the whole network."""
+def _weight(run: Run) -> float:
+    """About how long a run takes, in runs of the cheapest method (docs/performance.md)."""
+    if "untrained" in run.config:
+        return 0.05
     meta = run.config.get("method_kwargs", {}).get("meta", {})
-    updates = run.config["method"] == "metamask" and meta.get("enabled", True)
-    return updates * (2 if meta.get("trial_scope", "all") == "all" else 1)
+    if run.config["method"] != "metamask" or not meta.get("enabled", True):
+        return 1.0
+    update = 3.0 if meta.get("trial_scope", "all") == "all" else 0.05
+    return 1 + update / int(meta.get("every_n_steps", 1))
 
 
 def _jobs(plan: Plan) -> int:
@@ -137,8 +144,7 @@ def _progress(runs: list[Run]) -> Iterator[None]:
     """A line for each run that ends, and the time left; under any launcher, the files tell."""
     stop = threading.Event()
     left = list(runs)
-    # what is not trained takes little of the time
-    weights = {run.folder: 0.05 if "untrained" in run.config else 1.0 for run in runs}
+    weights = {run.folder: _weight(run) for run in runs}
     form = "{percentage:3.0f} % |{bar:20}| {elapsed} so far, {remaining} left"
     bar = tqdm(total=sum(weights.values()), smoothing=0, bar_format=form, file=sys.stdout)
 

@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import io
 import itertools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,10 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
         paths = {"train_path": folders.train_path, "val_path": folders.val_path}
         whole = {key: path and str(Path(path).resolve()) for key, path in paths.items()}
         benchmark = benchmark.model_copy(update={"data": folders.model_copy(update=whole)})
-    variants = _variants(find_config(config).parent, benchmark)
+    with redirect_stderr(io.StringIO()) as said:
+        variants = _variants(find_config(config).parent, benchmark)
+    for line in dict.fromkeys(said.getvalue().splitlines()):  # each method says the same
+        print(line, file=sys.stderr)
     wanted = [variant for variant in variants if variant.method in benchmark.trained]
     # an untrained backbone is another one with each seed; pixels are pixels
     planned: list[tuple[Variant, int]] = [
@@ -255,6 +260,7 @@ def compose_method(
     for key, value in EVERY_RUN.items():
         OmegaConf.update(cfg, key, value, force_add=True)
     if benchmark.quick:
+        cfg.precision = "32"  # a CPU without bf16 takes many times as long in half precision
         for pipeline in cfg.augmentations:
             pipeline.crop_size = QUICK_PIXELS
     if benchmark.length is not None:

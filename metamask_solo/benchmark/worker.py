@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
@@ -42,6 +42,7 @@ from metamask_solo.versions import version_of
 ONLINE_KNN = "val_knn_acc1"
 COSTS = "costs.json"
 LARGEST_RAW = 64  # pixels a side
+TIMED = 4  # steps of a forecast, of which the first warms up
 STARTING = 12.0  # seconds that a process takes to start
 PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")
 
@@ -133,35 +134,46 @@ def _run(folder: Path) -> None:
 def forecast(folder: Path) -> None:
     """Times three steps of a run, and writes how long all of it will take.
 
-    On a CPU with at most 16 images a step, as its time grows with them. A forward pass of one
-    image, of which an evaluation takes one, is a sixth of what training takes for two views.
+    On a CPU with at most 16 images a step first. Small images cost less in large batches, so the
+    whole batch is timed where that takes at most three minutes. A forward pass of one image, of which
+    an evaluation takes one, is a sixth of what training takes for two views.
     """
     task = read_json(folder / TASK)
     assert task is not None
     cfg = OmegaConf.create(task["config"])
     for key, value in task["changes"].items():
         OmegaConf.update(cfg, key, value)
-    epochs = cfg.max_epochs
+    batch = cfg.optimizer.batch_size
     if _device(cfg) == "cpu":
-        cfg.optimizer.batch_size = min(cfg.optimizer.batch_size, 16)
-    changes: dict[str, Any] = {
+        each, images, evaluated = _time_steps(cfg, folder, min(batch, 16))
+        if batch > 16 and each * batch * TIMED < 180:
+            each, images, evaluated = _time_steps(cfg, folder, batch)
+    else:
+        each, images, evaluated = _time_steps(cfg, folder, batch)
+    every = cfg.get("check_val_every_n_epoch") or 1
+    training = cfg.max_epochs * (images + evaluated / 6 / every)
+    seconds = STARTING + each * (training + (images + evaluated) / 6)
+    write_json(folder / RESULT, {"seconds": seconds})
+
+
+def _time_steps(cfg: DictConfig, folder: Path, batch_size: int) -> tuple[float, int, int]:
+    """Seconds of training per image, and the numbers of training and of validation images."""
+    cfg = cfg.copy()
+    cfg.optimizer.batch_size = batch_size
+    changes = {
         "max_epochs": 1,
-        "limit_train_batches": 4,
+        "limit_train_batches": TIMED,
         "auto_resume.enabled": False,
+        "num_sanity_val_steps": 0,
+        "checkpoint.dir": str(folder / f"training-{batch_size}"),
     }
-    changes |= {"num_sanity_val_steps": 0, "checkpoint.dir": str(folder / "training")}
     for key, value in changes.items():
         OmegaConf.update(cfg, key, value, force_add=True)
     model, cfg, loader, validation = prepare_pretraining(cfg)
-    images = len(loader.dataset)
-    evaluated = 0 if validation is None else len(validation.dataset)
     fit(model, cfg, loader, None, cfg.method, (costs := Costs(folder),))
     assert costs.seconds_per_step is not None
-    each = costs.seconds_per_step / cfg.optimizer.batch_size
-    every = cfg.get("check_val_every_n_epoch") or 1
-    training = epochs * (images + evaluated / 6 / every)
-    seconds = STARTING + each * (training + (images + evaluated) / 6)
-    write_json(folder / RESULT, {"seconds": seconds})
+    evaluated = 0 if validation is None else len(validation.dataset)
+    return costs.seconds_per_step / batch_size, len(loader.dataset), evaluated
 
 
 def _pretrain(folder: Path) -> FitResult:
