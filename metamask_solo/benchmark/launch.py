@@ -70,7 +70,7 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / _jobs(plan)
     seconds = each * runs_of_dearest
     text = f"{len(runs)} runs, about {_duration(seconds)} here"
-    if not plan.file.quick:
+    if not plan.file.quick and seconds > 1800:
         pixels = {f"augmentations.{i}.crop_size": QUICK_PIXELS
                   for i in range(len(dearest.config["augmentations"]))}  # fmt: skip
         quick = _seconds(dearest, {**pixels, "max_epochs": QUICK_EPOCHS, "precision": "32"})

@@ -135,8 +135,8 @@ def forecast(folder: Path) -> None:
     """Times three steps of a run, and writes how long all of it will take.
 
     On a CPU with at most 16 images a step first. Small images cost less in large batches, so the
-    whole batch is timed where that takes at most three minutes. A forward pass of one image, of which
-    an evaluation takes one, is a sixth of what training takes for two views.
+    whole batch is timed where that takes at most three minutes. A forward pass of one image, of
+    which an evaluation takes one, is a sixth of what training takes for two views.
     """
     task = read_json(folder / TASK)
     assert task is not None
