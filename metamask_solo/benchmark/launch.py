@@ -84,7 +84,7 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
 
 
 def _weight(run: Run) -> float:
-    """About how long a run takes, in runs of the cheapest method (docs/performance.md)."""
+    """About how long a run takes, in runs of the cheapest method (docs/runs.md)."""
     if "untrained" in run.config:
         return 0.05
     meta = run.config.get("method_kwargs", {}).get("meta", {})
