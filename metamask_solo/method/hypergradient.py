@@ -13,13 +13,15 @@ gradient (forward mode over reverse mode), ``double_backward`` differentiates th
 ``finite_difference`` takes a central difference, and ``first_order`` leaves it out.
 
 What a loss must be: a function of its parameters and its logits, and beyond these only of torch's
-default random numbers and of buffers of the modules that it calls. Each evaluation starts from the
-same random numbers and the same buffers, and leaves both as they were. State in other attributes,
-noise from a generator of its own, and hooks that change gradients or steps are not followed.
+default random numbers and of what the modules that it calls hold: buffers and plain attributes.
+Each evaluation starts from the same random numbers and the same modules, and leaves both as they
+were. Lists and other containers that a loss writes to, noise from a generator of its own,
+TorchScript, and hooks that change gradients are not followed.
 """
 
 import copy
-import re
+import inspect
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,6 +31,7 @@ from unittest import mock
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -50,6 +53,7 @@ CHECKPOINTING = (
     "the loss uses saved-tensor hooks (activation checkpointing or offloading), which would "
     "compute again at other parameters: turn them off for the hypergradient"
 )
+GIVE_RATE = "give the trial step a rate of its own (lr, in a run meta.trial_lr): 1e-3 to start with"
 
 
 def hypergradient(
@@ -69,8 +73,7 @@ def hypergradient(
     Args:
         loss_fn: function of (params, logits) that returns a scalar tensor, the loss of the trial
             step. It must compute with the tensors that it is given; see the module's docstring.
-        params: parameter name to tensor. If some require grad, the others stay where they are. One
-            tensor under two names takes one step.
+        params: parameter name to tensor, each once. If some require grad, only these move.
         logits: the mask logits a, usually of shape (D,).
         step: differentiable function (params, gradients) → moved params, of the parameters that
             the loss reaches; :func:`optimizer_step` makes one of an optimiser.
@@ -94,84 +97,74 @@ def hypergradient(
     """
     if method not in METHODS:
         raise UserError(f"method={method!r}: allowed are {', '.join(METHODS)}")
-    if not radius > 0:
-        raise UserError(f"radius={radius}: must be above 0")
-    if not callable(step):
-        raise UserError(f"step={step!r}: must be a function (params, gradients) -> params")
-    if not any(p.requires_grad for p in params.values()):
-        originals, moving = {}, dict(params)
-    else:
-        originals = moving = {n: p for n, p in params.items() if p.requires_grad}
-    if logits.requires_grad:
-        originals = {**originals, "logits": logits}
-    # one tensor under two names is one parameter
-    first_name = {id(p): name for name, p in reversed(moving.items())}
-    now = {name: moving[name].detach() for name in first_name.values()}
-    a0 = logits.detach()
+    moving = {n: p for n, p in params.items() if p.requires_grad} or dict(params)
+    originals = [t for t in (*moving.values(), logits) if t.requires_grad]
+    now, a = {n: p.detach() for n, p in moving.items()}, _leaf(logits)
 
-    def evaluate(
-        loss: LossFunction, values: Params, a: Tensor, mode: "_ForwardMode | None" = None
-    ) -> Any:
-        aliased = {name: values[first_name[id(p)]] for name, p in moving.items()}
-        with _repeatable([*now.values(), a0], mode):
-            value = loss({**params, **aliased}, a)
-        for name, t in values.items():
-            if t._version:
-                raise UserError(
-                    f"the loss writes to the parameter {name!r}: do so before or after the step"
-                )
-        if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
-            raise UserError(f"the loss is {_describe(value)}: must be a real scalar tensor")
+    def evaluate(loss: LossFunction, values: Params, forward: bool = False) -> Tensor:
+        with _same_function([*values.values(), a], forward):
+            value = loss({**params, **values}, a)
+        if any(t._version for t in (*values.values(), a)):
+            raise UserError("the loss writes to a parameter: do so before or after the step")
         return value
 
-    with torch.enable_grad():
-        theta, a = _leaves(now), _leaf(a0)
-        value = evaluate(loss_fn, theta, a)
-        graph = method == "double_backward"
-        gradient = _gradient(value, theta, a, originals, graph)
-        theta = {name: theta[name] for name in gradient}
-        g = {name: d.detach().requires_grad_() for name, d in gradient.items()}
-        moved = step({name: now[name] for name in g}, g)
-        if not isinstance(moved, Mapping) or moved.keys() != g.keys():
-            raise UserError("step: must return a tensor for each parameter that it is given")
+    def differentiate(
+        loss: LossFunction, theta: Params, names: Iterable[str], create_graph: bool = False
+    ) -> tuple[Tensor, Params]:
+        """The derivative of a loss in the logits, and in those named parameters it reaches."""
+        leaves = {n: _leaf(t) for n, t in theta.items()}
+        value = evaluate(loss, leaves)
+        inputs = [a, *originals, *(leaves[n] for n in names)]
+        partial, *rest = _grad(value, inputs, create_graph=create_graph)
+        strays, derivatives = rest[: len(originals)], rest[len(originals) :]
+        if any(d is not None for d in strays):
+            raise UserError(
+                "the loss computes with a parameter that was there before, which no trial step "
+                "moves: call the modules, and take parameters from them, inside the loss"
+            )
+        if partial is None:
+            raise UserError("the loss does not depend on the logits")
+        reached = {n: d for n, d in zip(names, derivatives, strict=True) if d is not None}
+        if names and not reached:
+            raise UserError("the loss reaches none of the parameters: it must compute with them")
+        return partial, reached
 
-        # the loss after the trial step, its gradient in Θ⁺ (v) and in the logits
-        theta_plus, a_plus = _leaves(now | {n: t.detach() for n, t in moved.items()}), _leaf(a0)
-        outer = evaluate(outer_loss_fn or loss_fn, theta_plus, a_plus)
-        inputs = [a_plus, *originals.values()]
-        if method != "first_order":
-            inputs += [theta_plus[name] for name in g]
-        partial, *rest = _grad(outer, inputs)
-        direct = _reached_logits(partial, rest[: len(originals)], originals)
+    with torch.enable_grad():
+        _, gradient = differentiate(loss_fn, now, now, method == "double_backward")
+        g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
+        moved = step({n: now[n] for n in g}, g)
+        theta_plus = now | {n: moved[n].detach() for n in g}
+        after = () if method == "first_order" else g
+        direct, v = differentiate(outer_loss_fn or loss_fn, theta_plus, after)
         if method == "first_order":
             return direct
-        v = dict(zip(g, rest[len(originals) :], strict=True))
-        w = _through_step(step, now, g, moved, v)
 
+        w = _through_step(moved, g, v)
         norm = _norm(w.values())
-        if method == "double_backward":
-            try:
-                _check_graph(gradient.values())
-                (mixed,) = torch.autograd.grad(
-                    list(gradient.values()), a, list(w.values()), allow_unused=True
-                )
-            except (RuntimeError, NotImplementedError) as error:
-                raise _cannot(error, method) from error
-            return direct if mixed is None else direct + mixed
-        del gradient, moved, v, outer
         size = norm.clamp_min(torch.finfo(torch.float32).tiny)
-        unit = {name: d / size.to(d.dtype) for name, d in w.items()}
-        if method == "finite_difference":
-            sides = []
-            for sign in (radius, -radius):
-                side, near = _leaf(a0), {n: now[n] + sign * d for n, d in unit.items()}
-                (at_side,) = _grad(evaluate(loss_fn, _leaves(now | near), side), [side])
-                sides.append(torch.zeros_like(a0) if at_side is None else at_side)
-            return direct + norm.to(a0.dtype) * (sides[0] - sides[1]) / (2 * radius)
-        mode = _ForwardMode()
-        return direct + norm.to(a0.dtype) * _tangent_of_gradient(
-            lambda values, a: evaluate(loss_fn, values, a, mode), mode, now, a0, unit, g, value
-        )
+        unit = {n: d / size.to(d.dtype) for n, d in w.items()}
+        del moved, v, w
+        mixed: Tensor | None
+        try:
+            if method == "exact":
+                del gradient
+                mixed = _tangent_of_gradient(
+                    lambda duals: evaluate(loss_fn, duals, forward=True), now, unit, g, a
+                )
+            elif method == "double_backward":
+                _refuse_once_differentiable(gradient.values())
+                (mixed,) = _grad(_dot(gradient, unit), [a])
+            else:
+                sides = []
+                for r in (radius, -radius):
+                    near = now | {n: now[n] + r * d for n, d in unit.items()}
+                    sides.append(differentiate(loss_fn, near, ())[0])
+                mixed = (sides[0] - sides[1]) / (2 * radius)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise UserError(f"{method}: {_first_line(error)}; {_others(method)}") from error
+        return direct if mixed is None else direct + norm.to(direct.dtype) * mixed
 
 
 def optimizer_step(
@@ -184,13 +177,14 @@ def optimizer_step(
     of it. The optimiser is read when the step is called, and never changed.
 
     Args:
-        optimizer: of torch, or one whose step autograd can differentiate; others need ``lr``.
+        optimizer: one whose step is torch's own and takes ``differentiable=True``: all but LBFGS,
+            SparseAdam, Adafactor and Muon. Others, such as LARS, need ``lr``.
         params: the parameters by name; each is in one group of the optimiser.
         lr: None, or a rate: the step is then Θ − lr · (g + weight_decay · Θ), with the weight decay
             of the parameter's group.
 
     Raises:
-        UserError: a parameter is in no group. When the step is called: it has no derivative.
+        UserError: a parameter is in no group, or PyTorch cannot differentiate the step.
 
     Example:
         >>> w = nn.Parameter(torch.ones(2))
@@ -198,82 +192,70 @@ def optimizer_step(
         >>> step({"w": w.detach()}, {"w": torch.ones(2)})["w"]
         tensor([0.9000, 0.9000])
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise UserError(f"optimizer={_describe(optimizer)}: must be an optimiser of torch")
     if type(optimizer).__name__.startswith("Lightning"):  # self.optimizers() of a LightningModule
         optimizer = getattr(optimizer, "optimizer", optimizer)
-    if any(isinstance(value, torch.optim.Optimizer) for value in vars(optimizer).values()):
-        raise UserError(
-            f"optimizer={_describe(optimizer)}: wraps another one, which cannot be copied: give "
-            f"that one; or {_GIVE_RATE}"
-        )
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, p in params.items():
         if id(p) not in group_of:
             raise UserError(f"parameter {name!r} is in no group of the optimiser")
     if lr is not None:
-        if not (isinstance(lr, int | float) and 0 <= lr < float("inf")):
-            raise UserError(f"lr={lr!r}: must be a finite number of at least 0")
         decay = {n: group_of[id(p)].get("weight_decay", 0) for n, p in params.items()}
+        return lambda now, gradients: {
+            n: now[n] - lr * (g + decay[n] * now[n]) for n, g in gradients.items()
+        }
 
-        def plain_gradient_step(now: Params, gradients: Params) -> Params:
-            return {n: now[n] - lr * (g + decay[n] * now[n]) for n, g in gradients.items()}
-
-        return plain_gradient_step
-
-    kind, name_of_kind = type(optimizer), type(optimizer).__name__
-    of_torch = kind.__module__.startswith("torch.optim")
-
-    def next_step(now: Params, gradients: Params) -> Params:
-        moved = {name: now[name].clone() for name in gradients}
-        clones = {id(params[name]): clone for name, clone in moved.items()}
-        twin = _copy_of(optimizer, clones)
-        for name, clone in moved.items():
-            clone.grad = gradients[name]
-            state = twin.state.get(clone, {})
-            for key, value in state.items():
-                state[key] = _in_precision(value, clone)
-        # the one code path of torch's optimisers that autograd can follow
-        options = {"differentiable": True, "foreach": False, "fused": None, "capturable": False}
-        for group in twin.param_groups:
-            group.update({k: v for k, v in options.items() if k in group})
-        if of_torch:
-            # each parameter has a group of its own, since some may not have taken a step yet
-            twin.param_groups = [
-                {**group, "params": [p]} for group in twin.param_groups for p in group["params"]
-            ]
-        for group in twin.param_groups if of_torch and kind is torch.optim.SGD else []:
-            state = twin.state[group["params"][0]]
-            if group["momentum"] and state.get("momentum_buffer") is None:
-                # torch makes its first buffer without a derivative; this has value and derivative
-                state["momentum_buffer"] = torch.zeros_like(group["params"][0])
-                group["dampening"] = 0
-        function: Any = kind.step
-        while hasattr(function, "__wrapped__") and "torch" in function.__code__.co_filename:
-            function = function.__wrapped__  # torch's profiling, and its no_grad
-        # steps are counted in tensors of the default type; 1 - 0.999 is rough in single precision
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            function(twin)
-        finally:
-            torch.set_default_dtype(default)
-        return moved
+    # without torch's profiling and no_grad around it
+    own_step: Any = inspect.unwrap(type(optimizer).step)
+    differentiable = all("differentiable" in group for group in optimizer.param_groups)
+    if not (differentiable and own_step.__module__.startswith("torch.optim")):
+        kind = type(optimizer).__name__
+        raise UserError(f"optimizer: PyTorch cannot differentiate the step of {kind}; {GIVE_RATE}")
 
     def step(now: Params, gradients: Params) -> Params:
-        try:
-            if not of_torch:
-                _check_step(next_step, now, gradients, name_of_kind)
-            return next_step(now, gradients)
-        except UserError:
-            raise
-        except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"optimizer: the step of {name_of_kind} cannot be differentiated "
-                f"({_first_line(error)}); {_GIVE_RATE}"
-            ) from error
+        moved = {n: now[n].clone() for n in gradients}
+        twin: Any = object.__new__(type(optimizer))
+        twin.__dict__.update(vars(optimizer), param_groups=[], state=defaultdict(dict))
+        for name, p in moved.items():
+            g, group = gradients[name], {**group_of[id(params[name])], "params": [p]}
+            state = twin.state[p] = copy.deepcopy(optimizer.state.get(params[name], {}))
+            if isinstance(optimizer, torch.optim.SGD):
+                if group["momentum"] and state.get("momentum_buffer") is None:
+                    # torch makes its first buffer without a derivative; this has both
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                    group["dampening"] = 0
+            elif not isinstance(optimizer, torch.optim.Rprop):
+                # a root of squares, as Adam's, has no slope at 0, where dead units have their
+                # gradient; the step has one, and this is far below every epsilon
+                g = g + 1e-16 * (g == 0)
+            p.grad = g
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim() < p.dim():
+                    # a count, as are those that begin now; 1 - 0.999 is rough in single precision
+                    state[key] = value.double()
+            # the one code path of torch's optimisers that autograd can follow
+            group |= {"differentiable": True, "foreach": False, "fused": None, "capturable": False}
+            twin.param_groups.append(group)
+        with mock.patch.object(torch, "get_default_dtype", lambda: torch.float64):
+            own_step(twin)
+        return moved
 
     return step
+
+
+class _Holder(nn.ModuleList):
+    """Modules that hold other parameters while a loss is called.
+
+    The parameters are swapped by identity, wherever modules hold them, since functional_call is
+    wrong for a module under two names. Being called itself, it is put back by the evaluation.
+    """
+
+    def forward(self, loss: Callable[[], Tensor], tensors: dict[int, Tensor]) -> Tensor:
+        for module in self.modules():
+            for name, p in module._parameters.items():
+                if p is not None:  # a frozen one may be an average that the loss updates
+                    copied: Any = tensors.setdefault(id(p), p.detach().clone())
+                    module._parameters[name] = copied
+        return loss()
 
 
 def mask_hypergradient(
@@ -321,42 +303,27 @@ def mask_hypergradient(
         torch.Size([3])
     """
     parts = [modules] if isinstance(modules, nn.Module) else list(modules)
-    for part in parts:
-        if not isinstance(part, nn.Module):
-            raise UserError(f"modules: holds {_describe(part)}; must hold modules alone")
-        if isinstance(part, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            raise UserError(f"modules: give {type(part).__name__}'s own module, its .module")
-    every = nn.ModuleList([*parts, mask] if isinstance(mask, nn.Module) else parts)
+    if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in parts):
+        raise UserError("modules: give DistributedDataParallel's own module, its .module")
+    holder = _Holder([*parts, mask] if isinstance(mask, nn.Module) else parts)
     logits: Any = getattr(mask, "logits", mask)
-    if not any(logits is p for p in every.parameters()):
+    if not any(logits is p for p in holder.parameters()):
         raise UserError("mask: must be a module with logits, or a parameter of one of the modules")
-    params = {n: p for n, p in every.named_parameters() if p.requires_grad and p is not logits}
+    params = {n: p for n, p in holder.named_parameters() if p.requires_grad and p is not logits}
+    step: Any = optimizer_or_step
     if isinstance(optimizer_or_step, torch.optim.Optimizer):
         step = optimizer_step(optimizer_or_step, params, lr)
-    elif callable(optimizer_or_step) and lr is None:
-        step = optimizer_or_step
-    else:
-        raise UserError(
-            f"optimizer={_describe(optimizer_or_step)}, lr={lr}: must be an optimiser of torch, or "
-            "a function (params, gradients) -> params without lr"
-        )
+    elif lr is not None:
+        raise UserError(f"lr={lr}: a step that is a function has its own rate")
 
     def on_modules(closure: Callable[[], Tensor]) -> LossFunction:
-        def evaluate(p: Params, a: Tensor) -> Tensor:
-            held = {id(params[name]): t for name, t in p.items()} | {id(logits): a}
-            with _holding(every, held):
-                return closure()
+        return lambda values, a: holder(
+            closure, {id(params[n]): t for n, t in values.items()} | {id(logits): a}
+        )
 
-        return evaluate
-
+    outer = None if outer_loss is None else on_modules(outer_loss)
     return hypergradient(
-        on_modules(loss),
-        params,
-        logits,
-        step,
-        method,
-        outer_loss_fn=None if outer_loss is None else on_modules(outer_loss),
-        radius=radius,
+        on_modules(loss), params, logits, step, method, outer_loss_fn=outer, radius=radius
     )
 
 
@@ -374,18 +341,9 @@ def mean_over_processes(gradient: Tensor) -> Tensor:
 
 # --- derivatives -----------------------------------------------------------------------------
 
-_GIVE_RATE = (
-    "give the trial step a rate of its own (lr, in a run meta.trial_lr): 1e-3 to start with"
-)
-
 
 def _leaf(t: Tensor) -> Tensor:
-    return t.detach().clone().requires_grad_()
-
-
-def _leaves(tensors: Params) -> Params:
-    # clones: what the loss writes to them must not reach the caller's
-    return {name: _leaf(t) for name, t in tensors.items()}
+    return t.detach().clone().requires_grad_()  # what a loss writes to it reaches nobody else
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
@@ -394,235 +352,76 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(norms).norm()
 
 
-def _grad(value: Tensor, inputs: list[Tensor], **kwargs: Any) -> tuple[Tensor | None, ...]:
+def _grad(value: Any, inputs: list[Tensor], **kwargs: Any) -> tuple[Tensor | None, ...]:
     if not value.requires_grad:
         return (None,) * len(inputs)
     return torch.autograd.grad(value, inputs, allow_unused=True, **kwargs)
 
 
-def _gradient(
-    value: Tensor, theta: Params, a: Tensor, originals: Params, create_graph: bool
-) -> Params:
-    """∇_Θ of the loss, of the parameters that it reaches."""
-    inputs = [*theta.values(), *originals.values()]
-    derivatives = _grad(value, inputs, create_graph=create_graph)
-    _reached_logits(a, derivatives[len(theta) :], originals)
-    reached = {n: d for n, d in zip(theta, derivatives, strict=False) if d is not None}
-    if not reached:
-        raise UserError(
-            "the loss reaches none of the parameters: it must compute with those that it is given"
-        )
-    return reached
+def _dot(one: Params, two: Params) -> Any:
+    return sum((one[n] * d).sum() for n, d in two.items())
 
 
-def _reached_logits(
-    partial: Tensor | None, stray: Iterable[Tensor | None], originals: Params
-) -> Tensor:
-    """The partial derivative in the logits, of a loss that reaches them and no stray parameter."""
-    for name, derivative in zip(originals, stray, strict=True):
-        if derivative is not None:
-            raise UserError(
-                f"the loss computes with the parameter {name!r} that was there before, which no "
-                "trial step moves: call the modules, and take parameters from them, inside the loss"
-            )
-    if partial is None:
-        raise UserError("the loss does not depend on the logits")
-    return partial
-
-
-def _check_graph(gradients: Iterable[Tensor]) -> None:
+def _refuse_once_differentiable(gradients: Iterable[Tensor]) -> None:
     """Refuses a graph that ``once_differentiable`` cut, which autograd leaves out silently."""
-    nodes = [g.grad_fn for g in gradients]
-    seen = set(nodes)
+    nodes, seen = [g.grad_fn for g in gradients], set()
     while nodes:
         node = nodes.pop()
-        if node is None:
-            continue
         if type(node).__name__ == "Error":
             raise RuntimeError("a function is marked with once_differentiable")
-        following = {next_node for next_node, _ in node.next_functions} - seen
-        seen |= following
-        nodes += following
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
 
 
-def _through_step(
-    step: Step, now: Params, g: Params, moved: Params, v: dict[str, Tensor | None]
-) -> Params:
+def _through_step(moved: Params, g: Params, v: Params) -> Params:
     """w = ∂⟨v, step(Θ, g)⟩/∂g, v held constant."""
-
-    def slope(g: Params, moved: Params) -> Params:
-        pairs = [(moved[n], d) for n, d in v.items() if d is not None and moved[n].requires_grad]
-        try:
-            outputs, directions = zip(*pairs, strict=True)
-            found = torch.autograd.grad(outputs, list(g.values()), directions, allow_unused=True)
-        except RuntimeError as error:
-            raise UserError(
-                f"optimizer: its step cannot be differentiated ({_first_line(error)}); {_GIVE_RATE}"
-            ) from error
-        return {
-            n: torch.zeros_like(d) if w is None else w.detach()
-            for (n, d), w in zip(g.items(), found, strict=True)
-        }
-
-    if not any(t.requires_grad for t in moved.values()):
-        if all(torch.equal(moved[name], now[name]) for name in g):  # a rate of 0
-            return {name: torch.zeros_like(d) for name, d in g.items()}
-        raise UserError(f"optimizer: no derivative flows through its step; {_GIVE_RATE}")
-    if all(d is None for d in v.values()):
-        return {name: torch.zeros_like(d) for name, d in g.items()}
-    w = slope(g, moved)
-    # Adam's step has a slope where a gradient is 0, as dead units have, but its square root has
-    # none. A gradient far below every epsilon has that slope. NaN elsewhere must be seen.
-    lost = {n: (g[n] == 0) & ~d.isfinite() for n, d in w.items()}
-    if torch.stack([at.any() for at in lost.values()]).any():
-        near = {n: torch.where(lost[n], 1e-16, d.detach()).requires_grad_() for n, d in g.items()}
-        at_near = slope(near, step({n: now[n] for n in g}, near))
-        w = {n: torch.where(lost[n], at_near[n], d) for n, d in w.items()}
-    return w
+    try:
+        w = torch.autograd.grad(
+            [moved[n] for n in v], list(g.values()), list(v.values()), materialize_grads=True
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"optimizer: no derivative flows through its step ({_first_line(error)}); {GIVE_RATE}"
+        ) from error
+    return {n: d.detach() for n, d in zip(g, w, strict=True)}
 
 
 def _tangent_of_gradient(
-    loss: Callable[[Params, Tensor], Tensor],
-    mode: "_ForwardMode",
-    now: Params,
-    a0: Tensor,
-    unit: Params,
-    g: Params,
-    value: Tensor,
-) -> Tensor:
+    loss: Callable[[Params], Tensor], now: Params, unit: Params, g: Params, a: Tensor
+) -> Tensor | None:
     """∂_a⟨∇_Θ L, unit⟩, as the tangent of ∂_a L along ``unit``; checks itself.
 
     The graph begins at the logits, so the network before the mask runs in forward mode alone.
     With ``create_graph`` the backward formulas of linear algebra do not use saved factors, which
     carry no tangent.
     """
-    a = _leaf(a0)
-    try:
-        with forward_ad.dual_level():
-            duals = {n: forward_ad.make_dual(now[n].clone(), d) for n, d in unit.items()}
-            dual_value = loss(now | duals, a)
-            with _ForwardMode():
-                (partial,) = _grad(dual_value, [a], create_graph=True)
-            slope = forward_ad.unpack_dual(dual_value).tangent
-            mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
-            again = None
-            if mode.differentiates and slope is not None:
-                (again,) = _grad(slope, [a])
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError) as error:
-        raise _cannot(error, "exact") from error
-    mixed = torch.zeros_like(a0) if mixed is None else mixed.detach()
+    with forward_ad.dual_level():
+        duals = {n: t.clone() for n, t in now.items()}
+        duals |= {n: forward_ad.make_dual(duals[n], d) for n, d in unit.items()}
+        value = loss(duals)
+        (partial,) = _grad(value, [a], create_graph=True)
+        slope = forward_ad.unpack_dual(value).tangent
+        mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
     # The tangent of the loss is ⟨g, unit⟩. It is not, where an operator has no or a wrong forward
     # mode, or where the loss is no function of its arguments.
-    types = {value.dtype, a0.dtype, *(t.dtype for t in now.values())}
+    types = {value.dtype, a.dtype, *(t.dtype for t in now.values())}
     if torch.is_autocast_enabled(value.device.type):
         types.add(torch.get_autocast_dtype(value.device.type))
-    allowed = 4 * max(torch.finfo(t).eps for t in types) ** 0.5
-    products = torch.stack([(g[n].detach().double() * d).sum() for n, d in unit.items()])
-    off = (products.sum() - (0.0 if slope is None else slope)).abs()
-    wrong = off > allowed * _norm(g.values())
-    if again is not None:
-        # A loss with gradients of its own needs third derivatives, whose forward mode is wrong for
-        # normalisations; the gradient of the tangent does not need it.
-        wrong = wrong | ((mixed - again).norm() > allowed * mixed.norm())
-    if wrong:  # false for NaN, which the caller has to see
+    allowed = 4 * max(torch.finfo(t).eps for t in types) ** 0.5 * _norm(g.values())
+    expected = _dot({n: d.detach().double() for n, d in g.items()}, unit)
+    if (expected - (0.0 if slope is None else slope)).abs() > allowed:  # false for NaN, to be seen
         raise UserError(
             "exact: the loss has another derivative in forward mode than in reverse mode: an "
             "operator without a right forward mode, or noise or state that is not repeated; "
-            f"{_other_ways('exact')}"
+            f"{_others('exact')}"
         )
-    return mixed
+    return None if mixed is None else mixed.detach()
 
 
-def _other_ways(method: str) -> str:
-    if method == "exact":
-        return "use method='double_backward' or 'finite_difference'"
-    return "use method='finite_difference'"
-
-
-def _cannot(error: Exception, method: str) -> UserError:
-    """One line that names the operation, the module in which it was called, and the other ways."""
-    if isinstance(error, UserError):
-        return error
-    operation = re.search(r"forward AD with (\S+) that does not", str(error))
-    module, trace = None, error.__traceback__
-    while trace is not None:
-        owner = trace.tb_frame.f_locals.get("self")
-        module = owner if isinstance(owner, nn.Module) else module
-        trace = trace.tb_next
-    where = "" if module is None else f" in {type(module).__name__}"
-    reason = (
-        f"{operation[1]}{where} has no forward mode in PyTorch"
-        if operation
-        else f"fails{where} ({_first_line(error)})"
-    )
-    return UserError(f"{method}: {reason}; {_other_ways(method)}")
-
-
-def _check_step(step: Step, now: Params, gradients: Params, name: str) -> None:
-    """Refuses a step whose autograd derivative is not its derivative, such as LARS's.
-
-    Compares both in double precision along one direction, for the sum of the moved parameters
-    weighted by noise. The optimisers of torch need no such check: the tests know them.
-    """
-    noise = torch.Generator().manual_seed(0)
-
-    def drawn(g: Tensor) -> Tensor:
-        return torch.rand(g.shape, generator=noise, dtype=torch.float64).to(g.device) + 0.5
-
-    theta = {n: t.double() for n, t in now.items()}
-    g = {n: d.detach().double() for n, d in gradients.items()}
-    weights = {n: drawn(d) * d.sign() for n, d in g.items()}
-    along = {n: drawn(d) * d for n, d in g.items()}
-    leaves = _leaves(g)
-    total = torch.stack([(weights[n] * t).sum() for n, t in step(theta, leaves).items()]).sum()
-    slopes = dict(zip(g, _grad(total, list(leaves.values())), strict=True))
-    terms = [(along[n] * d).nan_to_num() for n, d in slopes.items() if d is not None]
-    by_autograd = sum((t.sum() for t in terms), torch.zeros((), dtype=torch.float64))
-    h, sides = 1e-4, []
-    for sign in (h, -h):
-        near = step(theta, {n: d + sign * along[n] for n, d in g.items()})
-        changes = [(weights[n] * (t - theta[n])).sum() for n, t in near.items()]
-        sides.append(torch.stack(changes).sum())
-    difference = (sides[0] - sides[1]) / (2 * h)
-    scale = difference.abs() + sum(t.abs().sum() for t in terms)
-    if (difference - by_autograd).abs() > 1e-4 * scale:
-        raise UserError(f"optimizer: autograd cannot follow the step of {name}; {_GIVE_RATE}")
-
-
-def _copy_of(optimizer: torch.optim.Optimizer, clones: dict[int, Tensor]) -> Any:
-    """A copy of an optimiser that has only the clones of its parameters, and state of its own."""
-    twin: Any = object.__new__(type(optimizer))
-    memo: dict[int, Any] = dict(clones) | {id(optimizer): twin}
-    left_out = {"param_groups", "state", "step"}  # schedulers put a step of theirs on the object
-    for key, value in vars(optimizer).items():
-        if key not in left_out:
-            hooks = "hook" in key and isinstance(value, dict)
-            twin.__dict__[key] = type(value)() if hooks else copy.deepcopy(value, memo)
-    twin.defaults["differentiable"] = True  # else torch's own step switches autograd off
-    twin.param_groups = [
-        {k: copy.deepcopy(v, memo) for k, v in group.items() if k != "params"}
-        | {"params": [clones[id(p)] for p in group["params"] if id(p) in clones]}
-        for group in optimizer.param_groups
-    ]
-    twin.state = defaultdict(dict)
-    for owner, state in optimizer.state.items():
-        if not isinstance(owner, Tensor) or id(owner) in clones:
-            twin.state[memo.get(id(owner), owner)] = copy.deepcopy(state, memo)
-    return twin
-
-
-def _in_precision(value: Any, clone: Tensor) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    return value.to(clone.dtype) if value.shape == clone.shape else value.double()
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    return f"a {type(value).__name__}"
+def _others(method: str) -> str:
+    twice = "'double_backward' or " if method == "exact" else ""
+    return f"use method={twice}'finite_difference'"
 
 
 def _first_line(error: Exception) -> str:
@@ -633,29 +432,43 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _repeatable(tensors: list[Tensor], mode: "_ForwardMode | None") -> Iterator[None]:
-    """A block that starts from the state before it, and leaves that state behind.
+def _same_function(tensors: Iterable[Tensor], forward: bool) -> Iterator[None]:
+    """Evaluations within such blocks are of one function, and leave the state before them behind.
 
     Random numbers are those of before; each module that is called works on copies of its buffers;
     kernels are those that have all derivatives; no other process is waited for.
+
+    Args:
+        tensors: parameters and logits, on the devices that draw random numbers.
+        forward: whether parameters are dual numbers.
     """
-    buffers = _Buffers()
+    kept: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    copies: dict[int, Tensor] = {}
+
+    def copy_buffers(called: nn.Module, args: Any) -> None:
+        for module in called.modules() if called not in kept else ():
+            if module not in kept:  # a part may be called by its forward, past a hook
+                holders = vars(module), module._parameters, module._buffers
+                kept[module] = [(holder, dict(holder)) for holder in holders]
+                for name, buffer in module._buffers.items():
+                    if buffer is not None:  # tied buffers stay tied
+                        module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+
+    def put_back() -> None:
+        for holder, content in itertools.chain(*kept.values()):
+            holder.clear()
+            holder.update(content)
 
     def refuse_checkpointing(*args: Any) -> None:
         raise UserError(CHECKPOINTING)
 
-    gpus = sorted({t.device.index for t in tensors if t.is_cuda})
-    _evaluating.append(buffers)
     with ExitStack() as stack:
-        stack.callback(_evaluating.pop)
-        stack.enter_context(torch.random.fork_rng(gpus))
-        stack.callback(buffers.restore)
-        stack.callback(register_module_forward_pre_hook(buffers.copy).remove)
+        stack.enter_context(torch.random.fork_rng({t.device.index for t in tensors if t.is_cuda}))
+        stack.callback(put_back)
+        stack.callback(register_module_forward_pre_hook(copy_buffers).remove)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.backends.mha.set_fastpath_enabled(False)  # it has no derivatives of any kind
         for owner, name, value in (
+            (torch.backends.mha, "_is_fastpath_enabled", False),  # it has no derivatives
             (nn.SyncBatchNorm, "forward", _BatchNorm.forward),
             (torch.utils.checkpoint.CheckpointFunction, "apply", refuse_checkpointing),
             (parametrize, "_cache", {}),  # of the parameters that are held now
@@ -665,50 +478,19 @@ def _repeatable(tensors: list[Tensor], mode: "_ForwardMode | None") -> Iterator[
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             stack.enter_context(_NoCollectives())
-        if mode is not None:
-            stack.enter_context(mode)
+        if forward:
+            stack.enter_context(_ForwardMode())
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTING):
                 yield
         except RuntimeError as error:
-            if CHECKPOINTING in str(error) and not isinstance(error, UserError):
+            if CHECKPOINTING in str(error):
                 raise UserError(CHECKPOINTING) from error
             raise
 
 
-class _Buffers:
-    """Lets modules work on copies of their buffers, and puts the buffers back."""
-
-    def __init__(self) -> None:
-        self.kept: dict[nn.Module, tuple[dict[str, Any], dict[str, Any]]] = {}
-        self.copies: dict[int, Tensor] = {}
-
-    def copy(self, called: nn.Module, args: Any = None) -> None:
-        if called in self.kept:
-            return
-        for module in called.modules():  # a part may be called by its forward, past a hook
-            if module not in self.kept:
-                attributes = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
-                self.kept[module] = dict(module._buffers), attributes
-                for key, buffer in module._buffers.items():
-                    if buffer is not None:  # tied buffers stay tied
-                        module._buffers[key] = self.copies.setdefault(id(buffer), buffer.clone())
-
-    def restore(self) -> None:
-        for module, (buffers, attributes) in self.kept.items():
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            vars(module).update(attributes)  # such as the weight of an old weight_norm
-
-
 class _ForwardMode(TorchFunctionMode):
-    """What is computed where gradients are off is a constant, in forward mode as in reverse mode.
-
-    Attributes:
-        differentiates: whether the loss asked for a graph of a gradient.
-    """
-
-    differentiates = False
+    """What is computed where gradients are off is a constant, as it is in reverse mode."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -717,8 +499,12 @@ class _ForwardMode(TorchFunctionMode):
         if not torch.is_grad_enabled():
             with forward_ad._set_fwd_grad_enabled(False):
                 return func(*args, **kwargs)
-        if func is torch.autograd.grad and kwargs.get("create_graph"):
-            self.differentiates = True
+        if func is torch.autograd.grad:
+            # the forward mode of a second derivative is wrong for normalisations
+            raise UserError(f"exact: the loss takes a gradient of its own; {_others('exact')}")
+        if func is F.mse_loss and kwargs["reduction"] == "mean" and kwargs.get("weight") is None:
+            # against a constant target, the forward mode of the mean's gradient fails
+            return func(*args, **{**kwargs, "reduction": "none"}).mean()
         if func is torch._weight_norm:  # its kernel has no forward mode; this is its definition
             v, g, dim = (*args, 0)[:3]
             return v * (g / torch.norm_except_dim(v, 2, dim))
@@ -741,34 +527,3 @@ class _NoCollectives(TorchDispatchMode):
                 "hypergradient: give the loss of this process alone, as nt_xent(..., gather=False)"
             )
         return func(*args, **(kwargs or {}))
-
-
-# of the evaluations that run now; a loss may call for a hypergradient of its own
-_evaluating: list[_Buffers] = []
-
-
-@contextmanager
-def _holding(every: nn.Module, tensors: Mapping[int, Tensor]) -> Iterator[None]:
-    """Puts other tensors in the place of parameters, by identity, wherever modules hold them.
-
-    (torch.func.functional_call leaves its own behind where one module stands under two names.)
-    A loss that is a method of a module, and not its forward, works on copies of buffers, too.
-    """
-    slots = [
-        (module._parameters, name, p)
-        for module in every.modules()
-        for name, p in module._parameters.items()
-        if p is not None
-    ]
-    versions = [p._version for _, _, p in slots]
-    _evaluating[-1].copy(every)
-    try:
-        for holder, name, p in slots:
-            holder[name] = tensors.get(id(p), p)  # type: ignore[assignment]
-        yield
-    finally:
-        for holder, name, p in slots:
-            holder[name] = p
-    for (_, name, p), version in zip(slots, versions, strict=True):
-        if p._version != version:
-            raise UserError(f"the loss writes to the parameter {name!r}: do so after the step")

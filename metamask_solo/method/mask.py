@@ -1,6 +1,5 @@
 """The dimensional mask (MetaMask, section 4.2): one learned weight for each feature dimension."""
 
-import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -58,17 +57,17 @@ class DimensionalMask(nn.Module):
     autocast. The state holds the kind, too; a mask of another kind does not load it.
 
     Args:
-        dims: number of feature dimensions D, at least 1.
+        dims: number of feature dimensions D.
         kind: ``sigmoid`` or ``linear``.
         initial_logit: where every logit starts; None for 0 (sigmoid, so that m = 0.5) or 1
             (linear, so that m = 1).
         dim: which dimension of the features is masked; -1 the last one, 1 the channels of
             N × D × H × W.
         device: where the logits are.
-        dtype: ``torch.float32`` or ``torch.float64``; None: torch's default, at least the former.
+        dtype: of the logits; None: torch's default. They have single precision at least.
 
     Raises:
-        UserError: an argument is out of range.
+        UserError: another kind.
 
     Example:
         >>> mask = DimensionalMask(3, kind="linear", initial_logit=2.0, dim=1)
@@ -87,16 +86,10 @@ class DimensionalMask(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        if not isinstance(dims, int) or dims < 1:
-            raise UserError(f"dims={dims!r}: must be an integer of at least 1")
         if kind not in KINDS:
             raise UserError(f"kind={kind!r}: allowed are {', '.join(KINDS)}")
-        start = DEFAULT_INITIAL_LOGIT[kind] if initial_logit is None else float(initial_logit)
-        if not math.isfinite(start):
-            raise UserError(f"initial_logit={initial_logit}: must be finite")
-        dtype = dtype or torch.promote_types(torch.get_default_dtype(), torch.float32)
-        if dtype not in (torch.float32, torch.float64):
-            raise UserError(f"dtype={dtype}: allowed are torch.float32 and torch.float64")
+        start = DEFAULT_INITIAL_LOGIT[kind] if initial_logit is None else initial_logit
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self.kind: Kind = kind
         self.dim = dim
         logits = torch.full((dims,), start, device=device, dtype=dtype)
@@ -113,21 +106,18 @@ class DimensionalMask(nn.Module):
             The masked features u = h ⊙ m, of the shape of ``features``.
 
         Raises:
-            UserError: the masked dimension is not of size D, or the features are no floating-point
-                tensor.
+            UserError: the masked dimension is not of size D.
         """
         dims, dim, shape = self.logits.numel(), self.dim, tuple(features.shape)
-        if not features.is_floating_point():
-            raise UserError(f"features of type {features.dtype}: must be floating-point")
         if not -len(shape) <= dim < len(shape) or shape[dim] != dims:
             raise UserError(
                 f"features of shape {shape}: dimension {dim} must have size {dims}; another one "
                 "can be given to the mask as dim="
             )
         product = features * self.mask().view([-1] + [1] * (len(shape) - 1 - dim % len(shape)))
-        if torch.is_autocast_enabled(features.device.type):
-            return product
-        return product.to(features.dtype)
+        autocast = torch.is_autocast_enabled(features.device.type)
+        whole_numbers = not features.is_floating_point()
+        return product if autocast or whole_numbers else product.to(features.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DimensionalMask":
         before = self.logits.data

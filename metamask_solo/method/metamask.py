@@ -136,16 +136,11 @@ class MetaMask(PluginMethod):
             super().optimizer_step(*args, **kwargs)
         finally:
             handle.remove()
-        if any(steps_taken):
-            self.meta_update()
-        self._kept = []
-
-    def meta_update(self) -> None:
-        """Moves the mask on the batch that ``training_step`` kept, after every n-th step."""
         meta, batch = self.settings.meta, self._kept
         nth = (self.trainer.global_step + 1) % meta.every_n_steps == 0  # Lightning counts later
-        if meta.enabled and nth and self._images_used(len(batch[0])):
+        if any(steps_taken) and meta.enabled and nth and self._images_used(len(batch[0])):
             self._update_mask(batch)
+        self._kept = []
 
     def _images_used(self, images: int) -> int:
         """How many images of a batch the meta-update uses; 0 where they are too few."""
@@ -180,22 +175,23 @@ class MetaMask(PluginMethod):
         x1, x2 = (x[:used] if heads else self.to_memory_format(x)[:used] for x in batch)
         if fp16:
             x1, x2 = x1.float(), x2.float()
-        plain = meta.hypergradient == "plain"  # no trial step: one of rate 0
 
         def loss() -> Tensor:
             h1, h2 = (x1, x2) if heads else (self.backbone(x1), self.backbone(x2))
             z1, z2 = (self.projector(self.mask(h)) for h in (h1, h2))
             return nt_xent(z1, z2, self.settings.temperature, gather=False)
 
+        modules = [self.projector] if heads else [self.backbone, self.projector]
+        # plain takes no trial step: one of rate 0
+        method, rate = (
+            ("first_order", 0.0)
+            if meta.hypergradient == "plain"
+            else (meta.hypergradient, meta.trial_lr)
+        )
         with nullcontext() if fp16 else precision.forward_context():
+            optimizer = self.trainer.optimizers[0]
             return mask_hypergradient(
-                loss,
-                [self.projector] if heads else [self.backbone, self.projector],
-                self.mask,
-                self.trainer.optimizers[0],
-                "first_order" if meta.hypergradient == "plain" else meta.hypergradient,
-                lr=0.0 if plain else meta.trial_lr,
-                radius=meta.radius,
+                loss, modules, self.mask, optimizer, method, lr=rate, radius=meta.radius
             )
 
     def on_train_start(self) -> None:

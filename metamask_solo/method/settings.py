@@ -133,24 +133,18 @@ def idle_settings(settings: MetaMaskSettings, steps: float) -> list[str]:
     Returns:
         For each a few words: the setting, and why.
     """
-    mask, meta, defaults = settings.mask, settings.meta, MetaSettings()
-    cases = [
-        (
-            settings.alpha == settings.scale_loss == 0,
-            "alpha=0 and scale_loss=0 (nothing is learned)",
+    mask, meta = settings.mask, settings.meta
+    cases = {
+        "alpha=0 and scale_loss=0 (nothing is learned)": settings.alpha == settings.scale_loss == 0,
+        f"meta.every_n_steps={meta.every_n_steps} (the run has {steps} steps)": (
+            meta.enabled and meta.every_n_steps > steps
         ),
-        (
-            meta.enabled and meta.every_n_steps > steps,
-            f"meta.every_n_steps={meta.every_n_steps} (the run has {steps} steps)",
+        "mask.lr=0 (the mask never moves)": meta.enabled and mask.lr == 0,
+        f"meta.radius={shown(meta.radius)} (only finite_difference uses it)": (
+            meta.radius != MetaSettings().radius and meta.hypergradient != "finite_difference"
         ),
-        (meta.enabled and mask.lr == 0, "mask.lr=0 (the mask never moves)"),
-        (
-            meta.radius != defaults.radius and meta.hypergradient != "finite_difference",
-            f"meta.radius={shown(meta.radius)} (only finite_difference uses it)",
+        f"meta.trial_lr={shown(meta.trial_lr)} (plain takes no trial step)": (
+            meta.trial_lr is not None and meta.hypergradient == "plain"
         ),
-        (
-            meta.trial_lr is not None and meta.hypergradient == "plain",
-            f"meta.trial_lr={shown(meta.trial_lr)} (plain takes no trial step)",
-        ),
-    ]
-    return [words for idle, words in cases if idle]
+    }
+    return [words for words, idle in cases.items() if idle]

@@ -1,6 +1,5 @@
 """The method's two losses on one process; on several, see test_ddp.py."""
 
-import doctest
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ from definitions import plain_barlow, plain_nt_xent
 from solo.losses.barlow import barlow_loss_func
 from torch import Tensor
 
-from metamask_solo.method import losses
 from metamask_solo.method.losses import barlow_twins, nt_xent
 
 DOUBLE = torch.float64
@@ -85,21 +83,10 @@ def test_half_precision_is_computed_in_single(loss: Any, autocast: bool, half: t
     [
         ((torch.ones(4, 3), torch.ones(5, 3)), "two views of the same images"),
         ((torch.ones(4), torch.ones(4)), "must be N × D"),
-        ((torch.ones(4, 3, dtype=torch.int64),) * 2, "floating-point"),
         ((torch.ones(1, 3),) * 2, "a batch of 1"),
-        ((torch.ones(4, 3), torch.ones(4, 3), -1.0), "=-1.0"),
-        ((torch.ones(4, 3), torch.ones(4, 3), float("nan")), "=nan"),
     ],
 )
 def test_errors_say_what_is_wrong(arguments: tuple[Any, ...], words: str) -> None:
     for loss in (barlow_twins, nt_xent):
-        given = arguments if len(arguments) == 3 or loss is barlow_twins else (*arguments, 0.1)
         with pytest.raises(ValueError, match=words):
-            loss(*given)
-    with pytest.raises(ValueError, match="scale_loss=-1"):
-        barlow_twins(torch.ones(4, 3), torch.ones(4, 3), scale_loss=-1)
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    result = doctest.testmod(losses, extraglobs={"torch": torch})
-    assert result.failed == 0 and result.attempted >= 5
+            loss(*arguments, 0.1)
