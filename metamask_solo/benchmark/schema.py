@@ -1,5 +1,6 @@
 """The keys of a benchmark's YAML file."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from metamask_solo.data.digits import VARIANTS
 from metamask_solo.errors import UserError
@@ -35,6 +36,7 @@ RESERVED = {
 QUICK_EPOCHS, QUICK_PIXELS = 10, 32  # with `quick=True`
 PACKAGE = "metamask_solo.scripts."
 
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*$")]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 Values = Annotated[list[bool | int | float | str | None], Field(min_length=1)]
@@ -57,7 +59,7 @@ Search = Annotated[dict[str, Values], BeforeValidator(_dotted)]
 class Method(Settings):
     """One method: a pretraining file, and what is changed in it."""
 
-    config: str
+    config: PathText
     overrides: list[str] = []
     search: Search = {}
     seeds: Seeds | None = None
@@ -66,8 +68,8 @@ class Method(Settings):
 class Folders(Settings):
     """Images of one's own; without labels, there is no ``val_path``."""
 
-    train_path: str
-    val_path: str | None = None
+    train_path: PathText
+    val_path: PathText | None = None
     no_labels: bool = False
 
 
@@ -91,8 +93,8 @@ class BenchmarkFile(Settings):
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    out: str | None = None
-    data: str | Folders | None = None
+    out: PathText | None = None
+    data: PathText | Folders | None = None
     methods: Annotated[dict[Label, Method], Field(min_length=1)]
     only: list[str] | None = None
     seeds: Seeds = [0, 1, 2]
@@ -107,7 +109,7 @@ class BenchmarkFile(Settings):
     baseline: str | None = None
     comparisons: list[list[str]] | None = None
     same_method: list[str] | None = None
-    rows: str | None = None
+    rows: PathText | None = None
     keep_checkpoints: bool = True
 
     @property
@@ -220,7 +222,7 @@ def find_config(config: str | Path) -> Path:
         UserError: there is no such file; the line names the packaged ones.
     """
     folder = scripts_folder() / "benchmark"
-    for path in (Path(config), *packaged(str(config), folder)):
+    for path in (Path(config).expanduser(), *packaged(str(config), folder)):
         if path.is_file():
             return path
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))

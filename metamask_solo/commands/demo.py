@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from metamask_solo.paths import user_path
+
 HELP = "from nothing to a table: data, three methods, two evaluations, figures"
 
 
@@ -18,7 +20,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--dataset", choices=("digits", "textured-digits"), default="digits")
     parser.add_argument("--epochs", type=int, default=7, help="(default: 7)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="(default: demo)")
+    parser.add_argument("--out", type=user_path, default=Path("demo"), help="(default: demo)")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides of all runs"
     )

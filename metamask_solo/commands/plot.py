@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from metamask_solo.paths import user_path
+
 HELP = "draw what runs logged: losses, online kNN, RankMe and the mask's spread"
 
 
@@ -17,9 +19,19 @@ def main(argv: list[str]) -> int:
         description=HELP[0].upper() + HELP[1:] + ". The online kNN is measured while training, on "
         "augmented training images; `metamask-solo knn` measures it afterwards.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its .ckpt file")
     parser.add_argument(
-        "--out", type=Path, default=Path("plot.png"), metavar="FILE", help="(default: plot.png)"
+        "runs",
+        nargs="+",
+        type=user_path,
+        metavar="RUN",
+        help="folder of a run, or its .ckpt file",
+    )
+    parser.add_argument(
+        "--out",
+        type=user_path,
+        default=Path("plot.png"),
+        metavar="FILE",
+        help="(default: plot.png)",
     )
     arguments = parser.parse_args(argv)
 

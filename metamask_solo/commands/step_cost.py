@@ -3,7 +3,8 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
+
+from metamask_solo.paths import user_path
 
 HELP = "time one training step of each method"
 
@@ -24,7 +25,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     parser.add_argument("--precision", choices=("32", "bf16", "16"), default="32")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="joint and these alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument(
+        "--json", type=user_path, metavar="FILE", help="also write all figures there"
+    )
     args = parser.parse_args(argv)
 
     from metamask_solo.atomic_files import atomic_write

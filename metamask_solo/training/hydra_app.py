@@ -85,6 +85,7 @@ def run(
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument(CHECK, action="store_true")
     given, overrides = parser.parse_known_args(argv)
+    overrides = [_at_home(text) for text in overrides]
     options = [f"--config-path={_absolute(given.config_path)}"] if given.config_path else []
     if given.config_name:
         options.append(f"--config-name={given.config_name}")
@@ -306,6 +307,13 @@ def compose_file(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             return cfg
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {reason(error)}") from error
+
+
+def _at_home(text: str) -> str:
+    """``KEY=~/…`` with the home folder in it: Hydra's grammar has no ``~`` in a value."""
+    key, _, value = text.partition("=")
+    one_path = value.startswith("~/") and "," not in value
+    return override(key, os.path.expanduser(value)) if one_path else text
 
 
 def _absolute(path: str) -> str:

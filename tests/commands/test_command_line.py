@@ -2,14 +2,17 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torchvision
+from checkpoints_of_runs import write_run
 
 from metamask_solo.__main__ import main
+from metamask_solo.benchmark.schema import read_file
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.hydra_app import compose_file
 
@@ -106,9 +109,10 @@ def test_what_the_documentation_names_works_and_writes_nothing(
 
 
 def test_a_mapping_may_hold_what_the_file_lacks(images: Path) -> None:
-    kwargs = "method_kwargs={temperature:0.2,proj_hidden_dim:64,proj_output_dim:32}"
-    assert main(command(images, kwargs, file="simclr")) == 0
-    assert compose_file(f"{DIGITS}/simclr.yaml", [kwargs]).method_kwargs.proj_hidden_dim == 64
+    mapping = "backbone={kwargs:{zero_init_residual:true}}"
+    assert main(command(images, mapping)) == 0
+    config = compose_file(f"{DIGITS}/metamask.yaml", [mapping])
+    assert config.backbone == {"name": "resnet18", "kwargs": {"zero_init_residual": True}}
 
 
 def test_a_check_downloads_nothing(
@@ -134,6 +138,37 @@ def test_m_may_stand_between_overrides(
     monkeypatch.chdir(tmp_path)
     assert main(command(images, "seed=0,1", "-m", "optimizer.lr=0.1")) == 0
     assert capfd.readouterr().out.count("ok: ") == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder_in_every_command(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    shutil.copytree(images, home / "data")
+    write_run(home / "run", images, "simclr")
+    (home / "run" / "metrics.csv").write_text("epoch,step,train_loss_epoch\n0,1,2.0\n1,2,1.0\n")
+    (home / "digits").symlink_to(DIGITS)
+    shutil.copy(scripts_folder() / "benchmark" / "custom.yaml", home / "bench.yaml")
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    small = ["--num-workers=0", "--data=~/data"]
+    assert main(["knn", "~/run", *small, "--k=3", "--json=~/knn.json"]) == 0
+    assert main(["embed", "~/run", *small, "--out=~/features.npy"]) == 0
+    assert main(["fold", "--timm", "~/run", "~/exported/"]) == 0
+    assert main(["plot", "~/run", "--out=~/plot.png"]) == 0
+    assert main(["data", "split", "~/data/train", "--val=0.5", "--out=~/split"]) == 0
+    paths = ["data.train_path=~/data/train", "data.val_path=~/data/val", "checkpoint.dir=~/runs"]
+    checked = ["--config-path=~/digits", "--config-name=metamask", "--cfg-check", *paths]
+    assert main(["pretrain", *checked, "optimizer.batch_size=10"]) == 0
+    keys = ["out=~/out", "data={train_path: ~/data/train, val_path: ~/data/val}", "rows=~/rows.csv"]
+    assert main(["benchmark", "~/bench.yaml", "--tables-only", "data=~/data", *keys[::2]]) == 1
+    benchmark = read_file("~/bench.yaml", keys)
+    assert benchmark.out == f"{home}/out" and benchmark.rows_file == home / "rows.csv"
+    assert benchmark.data.train_path == f"{home}/data/train"  # type: ignore[union-attr]
+    assert not list(here.iterdir())
+    made = ("knn.json", "features.npy", "exported", "plot.png", "split")
+    assert all((home / name).exists() for name in made)
 
 
 @pytest.mark.slow
