@@ -92,8 +92,8 @@ def validated(model: type[M], data: Any, prefix: str = "") -> M:
     # of a union, each of its types has a say
     says = dict.fromkeys(_says(error) for name, _, error in located if name == key)
     missing = first["type"] == "missing" or isinstance(value, Mapping)
-    given = "" if missing else f"={shown(value)}"
-    raise UserError(f"{prefix}{key}{given}: {' or '.join(says)}".lstrip(":= "))
+    said = "" if missing else f"={shown(value)}"
+    raise UserError(f"{prefix}{key}{said}: {' or '.join(says)}".lstrip(":= "))
 
 
 def _says(error: Mapping[str, Any]) -> str:

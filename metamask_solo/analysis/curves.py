@@ -75,8 +75,8 @@ def _read_run(path: Path) -> Run:
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise UserError(f"{path}: no such run")
-    rows = read_metrics(folder)
-    if not rows:
+    table = read_metrics(folder)
+    if not len(table):
         raise UserError(
             f"{folder}: no metrics were logged (logs/version_*/metrics.csv or metrics.csv)"
         )
@@ -84,7 +84,7 @@ def _read_run(path: Path) -> Run:
     if any(folder.glob("*.ckpt")):
         history = read_checkpoint(folder).raw.get("metamask", {}).get("history")
         masks = None if history is None else history["mask"].double().numpy()
-    curves = {column: _curve(rows, column) for column, *_ in PANELS}
+    curves = {column: _curve(table, column) for column, *_ in PANELS}
     if config is not None:  # without the weight by which methods differ, so that they compare
         usual = 0.024 if config.get("method") == "barlow_twins" else 1.0
         weight = OmegaConf.select(config, "method_kwargs.scale_loss", default=usual)
@@ -93,11 +93,11 @@ def _read_run(path: Path) -> Run:
     return Run(str(name or folder.resolve().name), folder, config, curves, masks)
 
 
-def _curve(rows: Sequence[dict[str, str]], column: str) -> pd.Series:
+def _curve(table: pd.DataFrame, column: str) -> pd.Series:
     """The last value of each epoch that logged one."""
-    logged = [(row.get("epoch"), row[column]) for row in rows if row.get(column)]
-    table = pd.DataFrame(logged, columns=["epoch", "value"]).apply(pd.to_numeric, errors="coerce")
-    curve = table.dropna(subset="epoch").set_index("epoch")["value"].astype(float)
+    logged = table.reindex(columns=["epoch", column]).dropna(subset=column)
+    logged = logged.apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
+    curve = logged.set_index("epoch")[column].astype(float)
     curve.index = curve.index.astype(int) + 1
     return curve[~curve.index.duplicated(keep="last")].where(np.isfinite)
 

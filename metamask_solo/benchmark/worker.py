@@ -35,7 +35,6 @@ from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretrain import prepare_pretraining, pretrain_run
 from metamask_solo.training.resume import FitResult, read_metrics
-from metamask_solo.training.sampling import workers_of
 from metamask_solo.training.trainer import fit
 from metamask_solo.versions import version_of
 
@@ -222,7 +221,7 @@ def _features(backbone: nn.Module, config: Any, device: str) -> list[Tensor]:
     transform = evaluation_transform(config)
     found: list[Tensor] = []
     for dataset in classification_datasets(config, transform, transform):
-        loader = plain_loader(dataset, 256, workers_of(config))
+        loader = plain_loader(dataset, 256, config.data.num_workers)
         found += extract_features(backbone, loader, device)
     return found
 
@@ -273,8 +272,13 @@ def _label_free(names: list[str], features: Tensor, mask: Tensor | None) -> dict
 
 def _curve(folder: Path) -> str:
     """EPOCH:ACCURACY (from 1, in percent) of the kNN that solo-learn evaluates on the way."""
-    rows = [row for row in read_metrics(folder) if row.get(ONLINE_KNN)]
-    return " ".join(f"{int(row['epoch']) + 1}:{float(row[ONLINE_KNN])}" for row in rows)
+    table = read_metrics(folder)
+    if ONLINE_KNN not in table:
+        return ""
+    rows = table.dropna(subset=ONLINE_KNN)
+    return " ".join(
+        f"{int(e) + 1}:{knn}" for e, knn in zip(rows["epoch"], rows[ONLINE_KNN], strict=True)
+    )
 
 
 def _commit() -> str | None:

@@ -2,8 +2,6 @@
 
 import sys
 
-from omegaconf import DictConfig, OmegaConf
-
 from metamask_solo.training import hydra_app
 from metamask_solo.training.pretrain import check_pretraining, pretrain_run
 
@@ -12,17 +10,7 @@ HELP = "pretrain any method of solo-learn from a YAML file"
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""
-    hydra_app.run("pretrain", argv, pretrain_run, check_pretraining, "val_knn_acc1", has_knn)
-
-
-def has_knn(cfg: DictConfig) -> bool:
-    """Whether a run of a composed config measures its kNN accuracy."""
-    values = (OmegaConf.select(cfg, k) for k in ("knn_eval.enabled", "data.val_path"))
-    return (
-        all(values)
-        and not OmegaConf.select(cfg, "data.no_labels")
-        and cfg.get("limit_val_batches") != 0
-    )
+    hydra_app.run("pretrain", argv, pretrain_run, check_pretraining, "val_knn_acc1")
 
 
 if __name__ == "__main__":  # the other processes of DDP

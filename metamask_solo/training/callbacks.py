@@ -2,13 +2,14 @@
 
 import os
 import random
+import re
 import signal
-import statistics
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,11 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
     are never saved.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path):
+    def __init__(self, cfg: DictConfig, folder: Path, last: Path | None = None):
         self.cfg = cfg
         self.folder = folder
-        self.last: Path | None = None
+        self.last = last
         self.metrics: dict[str, float] = {}
-        self.save_this_epoch = False  # whatever the frequency
         self._saved_step: int | None = None
         self._random: dict[str, Any] | None = None
 
@@ -75,10 +75,10 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         epoch = trainer.current_epoch
-        # the step or time limit ends a run within an epoch, which is its last one then
-        last = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
-        last = last or (trainer.max_epochs is not None and epoch + 1 >= trainer.max_epochs)
-        if last or self.save_this_epoch or epoch % self.cfg.checkpoint.frequency == 0:
+        # a limit of steps or time ends a run within an epoch, which is its last one then
+        last = trainer.should_stop or trainer.received_sigterm or epoch + 1 == trainer.max_epochs
+        last = last or 0 < trainer.max_steps <= trainer.global_step
+        if last or epoch % self.cfg.checkpoint.frequency == 0:
             self.save(trainer)
 
     def on_train_end(self, trainer: Any, model: Any) -> None:
@@ -194,9 +194,8 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
         logged = trainer.global_step % (trainer.log_every_n_steps or LOOK_EVERY) == 0
         if not logged or outputs is None or (scale is not None and scale >= 1):
             return
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         # DeepCluster's loss of the first epoch is NaN, of images without a cluster: no weight is
-        wrong = not loss.isfinite() and (scale is not None or not _are_finite(model))
+        wrong = not loss_of(outputs).isfinite() and (scale is not None or not _are_finite(model))
         if _any_process(trainer, wrong):
             terms = [
                 name.removesuffix("_step")
@@ -220,6 +219,11 @@ def _are_finite(model: Any) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
+def loss_of(outputs: Any) -> Any:
+    """The loss that a training step gave Lightning."""
+    return outputs["loss"] if isinstance(outputs, Mapping) else outputs
+
+
 def _loss_scale(trainer: Any) -> float | None:
     """The factor of fp16 loss scaling, None where there is no such scaling."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -239,6 +243,7 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         self.loader = loader
         self.received: signal.Signals | None = None
         self.where = "before the first step"
+        self._between_epochs = False
         self._pass_on: Any = None
         self._save = False
         self._speaks = False
@@ -246,12 +251,18 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
 
     def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
         epoch, batches = position(checkpoint)
+        self._between_epochs = batches == 0
+        if self._between_epochs:
+            for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                progress["completed"] = progress["processed"]
         sampler: Any = self.loader.sampler
         sampler.start_at(epoch, batches * (self.loader.batch_size or 1))
         after = f", after batch {batches}" if batches else ""
         print(f"resuming from {trainer.ckpt_path} (epoch {epoch}{after})")
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
+        if self._between_epochs:
+            _no_restart(trainer)
         if threading.current_thread() is not threading.main_thread():
             return  # Python hands signals to the main thread only
         # Lightning's handler would end the run wherever it is: it is called between two steps
@@ -281,7 +292,7 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # left on to the end of the epoch, Lightning 2.1 would step the schedule twice there
-        trainer.fit_loop.restarting = False
+        _no_restart(trainer)
         done = batch_idx + 1
         # the gradients accumulated so far are in no checkpoint; after the last batch comes
         # validation, and then the end of the epoch
@@ -291,9 +302,7 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
-        if self._asked(trainer):
-            if self.checkpointer is not None:
-                self.checkpointer.save_this_epoch = True
+        if self._asked(trainer):  # the checkpointer comes later, and saves
             self._stop(trainer)
 
     def on_exception(self, trainer: Any, model: Any, exception: BaseException) -> None:
@@ -319,6 +328,12 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
             command = "the same command" if on else "auto_resume.enabled=True"
             left = f"{self.checkpointer.what_is_left()}; {command} continues"
         return RunStopped(f"stopped by {name.name} {self.where}; {left}", 128 + name)
+
+
+def _no_restart(trainer: Any) -> None:
+    """Tells Lightning that the next epoch is a new one; where max_steps is set, it takes none."""
+    loop = type(trainer.fit_loop)
+    super(loop, loop).restarting.fset(trainer.fit_loop, False)  # type: ignore[misc]
 
 
 def _any_process(trainer: Any, decision: bool) -> bool:
@@ -431,16 +446,11 @@ class CompiledBackbone(pl.Callback):  # type: ignore[name-defined]
 
 
 class Forecast(pl.Callback):  # type: ignore[name-defined]
-    """Says after the first steps how long the run will take; the first step warms up.
-
-    Attributes:
-        seconds: of a step, the median of those that were timed; None before the second.
-    """
+    """Says after the first steps how long the run will take; the first step warms up."""
 
     STEPS = 3
 
     def __init__(self) -> None:
-        self.seconds: float | None = None
         self._times: list[float] = []
 
     def on_train_batch_end(
@@ -451,63 +461,28 @@ class Forecast(pl.Callback):  # type: ignore[name-defined]
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         self._times.append(time.monotonic())
-        if len(self._times) > 1:
-            pairs = zip(self._times, self._times[1:], strict=False)
-            self.seconds = statistics.median(end - start for start, end in pairs)
-        if len(self._times) == self.STEPS + 1 and trainer.is_global_zero:
+        if len(self._times) > self.STEPS and trainer.is_global_zero:
+            seconds = float(np.median(np.diff(self._times)))
             steps = trainer.estimated_stepping_batches - trainer.global_step
-            left = steps * trainer.accumulate_grad_batches * (self.seconds or 0.0)
+            left = steps * trainer.accumulate_grad_batches * seconds
             if 60 < left < float("inf"):
                 device = "GPU" if model.device.type == "cuda" else "CPU"
-                print(f"forecast: {duration(left)} on this {device}, {self.seconds:.2g} s a step")
-
-
-def duration(seconds: float) -> str:
-    """A duration in words, such as ``about 5 h``."""
-    for unit, size in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"about {seconds / size:.0f} {unit}"
-    return f"about {max(1.0, seconds):.0f} s"
+                duration = timedelta(minutes=round(left / 60))
+                print(f"forecast: {duration} on this {device}, {seconds:.2g} s a step")
 
 
 class Bar(pl.callbacks.TQDMProgressBar):  # type: ignore[name-defined]
-    """Lightning's bar with the loss, the online kNN and the spread of the mask."""
+    """Lightning's bar with the losses, the accuracies and the spread of the mask."""
 
-    def __init__(self, refresh_rate: int = 1):
-        super().__init__(refresh_rate)
-        self._loss: Any = None
-
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+    SHOWN = re.compile(r"train_\w*loss_step|val_(knn_)?acc1|mask_(min|max)")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         print(file=sys.stderr)  # the error gets a line of its own
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         """What stands behind the bar."""
-        known = trainer.callback_metrics
-        shown: dict[str, Any] = {}
-        if self._loss is not None:
-            shown["loss"] = f"{float(self._loss):.3f}"
-        for name, key in (("online kNN %", "val_knn_acc1"), ("acc %", "val_acc1")):
-            if key in known:
-                shown[name] = f"{float(known[key]):.1f}"
-        if "mask_min" in known and "mask_max" in known:
-            shown["mask"] = f"{float(known['mask_min']):.3f}–{float(known['mask_max']):.3f}"
-        return shown
-
-
-class Size(pl.Callback):  # type: ignore[name-defined]
-    """One line in the place of Lightning's table, which tells of modules in evaluation mode."""
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            parameters = list(pl_module.parameters())
-            trained = sum(p.numel() for p in parameters if p.requires_grad)
-            print(f"parameters: {sum(p.numel() for p in parameters):,}, trained: {trained:,}")
+        logged = trainer.callback_metrics.items()
+        return {name: f"{float(v):.3g}" for name, v in logged if self.SHOWN.fullmatch(name)}
 
 
 def configured_callbacks(cfg: DictConfig) -> list[Any]:

@@ -138,26 +138,19 @@ class Performance(Settings):
 class TrainerArguments(Settings):
     """Of the arguments of Lightning's Trainer, those that it does not check itself."""
 
-    # of other keys, check_names knows whether they are read
+    # whether others are read, _read knows
     model_config = ConfigDict(extra="allow")
 
     max_epochs: Count
     max_steps: Count | Literal[-1] = -1
-    min_epochs: Annotated[int, Field(ge=0)] | None = None
-    min_steps: Annotated[int, Field(ge=0)] | None = None
     limit_train_batches: Annotated[int | float, Field(gt=0)] | None = None
     val_check_interval: Annotated[int | float, Field(gt=0)] | Whole | str | None = None
     check_val_every_n_epoch: Count | None = 1
-    num_sanity_val_steps: Annotated[int, Field(ge=-1)] | None = None
     log_every_n_steps: Annotated[int, Field(ge=0)] | None = None
     accumulate_grad_batches: Count = 1
     gradient_clip_val: Rate | None = None
     deterministic: bool | Literal["warn"] | None = None
     sync_batchnorm: bool = False
-    enable_progress_bar: bool | None = None
-    enable_model_summary: bool | None = None
-    inference_mode: bool | None = None
-    detect_anomaly: bool | None = None
 
     @model_validator(mode="after")
     def _validates_by_batches(self) -> "TrainerArguments":
@@ -323,8 +316,8 @@ def trainer_arguments() -> set[str]:
 
 def known_keys(model: type[Run]) -> list[str]:
     """Dotted keys that a config may have, without those below a mapping that is passed on whole."""
-    own = [key for key, _ in fields(model) if key not in TrainerArguments.model_fields]
-    return [*own, *sorted(trainer_arguments() - {*own})]
+    keys = [key for key, _ in fields(model) if key not in TrainerArguments.model_fields]
+    return [*keys, *sorted(trainer_arguments() - {*keys})]
 
 
 def read_pretraining_config(cfg: DictConfig) -> DictConfig:
@@ -424,14 +417,14 @@ def _check_optimizer(optimizer: Optimizer) -> None:
     from metamask_solo.hosts import OPTIMIZERS
 
     kind = OPTIMIZERS.get(optimizer.name)
+    rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
     if kind is None:
         return  # the host says so
-    own = {*inspect.signature(kind.__init__).parameters} - {"self", "params", "lr", "weight_decay"}
-    for key in optimizer.kwargs.keys() - own:
-        raise unknown(f"optimizer.kwargs.{key}", [f"optimizer.kwargs.{name}" for name in own])
-    rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    names = inspect.signature(kind.__init__).parameters.keys() - {"self", "params", *rates}
+    for key in optimizer.kwargs.keys() - names:
+        raise unknown(f"optimizer.kwargs.{key}", [f"optimizer.kwargs.{name}" for name in names])
     # the host's default, which it fills in later
-    kwargs = ({"momentum": 0.9} if "momentum" in own else {}) | optimizer.kwargs
+    kwargs = ({"momentum": 0.9} if "momentum" in names else {}) | optimizer.kwargs
     with one_line("optimizer.kwargs"):
         kind([torch.nn.Parameter(torch.zeros(1))], **rates, **kwargs)
 

@@ -32,7 +32,6 @@ def scripts_folder() -> Path:
 
 def config_path(folder: str) -> str:
     """A folder of YAML files, such as ``pretrain/custom``, as --config-path takes it from here."""
-    place = Path("scripts", folder)
-    return (
-        str(place) if place.is_dir() else f"pkg://metamask_solo.scripts.{folder.replace('/', '.')}"
-    )
+    path = Path("scripts", folder)
+    package = f"pkg://metamask_solo.scripts.{folder.replace('/', '.')}"
+    return str(path) if path.is_dir() else package

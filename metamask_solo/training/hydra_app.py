@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +41,7 @@ CHECK = "--cfg-check"
 NO_FILES = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 RESULT = "sweep_result.json"  # in the folder that Hydra gives to a job of a sweep
 # of the jobs of the last sweep
 _failures: list[UserError | RunStopped] = []
@@ -61,7 +63,6 @@ def run(
     task: Callable[[DictConfig], "FitResult | None"],
     check: Callable[[DictConfig], DictConfig] | None = None,
     objective: str = "",
-    measured: Callable[[DictConfig], bool] = bool,
 ) -> None:
     """Runs ``task`` on the config that Hydra composes from ``argv``, for each job of a sweep.
 
@@ -71,7 +72,6 @@ def run(
         task: trains as a config says.
         check: what ``--cfg-check`` does instead.
         objective: the metric that a search maximises, and by which a sweep's table is sorted.
-        measured: whether a run of a config computes it.
 
     Raises:
         UserError: Hydra or YAML cannot make a config of ``argv``, or the task refuses it.
@@ -84,34 +84,28 @@ def run(
     parser.add_argument("--config-name", "-cn")
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument(CHECK, action="store_true")
-    given, overrides = parser.parse_known_args(argv)
+    arguments, overrides = parser.parse_known_args(argv)
     overrides = [_at_home(text) for text in overrides]
-    options = [f"--config-path={_absolute(given.config_path)}"] if given.config_path else []
-    if given.config_name:
-        options.append(f"--config-name={given.config_name}")
+    options = [f"--config-path={_absolute(arguments.config_path)}"] if arguments.config_path else []
+    if arguments.config_name:
+        options.append(f"--config-name={arguments.config_name}")
     elif "--hydra-help" not in overrides:
         raise UserError("--config-name: missing; give --config-path FOLDER --config-name FILE")
-    if given.multirun:
+    if arguments.multirun:
         options.append("--multirun")
         table = f"{{_target_:{__name__}.SweepTable,objective:'{objective}'}}"
         overrides.append(f"++hydra.callbacks.sweep_table={table}")
-    job = Job(task, objective, measured, check if given.cfg_check else None)
+    job = Job(task, objective, check if arguments.cfg_check else None)
     _failures.clear()
     _stopped.clear()
     try:
         with tempfile.TemporaryDirectory() as nowhere, quiet(), _as_command(name):
-            if given.cfg_check:
+            if arguments.cfg_check:
                 overrides += [*NO_FILES, f"hydra.sweep.dir={nowhere}"]
             _adding_keys(overrides, lambda more: _main(job, name, [*options, *more]))
     except _Leave as left:
         raise left.error from left
-    except OverrideParseException as error:
-        key, _, value = str(error.override).partition("=")
-        quoted = shlex.quote(override(key, value))
-        raise UserError(
-            f"{error.override}: Hydra cannot read it; quote the value: {quoted}"
-        ) from error
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+    except CONFIG_ERRORS as error:
         raise UserError(f"config: {reason(error)}") from error
     except ValueError as error:
         if "No trials are completed" in str(error):  # Optuna's words
@@ -162,7 +156,6 @@ class Job:
     Args:
         task: trains as a config says.
         objective: the metric that a search maximises.
-        measured: whether a run of a config computes it.
         check: does what ``--cfg-check`` does, in the place of the task.
     """
 
@@ -170,10 +163,9 @@ class Job:
         self,
         task: Callable[[DictConfig], "FitResult | None"],
         objective: str,
-        measured: Callable[[DictConfig], bool],
         check: Callable[[DictConfig], DictConfig] | None = None,
     ):
-        self.task, self.objective, self.measured, self.check = task, objective, measured, check
+        self.task, self.objective, self.check = task, objective, check
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Runs the job; returns the objective, for searches."""
@@ -185,7 +177,7 @@ class Job:
         try:
             if settings.job.chdir:
                 raise UserError("hydra.job.chdir=True: the paths of a run start where you are")
-            if searches and not self.measured(cfg):
+            if searches and not _measures(cfg, self.objective):
                 raise UserError(
                     f"hydra.sweeper: the search has no objective, no run computes {self.objective}"
                 )
@@ -218,6 +210,14 @@ class Job:
             if sweeps and self.objective and self.check is None:
                 with atomic_write(Path(settings.runtime.output_dir, RESULT)) as path:
                     path.write_text(json.dumps(outcome))
+
+
+def _measures(cfg: DictConfig, objective: str) -> bool:
+    """Whether a run of a composed config computes the objective of a search."""
+    value = partial(OmegaConf.select, cfg)
+    validates = value("data.val_path") and not value("data.no_labels")
+    knn = "knn" not in objective or value("knn_eval.enabled")
+    return bool(validates and knn and value("limit_val_batches") != 0)
 
 
 class SweepTable(Callback):
@@ -305,7 +305,7 @@ def compose_file(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             cfg = _adding_keys(overrides, lambda more: hydra.compose(name, more))
             OmegaConf.set_struct(cfg, False)
             return cfg
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+    except CONFIG_ERRORS as error:
         raise UserError(f"{path}: {reason(error)}") from error
 
 
@@ -328,6 +328,9 @@ def _absolute(path: str) -> str:
 
 def reason(error: Exception) -> str:
     """The innermost cause in one line: Hydra wraps what OmegaConf and YAML say."""
+    if isinstance(error, OverrideParseException):
+        quoted = shlex.quote(override(*str(error.override).split("=", 1)))
+        return f"{error.override}: Hydra cannot read it; quote the value: {quoted}"
     if isinstance(error, UnicodeDecodeError):
         return f"a YAML file is not UTF-8 ({error})"
     cause: BaseException = error

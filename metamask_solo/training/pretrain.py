@@ -1,6 +1,5 @@
 """Pretraining from a config: checks, model and data, the run, the folded checkpoint."""
 
-import copy
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,7 +21,7 @@ from metamask_solo.hosts import (
     pl,
     refuse_known_faults,
 )
-from metamask_solo.training.callbacks import Forecast, RankMe
+from metamask_solo.training.callbacks import RankMe
 from metamask_solo.training.config import one_line, read_pretraining_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import FitResult, finished_run, identify
@@ -109,19 +108,3 @@ def check_pretraining(cfg: DictConfig) -> DictConfig:
         The completed config.
     """
     return prepare_pretraining(cfg, read_packed=False)[1]
-
-
-def seconds_per_step(cfg: DictConfig) -> float:
-    """The time of one training step: the median of three, after one that warms up.
-
-    Args:
-        cfg: a composed config; nothing of the run is written.
-    """
-    cfg = copy.deepcopy(cfg)
-    model, cfg, train_loader, _ = prepare_pretraining(cfg)
-    cfg.fast_dev_run = Forecast.STEPS + 1
-    forecast = Forecast()
-    fit(model, cfg, train_loader, None, cfg.method, (forecast,))
-    if forecast.seconds is None:
-        raise UserError(f"optimizer.batch_size={cfg.optimizer.batch_size}: leaves only one step")
-    return forecast.seconds

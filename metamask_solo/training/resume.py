@@ -1,6 +1,5 @@
 """One home of resuming: which runs are the same run, where a stopped one goes on, its files."""
 
-import csv
 import hashlib
 import json
 import os
@@ -8,11 +7,12 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
@@ -91,9 +91,8 @@ def run_identity(cfg: DictConfig) -> dict[str, Any]:
     """
     identity = _values(cfg, DECISIVE)
     devices = cfg.get("devices", 1)
-    identity["processes"] = (len(devices) if OmegaConf.is_list(devices) else devices) * (
-        cfg.get("num_nodes") or 1
-    )
+    devices = len(devices) if OmegaConf.is_list(devices) else devices
+    identity["processes"] = devices * (cfg.get("num_nodes") or 1)
     if cfg.get("method") is not None:
         identity["results_version"] = getattr(METHODS.get(cfg.method), "results_version", 1)
     return identity
@@ -129,11 +128,7 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
     digests = {} if images is None else {"images": images}
     for key in ("pretrained_feature_extractor", "resume_from_checkpoint"):
         if cfg.get(key) is not None and Path(cfg[key]).is_file():
-            digest = hashlib.sha256()
-            with Path(cfg[key]).open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-            digests[key] = digest.hexdigest()
+            digests[key] = hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest()
     OmegaConf.update(cfg, STARTED_FROM, digests or None, force_add=True)
 
 
@@ -211,29 +206,25 @@ def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
     for folder in _newest_first(root):
         if (folder / FINISHED).exists():
             continue
-        key = _difference(cfg, folder)
+        key, is_going = _difference(cfg, folder), is_running(folder)
         if key is not None:
-            config = _args(folder)
-            if (
-                not different
-                and config
-                and config.get("name") == cfg.name
-                and not is_running(folder)
-            ):
+            config = _args(folder) or DictConfig({})
+            if not different and not is_going and config.get("name") == cfg.name:
                 different = f"auto_resume: {folder} is another run, {key} differs"
             continue
-        if is_running(folder):
+        if is_going:
             raise UserError(
                 f"{folder}: this run is still going; auto_resume.enabled=False starts another one"
             )
-        candidates = [p for p in folder.glob("*.ckpt") if p.stat().st_mtime > oldest]
-        for path in sorted(candidates, key=age, reverse=True):
+        for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
+            if path.stat().st_mtime <= oldest:
+                continue
             try:
                 state = load_raw(path)
             except UserError as error:
                 print(f"auto_resume: skipped: {error}")
                 continue
-            if all(key in state for key in TRAINING_STATE):  # a folded one has weights only
+            if all(part in state for part in TRAINING_STATE):  # a folded one has weights only
                 return path
     if different and not quiet:
         print(different)
@@ -241,10 +232,10 @@ def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
 
 
 def _newest_first(root: Path) -> list[Path]:
-    times: dict[Path, float] = {}
-    for path in (*root.glob("*/args.json"), *root.glob("*/*.ckpt")):
-        times[path.parent] = max(times.get(path.parent, 0.0), path.stat().st_mtime)
-    return sorted((f for f in times if (f / "args.json").exists()), key=times.__getitem__)[::-1]
+    def written(folder: Path) -> float:
+        return max(p.stat().st_mtime for p in (folder / "args.json", *folder.glob("*.ckpt")))
+
+    return sorted((path.parent for path in root.glob("*/args.json")), key=written, reverse=True)
 
 
 def age(path: Path) -> tuple[int, float]:
@@ -322,40 +313,37 @@ def is_running(folder: Path) -> bool:
     if not (folder / LOCK).exists() or not is_first_process():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with running(folder):
             return False
-    except Timeout:
+    except UserError:
         return True
-    except (OSError, NotImplementedError):  # a file system without locks
-        return False
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder for this process.
+    """Keeps a run's folder for this process, where the file system has locks.
 
     Raises:
         UserError: another process has it, or it cannot be made.
     """
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"checkpoint.dir={folder.parents[1]}: cannot be written ({error.strerror})"
         ) from error
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise UserError(f"{folder}: a run is still going in it") from error
-    except (OSError, NotImplementedError):
-        yield
-        return
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(f"{folder}: a run is still going in it") from error
     try:
         yield
     finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
 
 
 def is_first_process() -> bool:
@@ -364,42 +352,41 @@ def is_first_process() -> bool:
     return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
 
 
-def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """The logged rows of a run in order; of a resumed one, without the rows that it repeated.
+def read_metrics(folder: Path) -> pd.DataFrame:
+    """What a run logged, a row for each time; of a resumed one, without what it repeated.
 
-    They are those of logs/version_N/metrics.csv, or without these of metrics.csv in the folder. A
-    row without a step has that of the row before it.
+    It is that of logs/version_N/metrics.csv, or without these of metrics.csv in the folder. A row
+    without a step has that of the row before it.
 
     Raises:
         UserError: a file is no table.
     """
-    logs = {p.name.removeprefix("version_"): p for p in (folder / "logs").glob("version_*")}
-    numbers = sorted((number for number in logs if number.isdecimal()), key=int)
-    paths = [logs[number] / "metrics.csv" for number in numbers]
-    rows: list[dict[str, str]] = []
-    for path in [path for path in paths if path.is_file()] or [folder / "metrics.csv"]:
+    table = pd.DataFrame()
+    logs = [path for path in folder.glob("logs/version_*/metrics.csv") if _number(path).isdecimal()]
+    for path in sorted(logs, key=lambda log: int(_number(log))) or [folder / "metrics.csv"]:
         try:
-            text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
-            part = list(csv.DictReader(text.splitlines()))
-        except (UnicodeDecodeError, csv.Error) as error:
+            # a logged "nan" is no missing value
+            part = pd.read_csv(path, encoding="utf-8-sig", keep_default_na=False, na_values=[""])
+        except (FileNotFoundError, pd.errors.EmptyDataError):
+            continue
+        except (UnicodeDecodeError, pd.errors.ParserError) as error:
             raise UserError(f"{path}: not a table of metrics ({error})") from error
-        steps = [int(step) for row in part if (step := row.get("step") or "").isdecimal()]
-        last = first = steps[0] if steps else 0
-        for row in part:
-            last = int(step) if (step := row.get("step") or "").isdecimal() else last
-            row["step"] = str(last)
-        if part:
-            rows = [row for row in rows if int(row["step"]) < first] + part
-    return rows
+        if "step" in part and len(part):
+            part["step"] = pd.to_numeric(part["step"], errors="coerce").ffill().bfill()
+            if len(table):
+                part = pd.concat([table[table["step"] < part["step"][0]], part], ignore_index=True)
+            table = part
+    return table
+
+
+def _number(log: Path) -> str:
+    return log.parent.name.removeprefix("version_")
 
 
 def merge_metrics(folder: Path) -> None:
     """Writes ``metrics.csv``: the logged rows of a run and of all its continuations."""
-    rows = read_metrics(folder)
-    if not rows:
-        return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_write(folder / "metrics.csv") as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = read_metrics(folder)
+    if len(table):
+        whole = {name: "Int64" for name in ("epoch", "step") if name in table}
+        with atomic_write(folder / "metrics.csv") as path:
+            table.astype(whole).to_csv(path, index=False)

@@ -99,32 +99,13 @@ def workers_of(cfg: DictConfig) -> int:
 
     Where a GPU trains, each process gets its share of the cores but one, 12 at most. Where the CPU
     trains, workers take cores from training: none up to 4 cores, a quarter of them above.
-
-    Raises:
-        UserError: it is neither ``auto`` nor an integer of at least 0.
     """
-    workers = OmegaConf.select(cfg, "data.num_workers", default=4)
-    if workers == "auto":
-        return automatic_workers(
-            cores=available_cores(),
-            processes=len(cfg.devices) if OmegaConf.is_list(cfg.get("devices")) else 1,
-            on_gpu=trains_on_gpu(cfg),
-        )
-    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 0:
-        raise UserError(f"data.num_workers={workers}: must be an integer of at least 0, or auto")
-    return workers
-
-
-def automatic_workers(cores: int, processes: int, on_gpu: bool) -> int:
-    """The rule of :func:`workers_of`."""
-    share = cores // max(1, processes)
-    if on_gpu:
+    workers = cfg.data.get("num_workers", 4)
+    if workers != "auto":
+        return int(workers)
+    # in a container, a process may use fewer cores than the machine has
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = (cores or 1) // len(cfg.devices)
+    if trains_on_gpu(cfg):
         return max(1, min(12, share - 1))
     return 0 if share <= 4 else min(12, share // 4)
-
-
-def available_cores() -> int:
-    """The cores that this process may use, which in a container are fewer than the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -126,9 +127,8 @@ def fit(
         cfg.resume_from_checkpoint = None
         identify(cfg)
     folder = continued.parent if continued else new_folder(root)
-    checkpointer = Checkpointer(cfg, folder) if cfg.checkpoint.enabled and not dry else None
-    if checkpointer is not None:
-        checkpointer.last = continued
+    saves = cfg.checkpoint.enabled and not dry
+    checkpointer = Checkpointer(cfg, folder, continued) if saves else None
     interruption = Interruption(checkpointer, train_loader)
     # first: from the moment that args.json tells of a run, a signal must find its handler;
     # last: what is saved must be whole
@@ -141,7 +141,7 @@ def fit(
     all_callbacks.append(HostState())  # behind what restores random states
     loggers = [] if dry else _loggers(cfg, folder)
     trainer = build_trainer(cfg, loggers, all_callbacks, None if dry else folder)
-    (timer,) = (c for c in trainer.callbacks if isinstance(c, pl.callbacks.Timer))
+    *_, timer = (c for c in trainer.callbacks if isinstance(c, pl.callbacks.Timer))
     started = time.monotonic()
     writes = trainer.is_global_zero and not dry
     with running(folder) if writes else nullcontext():
@@ -180,7 +180,8 @@ def _train(
 ) -> None:
     """Lightning's fit, with one line for whatever ends it early."""
     # SafeCheckpointIO needs no such argument, but Lightning else says that it reads anything
-    safely = {"weights_only": True} if _takes(trainer.fit, "weights_only") else {}
+    takes_it = "weights_only" in inspect.signature(trainer.fit).parameters
+    safely = {"weights_only": True} if takes_it else {}
     failed = True
     try:
         trainer.fit(model, train_loader, val_loader, ckpt_path=resume, **safely)
@@ -194,7 +195,7 @@ def _train(
     except (UserError, RunStopped, OSError):
         raise
     except Exception as error:
-        if line := _line_of(error, trainer, resume):
+        if line := _line_of(error, resume):
             raise UserError(line) from error
         raise
     finally:
@@ -206,33 +207,24 @@ def _train(
         raise KeyboardInterrupt
 
 
-def _takes(function: Any, name: str) -> bool:
-    return name in inspect.signature(function).parameters
-
-
-def _line_of(error: Exception, trainer: Any, resume: Path | None) -> str | None:
+def _line_of(error: Exception, resume: Path | None) -> str | None:
     """One line for an error that a setting, the data or a checkpoint causes; None for a bug."""
-    text = str(error)
+    first, *more = _lines(error)
     kinds = " ".join(kind.__module__ for kind in type(error).__mro__)
     if "torch._dynamo" in kinds or "torch._inductor" in kinds:
-        return f"performance.compile=True: this machine cannot compile ({_first_line(error)})"
-    if "loading state_dict" in text:
-        return f"{resume}: does not fit this config ({text.splitlines()[1].strip()})"
-    if "loaded state dict" in text:  # of an optimiser
-        return f"{resume}: does not fit this config ({_first_line(error)})"
+        return f"performance.compile=True: this machine cannot compile ({first})"
+    if "loading state_dict" in first or "loaded state dict" in first:  # of model, of optimiser
+        return f"{resume}: does not fit this config ({[first, *more[:1]][-1]})"
     if isinstance(error, RuntimeError) and (failure := loader_failure(error)) is not None:
         return str(failure)
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    lightning = module.partition(".")[0] in ("lightning", "lightning_fabric", "pytorch_lightning")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = frame.f_globals.get("__name__", "")
+    lightning = module.startswith(("lightning", "pytorch_lightning"))
     return _trainer_line(error, {}) if lightning else None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
 
 
 def _same_error(trace: str) -> Exception:
@@ -264,7 +256,7 @@ def build_trainer(
         for name in trainer_arguments() & values.keys()
         if values[name] is not None or name == "check_val_every_n_epoch"
     }
-    given = dict(arguments)
+    said = dict(arguments)
     if not trains_on_gpu(arguments):  # [0, 1] names GPUs; the CPU takes a number
         arguments["devices"] = len(values["devices"])
     if arguments.get("strategy") == "ddp":
@@ -283,7 +275,7 @@ def build_trainer(
         }
         trainer = pl.Trainer(**arguments)
     except Exception as error:  # whatever it does with a value of the wrong type
-        raise UserError(_trainer_line(error, given)) from error
+        raise UserError(_trainer_line(error, said)) from error
     if folder is not None and "profiler" in arguments:
         trainer.profiler.dirpath, trainer.profiler.filename = folder, "profile"
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -292,12 +284,12 @@ def build_trainer(
     return trainer
 
 
-def _trainer_line(error: Exception, given: dict[str, Any]) -> str:
+def _trainer_line(error: Exception, said: dict[str, Any]) -> str:
     """What Lightning says of an argument, behind the argument's name where it names one."""
-    line = _first_line(error)
+    line = _lines(error)[0]
     named = [name for name in trainer_arguments() if re.search(rf"\b{name}\b", line, re.IGNORECASE)]
     key = max(named, key=len, default="trainer")
-    return f"{key}={given[key]}: {line}" if key in given else f"{key}: {line}"
+    return f"{key}={said[key]}: {line}" if key in said else f"{key}: {line}"
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Any]:
