@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import write_images
+from small_resnet import replace_resnet18
 
 from metamask_solo.hosts import METHODS
 
@@ -53,6 +54,14 @@ def _memory() -> int:
         return 0
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+@pytest.fixture(scope="module")
+def small_backbone() -> Iterator[None]:
+    """resnet18 is a backbone of a millisecond, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        replace_resnet18(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import nn
 
-SMALL_HEADS = {
-    "proj_hidden_dim": 16,
-    "proj_output_dim": 16,
-    "contrastive_hidden_dim": 16,
-    "contrastive_output_dim": 8,
+PROJECTOR = {"proj_hidden_dim": 16, "proj_output_dim": 16}
+SMALL_HEADS = PROJECTOR | {"contrastive_hidden_dim": 16, "contrastive_output_dim": 8}
+METHOD_KWARGS = {
+    "metamask": SMALL_HEADS,
+    "simclr": PROJECTOR | {"temperature": 0.2},
+    "byol": PROJECTOR | {"pred_hidden_dim": 16},
 }
 
 
@@ -68,7 +69,7 @@ def pretrain_config(
             "method": method,
             "seed": 1,
             "backbone": {"name": "resnet18", "kwargs": {}},
-            "method_kwargs": dict(SMALL_HEADS) if method == "metamask" else {},
+            "method_kwargs": dict(METHOD_KWARGS.get(method, {})),
             "data": {
                 "dataset": "custom",
                 "train_path": str(data / "train"),

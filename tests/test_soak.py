@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from runs import pretrain_config
-from torch import nn
 
-from metamask_solo.hosts import BACKBONE_PREFIX, build_method, complete_pretrain_config, pl
+from metamask_solo.hosts import build_method, complete_pretrain_config, pl
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
@@ -46,21 +45,12 @@ class Watch(pl.Callback):  # type: ignore[name-defined]
 
 
 def test_twenty_thousand_updates(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_backbone: None, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = pretrain_config(images, tmp_path)
     cfg.method_kwargs.temperature = 0.2
     cfg.method_kwargs.mask = {"optimizer": "adam", "lr": 1e-3}
     model = build_method(complete_pretrain_config(cfg))
-    small = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(72, model.mask.logits.numel()),
-        nn.ReLU(),
-    )
-    setattr(model, BACKBONE_PREFIX.rstrip("."), small)
     watch = Watch()
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -1,4 +1,4 @@
-"""``metamask-solo linear`` with the shipped files, and who reads what it and ``finetune`` write."""
+"""``metamask-solo linear`` and ``finetune`` with the shipped files, and who reads their files."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,17 @@ from checkpoints_of_runs import write_run
 from runs import write_images
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.checkpoints.reading import load_backbone, load_raw, read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 FOLDERS = sorted(file.parent.name for file in SCRIPTS.glob("linear/*/metamask.yaml"))
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+def pretrained(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, small_backbone: None
+) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "metamask", images)
 
 
@@ -29,17 +32,17 @@ def small(checkpoint: Path, images: Path, out: Path) -> list[str]:
         f"data.train_path={images / 'train'}",
         f"data.val_path={images / 'val'}",
         "data.num_workers=0",
-        "++data.augmentations.crop_size=32",
+        "data.augmentations.crop_size=32",
         f"checkpoint.dir={out}",
         "max_epochs=1",
         "optimizer.batch_size=20",
         "devices=1",
         "strategy=auto",
-        "++sync_batchnorm=False",
+        "sync_batchnorm=False",
         "accelerator=cpu",
         "precision=32",
-        "+enable_progress_bar=False",
-        "+enable_model_summary=False",
+        "enable_progress_bar=False",
+        "enable_model_summary=False",
     ]
 
 
@@ -72,26 +75,31 @@ def written(
 ) -> Path:
     """What the command wrote of a MetaMask checkpoint."""
     out = tmp_path_factory.mktemp(request.param)
-    assert run(request.param, "digits", *small(pretrained, images, out)) == 0
+    assert run(request.param, "digits", *small(pretrained, images, out), "optimizer.lr=1") == 0
     (checkpoint,) = out.glob("linear/*/*.ckpt")
-    return checkpoint
+    return Path(checkpoint)
 
 
-def test_its_features_are_those_of_the_trained_model(written: Path) -> None:
+def test_its_features_are_those_of_the_trained_model(written: Path, pretrained: Path) -> None:
     backbone, checkpoint = load_backbone(written)
     plain, _ = load_backbone(written, masked=False)
     x = torch.randn(2, 3, 32, 32)
 
-    state = torch.load(written, weights_only=False)["state_dict"]
+    state = load_raw(written)["state_dict"]
     mask = state["backbone.mask.logits"]
-    own = {k.removeprefix("backbone.backbone."): v for k, v in state.items()}
-    assert all(torch.equal(own[name], value) for name, value in plain.state_dict().items())
+    weights = {k.removeprefix("backbone.backbone."): v for k, v in state.items()}
+    assert all(torch.equal(weights[name], value) for name, value in plain.state_dict().items())
     assert checkpoint.method == "metamask"
     torch.testing.assert_close(backbone(x), plain(x) * mask)
-    assert mask.std() > 0.1  # not all alike: the mask of the pretraining
+    # the mask is that of the pretraining; fine-tuning changes all weights, a probe none
+    before = read_checkpoint(pretrained)
+    torch.testing.assert_close(mask, before.mask, rtol=0, atol=0)
+    for name, weight in before.backbone_state().items():
+        if name.endswith(("weight", "running_mean")):
+            assert torch.equal(weights[name], weight) != checkpoint.config.finetune, name
 
 
-@pytest.mark.parametrize("command", ["knn", "umap", "fold", "linear", "analyze"])
+@pytest.mark.parametrize("command", ["knn", "umap", "linear", "analyze"])
 def test_every_command_reads_it(
     command: str,
     written: Path,
@@ -103,26 +111,18 @@ def test_every_command_reads_it(
     options = {
         "knn": ["--k", "3", "--num-workers", "0", "--json", str(out)],
         "umap": ["--split", "train", "--num-workers", "0", "--out", f"{out}.png"],
-        "fold": [str(out)],
-        "analyze": ["--data", str(images), "--draws", "2", "--num-workers", "0"],
+        "analyze": ["--data", str(images), "--draws", "2", "--num-workers", "0", "--out", str(out)],
     }
     if command == "linear":
         code = run("linear", "digits", *small(written.parent, images, out))
     else:
         if command == "umap":
             pytest.importorskip("umap")
-        if command == "analyze":
-            options["analyze"] += ["--out", str(out)]
         code = main([command, str(written), *options[command]])
 
     assert code == 0, capsys.readouterr().err
     if command == "knn":
         assert json.loads(out.read_text())["masked"] is True
-    if command == "fold":
-        folded, _ = load_backbone(out / "folded.ckpt", masked=False)
-        masked, _ = load_backbone(written)
-        x = torch.randn(2, 3, 32, 32)
-        torch.testing.assert_close(folded(x), masked(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_probe_has_no_projector(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +131,7 @@ def test_a_probe_has_no_projector(written: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("command", ["linear", "finetune"])
-def test_two_classes_are_enough(
+def test_two_classes_are_enough_and_a_wrong_setting_is_one_line(
     command: str, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """solo-learn asks for the five best classes."""
@@ -139,7 +139,30 @@ def test_two_classes_are_enough(
     overrides = small(pretrained, two, tmp_path / "out")
     assert run(command, "custom", *overrides, "--cfg-check") == 0
     assert "ok: metamask-custom-linear" in capsys.readouterr().out
+    assert run(command, "custom", *overrides, "max_epochs=0") == 2
+    assert "max_epochs=0" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
     assert run(command, "custom", *overrides) == 0
     assert "val_acc1=" in capsys.readouterr().out
+
+
+def test_features_of_any_scale_train_alike_and_a_diverged_probe_says_so(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = []
+    for scale in (0.01, 100.0):
+        checkpoint = write_run(tmp_path / f"{scale}", images, method_kwargs__mask__kind="linear")
+        raw = torch.load(checkpoint)
+        raw["metamask"]["kind"] = "linear"
+        raw["state_dict"]["mask.logits"].fill_(scale)
+        torch.save(raw, checkpoint)
+        overrides = [*small(checkpoint, images, tmp_path / "out"), "max_epochs=4"]
+        assert run("linear", "custom", *overrides) == 0
+        newest = max(
+            (tmp_path / "out" / "linear").iterdir(), key=lambda folder: folder.stat().st_mtime
+        )
+        losses.append(json.loads((newest / "finished.json").read_text())["metrics"]["val_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert run("linear", "custom", *overrides, "scale_features=False", "optimizer.lr=10") == 1
+    assert "the probe diverged" in capsys.readouterr().err

@@ -21,8 +21,8 @@ from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import FitResult
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
 DIGITS = str(scripts_folder() / "pretrain" / "digits")
-SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_signal_ends_the_sweep_and_not_one_job(
 
     def job(cfg: Any) -> FitResult:
         begun.append(cfg.seed)
-        small = pretrain_config(images, tmp_path / "runs", "simclr", method_kwargs=SIMCLR)
+        small = pretrain_config(images, tmp_path / "runs", "simclr")
         return pretrain_run(small, callbacks=(Signal(),))
 
     monkeypatch.setattr(pretrain, "pretrain_run", job)
@@ -199,7 +199,7 @@ def test_each_job_has_a_wandb_run_of_its_own(
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = []
     for seed in (0, 1):
-        cfg = pretrain_config(images, tmp_path / "runs", "simclr", method_kwargs=SIMCLR, seed=seed)
+        cfg = pretrain_config(images, tmp_path / "runs", "simclr", seed=seed)
         cfg.wandb = {"enabled": True, "offline": True, "project": "test", "entity": None}
 
         class Look(pl.Callback):  # type: ignore[name-defined]

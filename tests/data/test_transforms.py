@@ -55,8 +55,15 @@ def test_timm_makes_the_same_of_an_image_at_every_size(dataset: str) -> None:
 def test_at_its_own_size_a_data_set_is_as_in_solo_learn(dataset: str) -> None:
     size = {"cifar10": 32, "cifar100": 32, "stl10": 96}.get(dataset, 300)
     image = photo(size, size)
-    ours = evaluation_transform(config(dataset))(image)
-    assert torch.equal(ours, dataset_transforms(dataset)[1](image))
+    train, val = dataset_transforms(dataset)
+    assert torch.equal(evaluation_transform(config(dataset))(image), val(image))
+    if size < 300:
+        packed = OmegaConf.create({"data": {"dataset": dataset}})
+        draws = []
+        for transform in (train, linear_training_transform(packed)):
+            torch.manual_seed(0)
+            draws.append(transform(image))
+        assert torch.equal(*draws)
 
 
 def test_a_strip_is_cut_before_it_is_scaled() -> None:

@@ -1,4 +1,4 @@
-"""The method's two losses on one process; on several, see test_ddp.py."""
+"""The method's two losses on one process; on several, see test_processes.py."""
 
 from typing import Any
 

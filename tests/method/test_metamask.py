@@ -158,10 +158,10 @@ def test_a_whole_run_in_double_precision(config: Config) -> None:
 
     updates = Updates(by_double_backward)
     model, result = train(cfg, Losses(), updates, small=True)
-    rows = read_metrics(result.folder)
+    logged = read_metrics(result.folder)
     for name, expected in zip(("barlow", "nce"), losses[0], strict=True):
-        logged = next(row for row in rows if row.get(f"train_{name}_loss_step"))
-        assert math.isclose(float(logged[f"train_{name}_loss_step"]), expected, rel_tol=1e-9)
+        first = logged[f"train_{name}_loss_step"].dropna().iloc[0]
+        assert math.isclose(first, expected, rel_tol=1e-9)
 
     updates.check()
     buffer = torch.zeros(512, dtype=torch.float64)
@@ -216,8 +216,7 @@ def test_a_bad_hypergradient_is_skipped_counted_and_logged(config: Config) -> No
     model, result = train(config(), Poison(), small=True)
     assert (model.mask_optimizer.updates, model.mask_optimizer.skipped) == (1, 1)
     assert model.mask.logits.isfinite().all()
-    logged = [r["mask_skipped_updates"] for r in read_metrics(result.folder)]
-    assert float([count for count in logged if count][-1]) == 1.0
+    assert read_metrics(result.folder)["mask_skipped_updates"].dropna().iloc[-1] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,28 @@
-"""What a run shows on the console: its bar, its warnings, its first and last lines."""
+"""What a run shows and logs: its bar, its warnings, its last lines, with labels and without."""
 
 import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from runs import pretrain_config
 
 from metamask_solo.training.callbacks import Bar
 from metamask_solo.training.pretrain import pretrain_run
+from metamask_solo.training.resume import read_metrics
 from metamask_solo.training.trainer import quiet
-
-SIMCLR = {"proj_hidden_dim": 16, "proj_output_dim": 16, "temperature": 0.2}
 
 
 def test_the_bar_shows_loss_knn_and_mask_and_no_version_number() -> None:
-    known = {"val_knn_acc1": 61.25, "mask_min": 0.41, "mask_max": 0.6, "lr": 0.1}
+    known = {"val_knn_acc1": 61.25, "mask_min": 0.41, "mask_max": 0.6, "lr": 0.1, "v_num": 3.0}
+    known |= {"train_nce_loss_step": 1.23456, "train_nce_loss_epoch": 2.0, "val_loss": 1.0}
     trainer = SimpleNamespace(callback_metrics={k: torch.tensor(v) for k, v in known.items()})
-    bar = Bar()
-    bar._loss = torch.tensor(1.23456)
-
-    assert bar.get_metrics(trainer, None) == {
-        "loss": "1.235",
-        "online kNN %": "61.2",
-        "mask": "0.410–0.600",
+    assert Bar().get_metrics(trainer, None) == {
+        **{"train_nce_loss_step": "1.23", "val_knn_acc1": "61.2"},
+        **{"mask_min": "0.41", "mask_max": "0.6"},
     }
 
 
@@ -47,17 +44,27 @@ def test_a_run_ends_with_its_folder_and_the_next_commands(
     assert f"folder: {result.folder}" in printed
     assert f"next: metamask-solo plot {result.folder}" in printed
     assert f"metamask-solo knn {result.folder}" in printed
+    assert f"checkpoint: {result.checkpoint}" in printed
     assert json.loads((result.folder / "args.json").read_text())["method"] == "metamask"
 
 
-def test_without_labels_no_next_command_needs_them(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("method", ["metamask", "simclr", "byol"])
+def test_training_without_labels_logs_no_classifier_and_names_no_command_that_needs_them(
+    method: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cfg = pretrain_config(
-        images, tmp_path, method="simclr", data__no_labels=True, data__val_path=None
-    )
-    cfg.method_kwargs = SIMCLR
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, image in enumerate(sorted((images / "train").rglob("*.png"))):
+        (flat / f"{i}.png").symlink_to(image)
+    cfg = pretrain_config(images, tmp_path, method, max_epochs=2, data__no_labels=True, momentum={})
+    cfg.data.train_path, cfg.log_every_n_steps, cfg.log_rankme = str(flat), 1, False
     result = pretrain_run(cfg)
+
     printed = capsys.readouterr().out
     assert "metamask-solo knn" not in printed
     assert f"metamask-solo umap {result.folder}" in printed
+    table = read_metrics(result.folder)
+    assert any(name.startswith("train_") for name in table)
+    assert not [name for name in table if "class_loss" in name or "acc" in name]
+    assert not [name for name in table if "rankme" in name]  # switched off
+    assert np.isfinite(table.fillna(0)).all(axis=None)

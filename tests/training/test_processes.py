@@ -1,115 +1,323 @@
-"""A whole run in other processes: what each draws, and every way to start them."""
+"""Several processes (gloo on the CPU) against one, and every way to start them."""
 
+import copy
+import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
-from runs import pretrain_config, write_images
+from runs import pretrain_config, train, write_images
+from torch import nn
 
+from metamask_solo import DimensionalMask, mask_hypergradient, mean_over_processes, nt_xent
 from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import BACKBONE_PREFIX, pl
+from metamask_solo.method.hypergradient import METHODS
+from metamask_solo.training.pretrain import prepare_pretraining, pretrain_run
 
 pytestmark = pytest.mark.ddp
+Steps = list[list[dict[str, Any]]]  # of each step, what each process recorded
+LOSSES = {"alpha": 3.0, "lamb": 0.02, "scale_loss": 0.1, "temperature": 0.3}
+PROCESSES = 3
 
-# run by Python at its start, in every process: writes down each crop box, and chooses how processes
-# start
-SITE = """
-import multiprocessing, os
-from pathlib import Path
-from wrapt import when_imported
 
-@when_imported("torchvision.transforms.transforms")
-def note_boxes(module):
-    own = module.RandomResizedCrop.get_params
+class Record(pl.Callback):  # type: ignore[name-defined]
+    """Keeps, for each step, what goes into it and the gradients that DDP made of it."""
 
-    def noted(image, scale, ratio):
-        box = own(image, scale, ratio)
-        with open(Path("boxes") / f"{os.environ.get('LOCAL_RANK', 0)}.txt", "a") as file:
-            print(*box, file=file)
-        return box
+    def __init__(self, out: Path):
+        self.out = out
+        self.steps: list[dict[str, Any]] = []
 
-    module.RandomResizedCrop.get_params = staticmethod(noted)
+    def on_train_start(self, trainer: Any, model: Any) -> None:
+        gradient_of, update = model.mask_gradient, model._update_mask
 
-if os.environ["START_METHOD"]:
-    multiprocessing.set_start_method(os.environ["START_METHOD"])
-"""
-Pretrain = Callable[..., Path]
+        def recorded(views: Any) -> torch.Tensor:
+            gradient = gradient_of(views)
+            self.steps[-1]["mask_gradient"] = gradient.clone()
+            return gradient
+
+        def recorded_update(views: Any) -> None:
+            update(views)
+            self.steps[-1]["mask"] = model.mask.logits.detach().clone()
+
+        model.mask_gradient, model._update_mask = recorded, recorded_update
+
+    def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, i: int) -> None:
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        self.steps.append({"state": state, "batch": batch})
+
+    def on_before_optimizer_step(self, trainer: Any, model: Any, optimizer: Any) -> None:
+        self.steps[-1]["gradients"] = {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, i: int
+    ) -> None:
+        logged = trainer.callback_metrics
+        self.steps[-1]["logged"] = {
+            name: float(logged[f"train_{name}_loss_step"]) for name in ("barlow", "nce")
+        }
+
+    def on_train_end(self, trainer: Any, model: Any) -> None:
+        torch.save(self.steps, self.out / f"rank{trainer.global_rank}.pt")
+
+
+def config(data: Path, out: Path) -> Any:
+    """Two steps of each process in double precision."""
+    cfg = pretrain_config(data, out, strategy="ddp_fork", devices=PROCESSES, precision="64-true")
+    cfg.optimizer.batch_size, cfg.data.val_path = 5, None
+    cfg.method_kwargs.update(LOSSES, mask={"lr": 1.0})
+    return cfg
 
 
 @pytest.fixture(scope="module")
-def pretrain(tmp_path_factory: pytest.TempPathFactory) -> Pretrain:
-    """Runs ``pretrain`` on twenty images in a folder of its own, which it returns."""
-    images = write_images(tmp_path_factory.mktemp("images"))
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"), train=2 * PROCESSES)
 
-    def run(*overrides: str, start: str = "") -> Path:
-        out = tmp_path_factory.mktemp("run")
-        (out / "boxes").mkdir()
-        (out / "sitecustomize.py").write_text(SITE)
-        OmegaConf.save(pretrain_config(images, out, num_nodes=1), out / "run.yaml")
-        command = ["-m", "metamask_solo", "pretrain", "--config-path", str(out)]
-        command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
-        settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(out), "START_METHOD": start}
-        done = subprocess.run(
-            [sys.executable, *command, *overrides],
+
+@pytest.fixture(scope="module")
+def steps(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    out = tmp_path_factory.mktemp("ranks")
+    result = pretrain_run(config(data, out / "runs"), callbacks=(Record(out),))
+    # the processes are copies of this one, which does not train itself
+    assert result.checkpoint is not None and result.checkpoint.is_file()
+    assert result.seconds_per_epoch > 0 and (result.folder / "finished.json").is_file()
+    ranks = [torch.load(out / f"rank{rank}.pt") for rank in range(PROCESSES)]
+    assert [len(rank) for rank in ranks] == [2] * PROCESSES
+    return [list(step) for step in zip(*ranks, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    cfg = config(data, tmp_path_factory.mktemp("reference"))
+    return prepare_pretraining(cfg)[0].double()
+
+
+def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The losses' definitions on the images of all processes, on one.
+
+    BatchNorm has statistics of its own in each process, so each share passes the network alone.
+    """
+    model.load_state_dict(step[0]["state"])
+    model.zero_grad()
+    model.train()
+    projected: list[list[torch.Tensor]] = [[], [], [], []]
+    classifier = torch.zeros((), dtype=torch.float64)
+    for rank in step:
+        # running statistics are each process's own until the next step
+        same = [n for n in rank["state"] if "running" not in n and "num_batches" not in n]
+        assert all(torch.equal(rank["state"][n], step[0]["state"][n]) for n in same)
+        _, views, labels = rank["batch"]
+        for view in range(2):
+            h = model.backbone(views[view])
+            u = h * torch.sigmoid(model.mask.logits)
+            projected[view].append(model.redundancy_projector(u))
+            projected[2 + view].append(model.projector(u))
+            loss = nn.functional.cross_entropy(model.classifier(u.detach()), labels)
+            classifier = classifier + loss / (2 * len(step))
+    r1, r2, z1, z2 = map(torch.cat, projected)
+    barlow = LOSSES["scale_loss"] * plain_barlow(r1, r2, LOSSES["lamb"])
+    contrastive = plain_nt_xent(z1, z2, LOSSES["temperature"])
+    (barlow + LOSSES["alpha"] * contrastive + classifier).backward()
+    return {"barlow": barlow.detach(), "nce": contrastive.detach()}
+
+
+def test_losses_and_gradients_are_those_of_the_whole_batch(steps: Steps, reference: Any) -> None:
+    for step in steps:
+        losses = whole_batch(reference, step)
+        for rank in step:
+            for name, value in losses.items():
+                assert rank["logged"][name] == pytest.approx(float(value), rel=1e-6)
+        # one head sees the one loss, the other head the other, the backbone both
+        for part in ("redundancy_projector.", "projector.", BACKBONE_PREFIX):
+            expected = {n: p.grad for n, p in reference.named_parameters() if n.startswith(part)}
+            # some are zero but for rounding: a bias before BatchNorm, a scale before standardising
+            largest = max(float(gradient.abs().max()) for gradient in expected.values())
+            assert largest > 1e-4
+            for rank in step:
+                for name, gradient in expected.items():
+                    difference = (rank["gradients"][name] - gradient).abs().max()
+                    assert float(difference) <= 1e-12 * largest, name
+
+
+def test_the_mask_moves_alike_along_the_mean_of_the_gradients(steps: Steps) -> None:
+    """The steps of SGD with momentum 0.9 and weight decay 5e-4 at rate 1."""
+    mask = buffer = torch.zeros(64).double()
+    for step in steps:
+        gradients = [rank["mask_gradient"] for rank in step]
+        assert not torch.equal(gradients[0], gradients[1])
+        buffer = 0.9 * buffer + torch.stack(gradients).mean(0) + 5e-4 * mask
+        mask = mask - buffer
+        assert all(torch.equal(rank["mask"], step[0]["mask"]) for rank in step)
+        torch.testing.assert_close(step[0]["mask"].double(), mask, rtol=1e-5, atol=1e-9)
+
+
+def test_processes_share_the_images_and_draw_other_crops(steps: Steps) -> None:
+    drawn = [int(i) for step in steps for rank in step for i in rank["batch"][0]]
+    assert sorted(drawn) == list(range(10 * PROCESSES))
+    views = torch.stack([rank["batch"][1][0] for step in steps for rank in step])
+    assert len(views.flatten(2).std(2).unique()) > 9 * PROCESSES  # no crop twice
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def two_of(data: Path, out: Path, strategy: str, **overrides: Any) -> Any:
+    """A run of two processes."""
+    cfg = pretrain_config(data, out, strategy=strategy, devices=2, **overrides)
+    cfg.method_kwargs.mask = {"lr": 1.0}
+    return cfg
+
+
+def pretrain_by(launchers: list[list[str]], data: Path, out: Path, *overrides: str) -> list[str]:
+    """Runs ``pretrain`` by each of the launchers at once; what each printed."""
+    cfg = two_of(data, out, "ddp", num_nodes=1, imports=["small"])
+    (out / "small.py").write_text("import small_resnet\nsmall_resnet.replace_resnet18()\n")
+    OmegaConf.save(cfg, out / "run.yaml")
+    command = ["-m", "metamask_solo", "pretrain", "--config-path", str(out)]
+    command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{out}{os.pathsep}{tests}"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, *launcher, *command, *overrides],
             cwd=out,
-            env={**os.environ, **settings},
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=400,
         )
-        assert done.returncode == 0, done.stdout[-3000:]
-        return out
+        for launcher in launchers
+    ]
+    try:
+        printed = [process.communicate(timeout=400)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, text in zip(running, printed, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    return printed
 
-    return run
+
+def the_checkpoint(out: Path) -> Path:
+    (checkpoint,) = out.glob("metamask/*/*.ckpt")
+    return checkpoint
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    first, second = (load_raw(the_checkpoint(out)) for out in (one, two))
+    assert first["global_step"] == second["global_step"] > 0
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
 
 
 @pytest.fixture(scope="module")
-def two_processes(pretrain: Pretrain) -> Path:
-    return pretrain("devices=2", "strategy=ddp")
+def two_processes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    train(two_of(images, out, "ddp_fork"))
+    return out
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    (checkpoint,) = out.glob("*/*/*.ckpt")
-    found: dict[str, torch.Tensor] = load_raw(checkpoint)["state_dict"]
-    return found
+def test_two_machines_make_one_run(two_processes: Path, images: Path, tmp_path: Path) -> None:
+    """The command started by torchrun on two "machines" of one process each, as README has it."""
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    nodes = [[*torchrun, "--node-rank", str(rank)] for rank in range(2)]
+    printed = pretrain_by(nodes, images, tmp_path, "num_nodes=2", "devices=1")
+    checkpoint = the_checkpoint(tmp_path)
+    assert [f"checkpoint: {checkpoint}" in text for text in printed].count(True) == 1
+    args = json.loads((checkpoint.parent / "args.json").read_text())
+    assert args["num_nodes"] == 2
+    # two processes with ten images each, as solo-learn scales it
+    assert args["optimizer"]["lr"] == pytest.approx(0.5 * 20 / 256)
+    assert_same_weights(two_processes, tmp_path)
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
-
-
-def boxes(out: Path, rank: int) -> list[str]:
-    return (out / "boxes" / f"{rank}.txt").read_text().splitlines()
-
-
-def test_processes_draw_other_crops(two_processes: Path) -> None:
-    first, second = boxes(two_processes, 0), boxes(two_processes, 1)
-    assert len(first) == len(second) == 20  # ten images each, two views
-    # with the same random numbers, all would be equal
-    assert sum(one == other for one, other in zip(first, second, strict=True)) <= 3
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork"])
 def test_every_launcher_makes_the_same_run(
-    strategy: str, two_processes: Path, pretrain: Pretrain
+    two_processes: Path, images: Path, tmp_path: Path
 ) -> None:
-    again = pretrain("devices=2", f"strategy={strategy}")
-    if strategy == "ddp":  # the others' processes bear no rank in their environment
-        assert [boxes(again, rank) for rank in (0, 1)] == [
-            boxes(two_processes, rank) for rank in (0, 1)
-        ]
-    assert_same_weights(two_processes, again)
+    train(two_of(images, tmp_path / "spawn", "ddp_spawn"))
+    assert_same_weights(two_processes, tmp_path / "spawn")
+    pretrain_by([[]], images, tmp_path)
+    assert_same_weights(two_processes, tmp_path)
 
 
-def test_every_start_of_workers_makes_the_same_run(pretrain: Pretrain) -> None:
-    plain = pretrain("data.num_workers=0")
-    for start in ("spawn", "forkserver"):
-        assert_same_weights(plain, pretrain("data.num_workers=1", start=start))
+def test_workers_that_inherit_nothing_make_the_same_run(images: Path, tmp_path: Path) -> None:
+    before = multiprocessing.get_start_method()
+    train(pretrain_config(images, tmp_path / "plain", data__val_path=None))
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        train(pretrain_config(images, tmp_path / "spawn", data__val_path=None, data__num_workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert_same_weights(tmp_path / "plain", tmp_path / "spawn")
+
+
+def test_sync_batchnorm_uses_this_processs_batch() -> None:
+    """In the meta-update SyncBatchNorm is an ordinary BatchNorm, running statistics untouched."""
+    torch.manual_seed(0)
+    norm, mask = nn.BatchNorm1d(4).double(), DimensionalMask(4).double()
+    nn.init.normal_(norm.weight)
+    synced: Any = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(norm)))[0]
+    assert isinstance(synced, nn.SyncBatchNorm)
+    x = torch.randn(6, 4, dtype=torch.float64)
+    forward, before = nn.SyncBatchNorm.forward, copy.deepcopy(synced.state_dict())
+    gradient, expected = (
+        mask_hypergradient(
+            lambda module=module: (mask(module(x)) ** 3).sum(),  # type: ignore[misc]
+            module,
+            mask,
+            lambda p, g: {n: p[n] - 0.1 * d for n, d in g.items()},
+            "exact" if module is synced else "double_backward",
+        )
+        for module in (synced, norm)
+    )
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in synced.state_dict().items())
+    assert nn.SyncBatchNorm.forward is forward
+
+
+def gathering_and_not(rank: int, port: int, out: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    network, mask, x = nn.Linear(6, 4), DimensionalMask(4), torch.randn(2, 8, 6)
+    refused = {}
+    for gather in (True, False):
+
+        def loss(gather: bool = gather) -> torch.Tensor:
+            return nt_xent(*(mask(network(view)) for view in x), 0.5, gather=gather)
+
+        for method in METHODS:
+            try:
+                optimizer = torch.optim.SGD(network.parameters(), 0.1)
+                gradient = mask_hypergradient(loss, network, mask, optimizer, method)
+                refused[gather, method] = ""
+            except UserError as error:
+                refused[gather, method] = str(error)
+    mean = mean_over_processes(gradient)
+    torch.save((refused, gradient, mean), out / f"{rank}.pt")
+
+
+def test_a_loss_that_exchanges_tensors_is_refused_in_every_way(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(
+        gathering_and_not, (free_port(), tmp_path), nprocs=2, start_method="fork"
+    )
+    (refused, g0, mean0), (_, g1, mean1) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
+    assert all("gather=False" in line for (gather, _), line in refused.items() if gather)
+    assert not any(line for (gather, _), line in refused.items() if not gather)
+    assert torch.equal(mean0, mean1)
+    torch.testing.assert_close(mean0, (g0 + g1) / 2)

@@ -1,11 +1,13 @@
 """The order of the training images on several processes, and the number of workers."""
 
+import os
+
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from metamask_solo.errors import UserError
 from metamask_solo.training import sampling
-from metamask_solo.training.sampling import EpochShuffle, automatic_workers, workers_of
+from metamask_solo.training.sampling import EpochShuffle, workers_of
 
 
 def test_two_processes_share_the_draws_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,14 +21,17 @@ def test_two_processes_share_the_draws_of_one(monkeypatch: pytest.MonkeyPatch) -
     assert first | second == whole
 
 
-def test_workers_are_chosen_by_cores_and_device() -> None:
-    assert [automatic_workers(cores, 1, False) for cores in (1, 2, 4, 8, 64)] == [0, 0, 0, 2, 12]
-    assert [automatic_workers(cores, 1, True) for cores in (1, 2, 8, 64)] == [1, 1, 7, 12]
-    assert automatic_workers(16, 4, True) == 3
-    assert automatic_workers(16, 4, False) == 0
-    cfg = OmegaConf.create({"accelerator": "cpu", "devices": [0], "data": {"num_workers": "auto"}})
-    assert isinstance(workers_of(cfg), int)
-    for wrong in (-1, "many", True, 1.5):
-        cfg.data.num_workers = wrong
-        with pytest.raises(UserError, match=f"data.num_workers={wrong}"):
-            workers_of(cfg)
+@pytest.mark.parametrize(
+    "cores, processes, on_gpu, workers",
+    [(1, 1, False, 0), (4, 1, False, 0), (8, 1, False, 2), (64, 1, False, 12), (16, 4, False, 0)]
+    + [(1, 1, True, 1), (8, 1, True, 7), (64, 1, True, 12), (16, 4, True, 3)],
+)
+def test_workers_are_chosen_by_cores_and_device(
+    cores: int, processes: int, on_gpu: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    cfg = OmegaConf.create({"devices": [*range(processes)], "data": {"num_workers": "auto"}})
+    assert workers_of(cfg) == workers
+    cfg.data.num_workers = 3
+    assert workers_of(cfg) == 3
