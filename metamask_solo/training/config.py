@@ -402,12 +402,8 @@ def _import_modules(names: list[str]) -> None:
     if names and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for name in names:
-        try:
+        with one_line(f"imports={name}"):
             importlib.import_module(name)
-        except Exception as error:
-            raise UserError(
-                f"imports={name}: cannot be imported ({type(error).__name__}: {error})"
-            ) from error
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
