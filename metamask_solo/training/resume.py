@@ -261,8 +261,13 @@ def _difference(cfg: DictConfig, folder: Path) -> str | None:
     config = _args(folder)
     if config is None:
         return "args.json"
-    one, two = (json.loads(json.dumps(run_identity(c))) for c in (cfg, config))
-    return next((key for key in sorted(one | two) if one.get(key) != two.get(key)), None)
+    return _first_difference(*(json.loads(json.dumps(run_identity(c))) for c in (cfg, config)))
+
+
+def _first_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> str | None:
+    """The shortest key with different values, of which the name of a thing is one."""
+    different = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+    return min(different, key=len, default=None)
 
 
 def write_args(cfg: DictConfig, folder: Path) -> None:
@@ -284,12 +289,11 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
         return
     keys = PLAN + (LENGTH if cfg.scheduler.name == "warmup_cosine" else ())
     one, two = _values(cfg, keys), _values(earlier, keys)
-    for key in sorted(one | two):
-        if one.get(key) != two.get(key):
-            raise UserError(
-                f"{key}={one.get(key)}: the checkpoint is of a run with {two.get(key)}, and its "
-                "optimiser and schedule go on with that"
-            )
+    if (key := _first_difference(one, two)) is not None:
+        raise UserError(
+            f"{key}={one.get(key)}: the checkpoint is of a run with {two.get(key)}, and its "
+            "optimiser and schedule go on with that"
+        )
     one, two = run_identity(cfg), run_identity(earlier)
     for key in WITHIN_AN_EPOCH if batches else ():
         if two.get(key) is not None and one.get(key) != two[key]:
