@@ -1,29 +1,57 @@
-"""Writes the tables of docs that follow from the code, and from what the matrix of methods did.
+"""Writes the tables of README and docs: each between ``<!-- table: … -->`` and ``<!-- end -->``.
 
-`make docs` calls it; a test keeps the pages equal to it. To renew the outcome of a release, run the
-matrix with a Python that has that release, and hand its file to this program::
+`make docs` calls it; a test keeps the pages equal to it. ``settings`` follows from the code,
+``methods`` from what tests/hosts/test_matrix.py wrote, and ``rows`` from the rows in docs/results,
+by the report of the benchmark that is named. Arguments::
 
-    METAMASK_SOLO_MATRIX=matrix.json OMP_NUM_THREADS=1 \\
-      python -m pytest tests/hosts/test_matrix.py -m "soak or not soak"
-    python tools/tables.py matrix.json
+    python tools/tables.py matrix.json    # takes what the matrix wrote for this release
+    python tools/tables.py --figures      # also draws docs/cifar10….png
 """
 
-from __future__ import annotations
-
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas as pd
+
+from metamask_solo import hosts
+from metamask_solo.benchmark import report
+from metamask_solo.benchmark.figures import draw_figures
+from metamask_solo.benchmark.results import rows_of
+from metamask_solo.benchmark.schema import read_file
 from metamask_solo.method.settings import SETTINGS
 from metamask_solo.validation import allowed, shown
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+BLOCK = re.compile(r"(<!-- table: (\S+) ?(.*?) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 # what the matrix notes of a method, and how the table says it
 COLUMNS = {"pretrain": "pretrains", "resume": "resumes", "knn": "kNN", "fold": "folds"}
 RELEASES = ("1.0.2", "main")
+TITLES = {
+    "random": "untrained backbone",
+    "pixels": "pixels",
+    "simclr": "SimCLR",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "joint": 'both losses, no mask ("joint")',
+    "fixed_mask": "the same with a mask that stays",
+    "heads": "MetaMask, trial step of the heads only",
+    "fast": 'MetaMask, every fourth step ("fast")',
+    "metamask": "MetaMask, the paper's setting",
+}
+
+
+def renewed(text: str) -> str:
+    """A page with each table as it must be."""
+    tables = {"settings": settings_table, "methods": methods_table, "rows": rows_table}
+    return BLOCK.sub(lambda m: m[1] + tables[m[2]](*m[3].split()) + m[4], text)
 
 
 def settings_table() -> str:
@@ -37,27 +65,25 @@ def settings_table() -> str:
 
 def methods_table() -> str:
     """A row for each method, and columns for each release, from docs/results."""
-    results = {release: json.loads(_outcome(release).read_text("utf-8")) for release in RELEASES}
+    results = {release: json.loads(_outcome(release).read_text()) for release in RELEASES}
     methods = sorted({method for content in results.values() for method in content["methods"]})
     methods.sort(key=lambda name: name != "metamask")
+    head = ["method", *(f"{r}: {title}" for r in results for title in COLUMNS.values())]
     rows = [
-        [
-            f"`{method}`",
-            *(
-                _cell(content["methods"].get(method), key, method)
-                for content in results.values()
-                for key in COLUMNS
-            ),
+        [f"`{method}`"]
+        + [
+            _cell(content["methods"].get(method), key, method)
+            for content in results.values()
+            for key in COLUMNS
         ]
         for method in methods
     ]
-    head = ["method", *(f"{r}: {title}" for r in results for title in COLUMNS.values())]
     run_on = (
         f"{release} with {', '.join(map(' '.join, content['versions'].items()))} "
         f"(commit {content['commit']})"
         for release, content in results.items()
     )
-    return f"{_table(head, rows, ':---:')}\n\nRun on {'; '.join(run_on)}."
+    return f"{_table(head, rows, ':---:')}\n\n<small>Run on {'; '.join(run_on)}.</small>"
 
 
 def _cell(outcome: dict[str, bool] | None, key: str, method: str) -> str:
@@ -69,45 +95,61 @@ def _cell(outcome: dict[str, bool] | None, key: str, method: str) -> str:
 
 
 def _table(head: list[str], rows: list[list[str]], rule: str) -> str:
-    return "\n".join(
-        "| " + " | ".join(row) + " |" for row in [head, ["---", *[rule] * len(head[1:])], *rows]
-    )
+    lines = [head, ["---", *[rule] * len(head[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def rows_table(sections: str, config: str) -> str:
+    """Sections of a benchmark's report, or ``short``: mean ± standard deviation of each method."""
+    benchmark = read_file(config, [])
+    rows = rows_of(benchmark)
+    if sections == "short":
+        return report.markdown_block(_short_table(rows))
+    blocks = dict(report.sections(benchmark, rows))
+    names = sections.split(",")
+    return "\n\n".join(report.markdown_block(block) for name in names for block in blocks[name])
+
+
+def _short_table(rows: pd.DataFrame) -> pd.DataFrame:
+    table: dict[str, list[str]] = {"method": [], "kNN %": [], "linear %": []}
+    for method, runs in rows.groupby("method", sort=False):
+        table["method"].append(TITLES[str(method)])
+        for measure, column in (("knn", "kNN %"), ("linear", "linear %")):
+            spread = f" ± {runs[measure].std():.1f}" if len(runs) > 1 else ""
+            table[column].append(f"{runs[measure].mean():.1f}{spread}")
+    return pd.DataFrame(table)
 
 
 def _outcome(release: str) -> Path:
     return DOCS / "results" / f"methods_{release}.json"
 
 
-def take(outcome: Path) -> None:
-    """Makes the file of docs/results of what the matrix wrote."""
-    from metamask_solo import hosts
-
+def take(matrix: Path) -> None:
+    """Makes the file of docs/results of what the matrix wrote for this release."""
     git = ["git", "-C", str(DOCS), "rev-parse", "--short=7", "HEAD"]
+    packages = {name: version(name) for name in ("torch", "lightning")}
     content = {
         "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
-        "versions": {
-            "Python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "lightning")},
-        },
-        "methods": json.loads(outcome.read_text(encoding="utf-8")),
+        "versions": {"Python": platform.python_version(), **packages},
+        "methods": json.loads(matrix.read_text()),
     }
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    _outcome(hosts.RELEASE).write_text(text, encoding="utf-8")
+    _outcome(hosts.RELEASE).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def pages() -> dict[Path, str]:
-    """Each page that has a table between its two marks, as it must be."""
-    result: dict[Path, str] = {}
-    for name, table in (("settings", settings_table), ("methods", methods_table)):
-        begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
-        (path,) = (p for p in DOCS.glob("*.md") if begin in p.read_text("utf-8"))
-        before, _, rest = result.get(path, path.read_text("utf-8")).partition(begin)
-        result[path] = before + begin + table() + end + rest.partition(end)[2]
-    return result
+def draw() -> None:
+    """Draws the figures of docs/results.md."""
+    benchmark = read_file("cifar10_small", [])
+    for name, content in draw_figures(benchmark, rows_of(benchmark)).items():
+        ending = "" if name == "accuracy" else f"_{name}"
+        (DOCS / f"cifar10{ending}.png").write_bytes(content)
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        take(Path(argument))
-    for path, text in pages().items():
-        path.write_text(text, encoding="utf-8")
+    arguments = [Path(name).resolve() for name in sys.argv[1:] if name != "--figures"]
+    os.chdir(ROOT)  # a benchmark's file names its rows from there
+    for matrix in arguments:
+        take(matrix)
+    if "--figures" in sys.argv:
+        draw()
+    for page in PAGES:
+        page.write_text(renewed(page.read_text()))
