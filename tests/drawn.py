@@ -29,10 +29,10 @@ def misplaced(figure: Figure) -> list[str]:
             if _ticks_overlap(one, panel, renderer):
                 wrong.append(f"ticks overlap: {axis.get_title()}, {one.axis_name}")
     boxes = [(axis.get_title(), axis.get_tightbbox(renderer)) for axis in axes]
-    for (name, box), (other, other_box) in combinations(boxes, 2):
-        both = Bbox.intersection(box, other_box)
+    for (left, left_box), (right, right_box) in combinations(boxes, 2):
+        both = Bbox.intersection(left_box, right_box)
         if both is not None and min(both.width, both.height) > SLACK:
-            wrong.append(f"overlap: {name} and {other}")
+            wrong.append(f"overlap: {left} and {right}")
     boxes += [("legend", one.get_window_extent(renderer)) for one in figure.findobj(Legend)]
     return wrong + [f"past the figure: {n}" for n, box in boxes if not _holds(figure.bbox, box)]
 

@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-# every function, class, base, class attribute and value of the three packages, told by where the
-# code stands in which file: a wrapper or another default is another text
+# every function, class, base, class attribute and value of the three packages, known by where the
+# code stands: a wrapper or another default is another text
 FINGERPRINTS = """
 import importlib, json, pkgutil, sys, types, warnings
 warnings.simplefilter("ignore")
@@ -41,36 +40,32 @@ def of(value):
         return sorted(str(of(v)) for v in value)
     return type(value).__name__
 
-found = {}
+attributes = {}
 for name, module in sorted(sys.modules.items()):
     if name.partition(".")[0] not in ("solo", "timm", "torchmetrics"):
         continue
     for key, value in vars(module).items():
         if isinstance(value, types.ModuleType) or key.startswith("__"):
             continue
-        found[f"{name}:{key}"] = of(value)
+        attributes[f"{name}:{key}"] = of(value)
         if isinstance(value, type) and value.__module__ == name:
-            found[f"{name}:{key}()"] = [of(base) for base in value.__bases__]
+            attributes[f"{name}:{key}()"] = [of(base) for base in value.__bases__]
             for attribute, member in vars(value).items():
                 if attribute not in ("__dict__", "__weakref__", "_abc_impl", "__doc__"):
-                    found[f"{name}:{key}.{attribute}"] = of(member)
-print(json.dumps(found))
+                    attributes[f"{name}:{key}.{attribute}"] = of(member)
+print(json.dumps(attributes))
 """
-
-
-def python(code: str, cwd: Path | None = None) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def fingerprints(ours: bool) -> dict[str, Any]:
     from metamask_solo.hosts import RELEASE
 
     absent = "github_main" if RELEASE == "1.0.2" else "1_0_2"
-    text = python(FINGERPRINTS.replace("OURS", str(ours)).replace("ABSENT", repr(absent)))
-    return json.loads(text.splitlines()[-1])
+    code = FINGERPRINTS.replace("OURS", str(ours)).replace("ABSENT", repr(absent))
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_importing_adds_one_method_and_changes_nothing() -> None:
@@ -80,18 +75,3 @@ def test_importing_adds_one_method_and_changes_nothing() -> None:
     for name in ("solo.methods:METHODS", "solo.args.setup:METHODS"):  # the latter of 1.0.2 alone
         assert with_ours.get(name, {}).pop("metamask", metamask) == metamask
     assert {name: with_ours.get(name) for name in without} == without
-
-
-def test_the_schedule_of_lightning_bolts_stands_behind_lightning_bolts(tmp_path: Path) -> None:
-    """solo-learn 1.0.2 imports it; an installed package of the name goes first."""
-    line = "from pl_bolts.optimizers.lr_scheduler import LinearWarmupCosineAnnealingLR as schedule"
-    ours = Path(__file__).parents[2] / "pl_bolts.py"
-    assert python(f"{line}; print(schedule.__module__)", cwd=ours.parent).strip() == "pl_bolts"
-    package = tmp_path / "pl_bolts" / "optimizers"
-    package.mkdir(parents=True)
-    for folder in (package, package.parent):
-        (folder / "__init__.py").touch()
-    (package / "lr_scheduler.py").write_text("class LinearWarmupCosineAnnealingLR: pass")
-    (tmp_path / "pl_bolts.py").write_bytes(ours.read_bytes())
-    installed = python(f"{line}; print(schedule.__module__)", cwd=tmp_path).strip()
-    assert installed == "pl_bolts.optimizers.lr_scheduler"
