@@ -7,7 +7,6 @@ import sys
 import tarfile
 import venv
 import zipfile
-from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -77,20 +76,6 @@ def test_wheel_and_sdist_hold_every_file(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert files | {"pyproject.toml", "LICENSE", "README.md"} <= names
-
-
-def test_the_metadata_says_who_what_and_where(dist: Path) -> None:
-    (wheel,) = dist.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
-        metadata = message_from_string(archive.read(name).decode())
-    assert metadata["Version"] == VERSION
-    assert metadata["Requires-Python"] == ">=3.10"
-    urls = metadata.get_all("Project-URL") or []
-    assert any("arxiv.org/abs/2209.07902" in url for url in urls)
-    classifiers = metadata.get_all("Classifier") or []
-    for minor in range(10, 14):
-        assert f"Programming Language :: Python :: 3.{minor}" in classifiers
 
 
 def test_every_file_names_the_same_version_and_date() -> None:
