@@ -119,7 +119,9 @@ def _refuse_masks(script: str) -> Iterator[None]:
 
     def load_without_mask(file: Any, *args: Any, **kwargs: Any) -> Any:
         content = load(file, *args, **kwargs)
-        if isinstance(content, dict) and "mask.logits" in content.get("state_dict", ()):
+        state = content if isinstance(content, dict) else {}
+        folded = (state.get("metamask") or {}).get("folded", False)
+        if "mask.logits" in state.get("state_dict", ()) and not folded:
             print(
                 f"metamask-solo run: error: {file}: {script} would train without its mask; fold "
                 f"first: metamask-solo fold {file} {Path(file).parent / 'folded'}",
