@@ -1,12 +1,16 @@
 """The dimensional mask as a module: shapes, types, state."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from metamask_solo import DimensionalMask
+from metamask_solo import DimensionalMask, mask_statistics
 from metamask_solo.errors import UserError
 
 
@@ -77,3 +81,35 @@ def test_the_kind_is_part_of_the_state() -> None:
     with pytest.raises(UserError, match="kind=sigmoid: the state is that of a linear mask"):
         DimensionalMask(3, "sigmoid").load_state_dict(state)
     DimensionalMask(3, "linear").load_state_dict(state)
+
+
+ENTRIES = st.floats(-1e6, 1e6, allow_nan=False, width=32)
+
+
+@given(st.lists(ENTRIES, min_size=1, max_size=40))
+@settings(deadline=None)
+def test_mask_statistics_are_numpys(entries: list[float]) -> None:
+    statistics = {k: float(v) for k, v in mask_statistics(torch.tensor(entries)).items()}
+    values = np.array(entries)
+    scale = max(1e-30, float(np.abs(values).max()))
+    assert statistics["min"] == values.min() and statistics["max"] == values.max()
+    assert statistics["mean"] == pytest.approx(values.mean(), abs=1e-6 * scale)
+    assert statistics["std"] == pytest.approx(values.std(), abs=1e-6 * scale)
+    left = np.count_nonzero(values)
+    assert (statistics["effective_dims"] == 0) == (left == 0)
+    assert statistics["effective_dims"] <= left + 1e-9
+    assert left == 0 or statistics["effective_dims"] >= 1 - 1e-9
+
+
+@given(
+    st.integers(1, 30),
+    st.integers(0, 30),
+    st.floats(1e-30, 1e30, allow_nan=False),
+    st.randoms(use_true_random=False),
+)
+@settings(deadline=None)
+def test_equal_entries_count_one_each(k: int, zeros: int, size: float, rng: Any) -> None:
+    entries = [size * rng.choice([-1, 1]) for _ in range(k)] + [0.0] * zeros
+    rng.shuffle(entries)
+    effective = mask_statistics(torch.tensor(entries, dtype=torch.float64))["effective_dims"]
+    assert float(effective) == pytest.approx(k)

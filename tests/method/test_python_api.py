@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import metamask_solo
-from metamask_solo import DimensionalMask, MetaMask, mask_hypergradient
+from metamask_solo import DimensionalMask, mask_hypergradient
 from metamask_solo.hosts import pl
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -149,13 +149,3 @@ def test_lightlys_losses(loss_of: Any, batches: list[Tensor]) -> None:
     )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(b, before[name]) for name, b in loss_of.named_buffers())
-
-
-def test_names_of_modules_are_not_hidden() -> None:
-    for name in metamask_solo.__all__:
-        assert callable(getattr(metamask_solo, name))
-    for folder in Path(metamask_solo.__file__).parent.iterdir():
-        if (folder / "__init__.py").is_file():
-            package = importlib.import_module(f"metamask_solo.{folder.name}")
-            assert getattr(metamask_solo, folder.name) is package
-    assert MetaMask.__module__ == "metamask_solo.method.metamask"
