@@ -226,7 +226,7 @@ def optimizer_step(
             elif not isinstance(optimizer, torch.optim.Rprop):
                 # a root of squares, as Adam's, has no slope at 0, where dead units have their
                 # gradient; the step has one, and this is far below every epsilon
-                g = g + 1e-16 * (g == 0)
+                g = g + 1e-16 * (g == 0).to(g.dtype)
             p.grad = g
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dim() < p.dim():

@@ -15,12 +15,12 @@ from metamask_solo.method.hypergradient import mask_hypergradient, mean_over_pro
 from metamask_solo.method.losses import barlow_twins, nt_xent
 from metamask_solo.method.mask import DimensionalMask, mask_statistics
 from metamask_solo.method.mask_optimizer import MaskOptimizer
-from metamask_solo.method.settings import MetaMaskSettings, describe_settings, idle_settings
-
-# BatchNorm over two images has no derivative but for its eps, over three hardly one: in single
-# precision the hypergradient of a ResNet-18 is off by 110 %, 84 %, 12 % and 3 % with two to five
-# images before any step (τ = 0.07)
-LEAST_IMAGES = 4
+from metamask_solo.method.settings import (
+    LEAST_IMAGES,
+    MetaMaskSettings,
+    describe_settings,
+    idle_settings,
+)
 
 
 class MetaMask(PluginMethod):
@@ -113,8 +113,9 @@ class MetaMask(PluginMethod):
         z1, z2 = out["z"]
         barlow = barlow_twins(r1, r2, settings.lamb, settings.scale_loss)
         contrastive = nt_xent(z1, z2, settings.temperature)
-        heads = settings.meta.trial_scope == "heads"
-        self._kept = [x.detach() for x in (out["plain_feats"] if heads else batch[1])]
+        kept = out["plain_feats"] if settings.meta.trial_scope == "heads" else batch[1]
+        used = round(settings.meta.batch_fraction * len(kept[0]))
+        self._kept = [x.detach()[:used] for x in kept]
         losses = {"train_barlow_loss": barlow, "train_nce_loss": contrastive}
         self.log_dict(losses, on_epoch=True, sync_dist=True)
         return barlow + settings.alpha * contrastive + out["loss"]
@@ -138,14 +139,9 @@ class MetaMask(PluginMethod):
             handle.remove()
         meta, batch = self.settings.meta, self._kept
         nth = (self.trainer.global_step + 1) % meta.every_n_steps == 0  # Lightning counts later
-        if any(steps_taken) and meta.enabled and nth and self._images_used(len(batch[0])):
+        if any(steps_taken) and meta.enabled and nth and len(batch[0]) >= LEAST_IMAGES:
             self._update_mask(batch)
         self._kept = []
-
-    def _images_used(self, images: int) -> int:
-        """How many images of a batch the meta-update uses; 0 where they are too few."""
-        used = round(self.settings.meta.batch_fraction * images)
-        return used if used >= LEAST_IMAGES else 0
 
     def _update_mask(self, batch: Sequence[Tensor]) -> None:
         gradient = mean_over_processes(self.mask_gradient(batch))
@@ -162,8 +158,8 @@ class MetaMask(PluginMethod):
         Runs in the precision of the training step, but in single precision where that is fp16.
 
         Args:
-            batch: the two views, N × C × H × W each; with ``trial_scope`` heads their plain
-                features, N × D each.
+            batch: the images used of the two views, N × C × H × W each; with ``trial_scope`` heads
+                their plain features, N × D each.
 
         Returns:
             Gradient of the shape (D,) of the mask logits, of this process alone.
@@ -171,8 +167,7 @@ class MetaMask(PluginMethod):
         meta, heads = self.settings.meta, self.settings.meta.trial_scope == "heads"
         precision = self.trainer.precision_plugin
         fp16 = str(precision.precision) == "16-mixed"
-        used = self._images_used(len(batch[0]))
-        x1, x2 = (x[:used] if heads else self.to_memory_format(x)[:used] for x in batch)
+        x1, x2 = batch if heads else map(self.to_memory_format, batch)
         if fp16:
             x1, x2 = x1.float(), x2.float()
 
@@ -199,17 +194,9 @@ class MetaMask(PluginMethod):
         super().on_train_start()
         meta, steps = self.settings.meta, self.trainer.estimated_stepping_batches
         self.mask_optimizer.start(self.trainer.global_step, steps / meta.every_n_steps)
-        lines = []
-        if idle := idle_settings(self.settings, steps):
-            lines.append(f"warning: settings that do nothing: {'; '.join(idle)}")
-        if meta.enabled and not self._images_used(self.batch_size):
-            lines.append(
-                f"note: optimizer.batch_size={self.batch_size}, meta.batch_fraction="
-                f"{meta.batch_fraction:g}: the mask does not move, with fewer than {LEAST_IMAGES} "
-                "images for its update"
-            )
-        if self.trainer.is_global_zero and lines:
-            print("\n".join(lines), file=sys.stderr)
+        idle = idle_settings(self.settings, steps, self.batch_size)
+        if self.trainer.is_global_zero and idle:
+            print(f"warning: settings that do nothing: {'; '.join(idle)}", file=sys.stderr)
 
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
         """Logs the mask of this step, which Lightning does not allow in ``optimizer_step``."""

@@ -13,6 +13,10 @@ from pydantic import Field, ValidationInfo, field_validator
 from metamask_solo.validation import Number, Settings, allowed, fields, shown
 
 Kind = Literal["sigmoid", "linear"]
+# BatchNorm over two images has no derivative but for its eps, over three hardly one: in single
+# precision the hypergradient of a ResNet-18 is off by 110 %, 84 %, 12 % and 3 % with two to five
+# images before any step (τ = 0.07)
+LEAST_IMAGES = 4
 Method = Literal["exact", "double_backward", "finite_difference", "first_order"]
 
 
@@ -123,12 +127,13 @@ def describe_settings() -> str:
     )
 
 
-def idle_settings(settings: MetaMaskSettings, steps: float) -> list[str]:
+def idle_settings(settings: MetaMaskSettings, steps: float, batch_size: int) -> list[str]:
     """Settings with which network or mask never move, or that another setting switches off.
 
     Args:
         settings: the settings of a run.
         steps: steps of the network in the whole run, infinity where nobody knows.
+        batch_size: images of a batch of one process.
 
     Returns:
         For each a few words: the setting, and why.
@@ -138,6 +143,10 @@ def idle_settings(settings: MetaMaskSettings, steps: float) -> list[str]:
         "alpha=0 and scale_loss=0 (nothing is learned)": settings.alpha == settings.scale_loss == 0,
         f"meta.every_n_steps={meta.every_n_steps} (the run has {steps} steps)": (
             meta.enabled and meta.every_n_steps > steps
+        ),
+        f"optimizer.batch_size={batch_size}, meta.batch_fraction={meta.batch_fraction:g} (the mask "
+        f"moves on {LEAST_IMAGES} images or more)": (
+            meta.enabled and round(meta.batch_fraction * batch_size) < LEAST_IMAGES
         ),
         "mask.lr=0 (the mask never moves)": meta.enabled and mask.lr == 0,
         f"meta.radius={shown(meta.radius)} (only finite_difference uses it)": (

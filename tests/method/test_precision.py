@@ -128,25 +128,3 @@ def test_a_dropped_optimiser_step_gives_no_mask_update(images: Path, tmp_path: P
     assert mask_stayed == dropped
     assert finite.skipped == sum(dropped)
     assert model.mask_optimizer.updates == len(dropped) - sum(dropped)
-
-
-@pytest.mark.parametrize("scope", ["all", "heads"])
-def test_channels_last_is_kept(scope: str, images: Path, tmp_path: Path) -> None:
-    cfg = pretrain_config(images, tmp_path)
-    cfg.data.val_path = None
-    cfg.method_kwargs.meta = {"trial_scope": scope}
-    layouts: list[bool] = []
-
-    class Watch(pl.Callback):  # type: ignore[name-defined]
-        def on_train_start(self, trainer: Any, model: Any) -> None:
-            model.backbone.to(memory_format=torch.channels_last)
-
-        def on_train_end(self, trainer: Any, model: Any) -> None:
-            layouts.extend(
-                p.is_contiguous(memory_format=torch.channels_last)
-                for p in model.backbone.parameters()
-                if p.dim() == 4
-            )
-
-    train(cfg, Watch())
-    assert layouts and all(layouts)
