@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from metamask_solo.method.mask import DimensionalMask, mask_statistics
     from metamask_solo.method.metamask import MetaMask
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # public name to the module that defines it
 _MODULES = {
