@@ -50,13 +50,9 @@ def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
     target = user_path(out)
     is_folder = str(out).endswith(("/", os.sep)) or target.is_dir() or not target.suffix
     endings = (".ckpt",) if form == "host" else ENDINGS
-    if is_folder and form == "torchvision":
-        raise UserError(f"{out}: is a folder; give a file that ends in {', '.join(endings)}")
-    if not is_folder and target.suffix not in endings:
-        raise UserError(
-            f"{out}: must end in {', '.join(endings)}"
-            + ("" if form == "torchvision" else ", or in / for a folder")
-        )
+    if form == "torchvision" if is_folder else target.suffix not in endings:
+        folders = "" if form == "torchvision" else ", or in / for a folder"
+        raise UserError(f"{out}: must end in {', '.join(endings)}{folders}")
     if is_folder and form == "timm":
         written = [target / WEIGHTS, target / CONFIG]
         names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
@@ -88,8 +84,7 @@ def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> Non
     weights = {BACKBONE_PREFIX + name: value for name, value in backbone.state_dict().items()}
     content = {key: checkpoint.raw[key] for key in KEPT_PARTS if key in checkpoint.raw}
     content |= {"state_dict": rest | weights, "metamask": {"kind": "linear", "folded": True}}
-    history = checkpoint.raw["metamask"].get("history") if "metamask" in checkpoint.raw else None
-    if history is not None:
+    if (history := checkpoint.raw.get("metamask", {}).get("history")) is not None:
         content["metamask"]["history"] = history
     fixed = {"mask": {"kind": "linear", "initial_logit": None}, "meta": {"enabled": False}}
     config = OmegaConf.merge(checkpoint.config, {"method_kwargs": fixed})

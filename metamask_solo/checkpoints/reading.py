@@ -77,7 +77,7 @@ class Checkpoint:
     @property
     def folded(self) -> bool:
         """Whether a mask was folded into the backbone."""
-        return bool(_metamask(self.raw).get("folded", False))
+        return bool(self.raw.get("metamask", {}).get("folded", False))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -106,18 +106,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         state = rest | {BACKBONE_PREFIX + name: w for name, w in backbone.items()}
         mask = state[MASK_KEY]
     elif MASK_KEY in state:
-        kind = _metamask(raw).get("kind")
-        if kind is None and KIND_KEY in state:
-            kind = KINDS[int(state[KIND_KEY])]
-        if kind is None:
-            raise UserError(f"{path}: does not say of which kind its mask is (metamask.kind)")
+        kind = raw.get("metamask", {}).get("kind")
+        kind = KINDS[int(state[KIND_KEY])] if KIND_KEY in state else kind
         mask = mask_from_logits(state[MASK_KEY], kind)
     return Checkpoint(path, config, state, method, mask, raw)
-
-
-def _metamask(raw: dict[str, Any]) -> dict[str, Any]:
-    entry = raw.get("metamask")
-    return entry if isinstance(entry, dict) else {}
 
 
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -151,8 +143,6 @@ def _host_names(state: Any) -> dict[str, Tensor]:
         )
     prefix = prefixes[0]
     backbone = _below(plain, prefix)
-    if not all(isinstance(tensor, Tensor) for tensor in backbone.values()):
-        raise ValueError("not a checkpoint of solo-learn (its backbone holds more than tensors)")
     if prefix == MOCO_PREFIX:
         backbone = {n: w for n, w in backbone.items() if not n.startswith(MOCO_PROJECTOR)}
     rest = {name: w for name, w in plain.items() if not name.startswith(prefix)}
@@ -181,8 +171,8 @@ def load_raw(path: Path) -> dict[str, Any]:
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
-            found = re.search(r"(?:GLOBAL|class|global) `?([\w.]+)", str(error))
-            what = f" ({found[1]})" if found else ""
+            name = re.search(r"(?:GLOBAL|class|global) `?([\w.]+)", str(error))
+            what = f" ({name[1]})" if name else ""
             raise UserError(
                 f"{path}: refused, it holds objects other than tensors and plain data{what}, and "
                 "loading them could run code"
@@ -214,17 +204,12 @@ def known_types() -> list[Any]:
 
 def newest_whole(folder: Path) -> Path:
     """The checkpoint of a folder with the most steps; damaged ones are named and skipped."""
-    steps = {}
-    refusals = []
+    steps: dict[Path, int] = {}
     for candidate in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime):
         try:
-            found = load_raw(candidate).get("global_step")
+            steps[candidate] = load_raw(candidate).get("global_step", -1)
         except UserError as error:
-            refusals.append(f"skipped: {error}")
-            continue
-        steps[candidate] = found if isinstance(found, int) else -1
-    for refusal in reversed(refusals):
-        print(refusal)
+            print(f"skipped: {error}")
     if steps:  # of equal steps, the one written last
         return max(reversed(steps), key=lambda path: steps[path])
     deeper = [path for depth in range(1, 4) for path in folder.glob("*/" * depth + "*.ckpt")]
@@ -285,11 +270,6 @@ def load_backbone(
     if config is None:
         config = checkpoint.config
     elif not isinstance(config, DictConfig):
-        if not isinstance(config, Mapping):
-            raise UserError(
-                f"config={config!r}: must be a mapping, such as "
-                "{'backbone': {'name': 'resnet18'}}"
-            )
         known = checkpoint.config or {"method": None, "data": {"dataset": "custom"}}
         config = OmegaConf.merge(known, dict(config))  # type: ignore[assignment]
     if not isinstance(config, DictConfig):
@@ -298,16 +278,16 @@ def load_backbone(
         raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
     check_backbone_name(config)
     state = checkpoint.backbone_state()
-    if str(config.backbone.name).startswith("resnet") and (found := stem_of(state)):
+    if str(config.backbone.name).startswith("resnet") and (stem := stem_of(state)):
         # the weights know it best: a probe's config, or another data set, need not tell of it
-        config = OmegaConf.merge(config, {"backbone": {"stem": found}})  # type: ignore[assignment]
+        config = OmegaConf.merge(config, {"backbone": {"stem": stem}})  # type: ignore[assignment]
     backbone = build_backbone(config)
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
-        own = backbone.state_dict()
-        wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
-        wrong += [n for n in state if n not in own]
+        fresh = backbone.state_dict()
+        wrong = [n for n in fresh if n not in state or fresh[n].shape != state[n].shape]
+        wrong += [n for n in state if n not in fresh]
         raise UserError(
             f"{checkpoint.path}: backbone.name={config.backbone.name} with its settings does not "
             f"fit; first difference at {wrong[0] if wrong else str(error).splitlines()[0]}"

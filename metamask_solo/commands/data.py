@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from metamask_solo.commands.options import Help, command_parser
 from metamask_solo.paths import user_path
 
-HELP = "write small data sets made from Python packages, or split a folder of your own images"
 CUSTOM = Path("datasets/custom")  # which scripts/*/custom read
 
 
@@ -18,27 +18,17 @@ def main(argv: list[str]) -> int:
     """
     if argv[:1] == ["split"]:
         return split(argv[1:])
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo data",
-        description=HELP[0].upper() + HELP[1:] + ".",
+    parser = command_parser(
+        "data",
         epilog="A data set that is there already, whole and unchanged, is left alone. "
         "`metamask-solo data split --help` is about splitting a folder.",
     )
-    parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="NAME",
-        help="digits, textured-digits, digits-search or textured-digits-search "
-        "(-search: train and val both from the training images); or split FOLDER",
-    )
-    parser.add_argument(
-        "--out",
-        type=user_path,
-        default=Path("datasets"),
-        metavar="FOLDER",
-        help="where to put them (default: datasets)",
-    )
-    parser.add_argument("--force", action="store_true", help="write anew what is there already")
+    add = parser.add_argument
+    names = "digits, textured-digits, digits-search or textured-digits-search "
+    names += "(-search: train and val both from the training images); or split FOLDER"
+    add("names", nargs="+", metavar="NAME", help=names)
+    add("--out", type=user_path, default=Path("datasets"), metavar="FOLDER", help="gets them")
+    add("--force", action="store_true", help="write anew what is there already")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.data.digits import check_name, write_dataset
@@ -68,27 +58,16 @@ def split(argv: list[str]) -> int:
         description="Split a folder of images into train/ and val/: class by class where it holds "
         "class folders, else as one set without labels. Makes links: no image is copied or moved. "
         "An image stays where it is when more come, and is in the same part on every machine.",
+        formatter_class=Help,
     )
-    parser.add_argument(
-        "folder", type=user_path, metavar="FOLDER", help="holds class folders, or images"
-    )
-    parser.add_argument(
-        "--val", type=float, default=0.1, metavar="SHARE", help="that goes to val (default: 0.1)"
-    )
-    parser.add_argument(
-        "--out",
-        type=user_path,
-        default=CUSTOM,
-        metavar="FOLDER",
-        help=f"gets train/ and val/ (default: {CUSTOM}, which scripts/*/custom read)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="draws other images (default: 0)"
-    )
-    parser.add_argument(
-        "--flat", action="store_true", help="no labels: all images below FOLDER are one set"
-    )
-    parser.add_argument("--force", action="store_true", help="replace a split of another folder")
+    add = parser.add_argument
+    add("folder", type=user_path, metavar="FOLDER", help="holds class folders, or images")
+    add("--val", type=float, default=0.1, metavar="SHARE", help="that goes to val")
+    out = "gets train/ and val/; scripts/*/custom read the default"
+    add("--out", type=user_path, default=CUSTOM, metavar="FOLDER", help=out)
+    add("--seed", type=int, default=0, metavar="N", help="draws other images")
+    add("--flat", action="store_true", help="no labels: all images below FOLDER are one set")
+    add("--force", action="store_true", help="replace a split of another folder")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.data.datasets import say
@@ -105,9 +84,9 @@ def split(argv: list[str]) -> int:
     if not made.classes:
         overrides = [*overrides[:1], "data.no_labels=True", "data.val_path=null"]
         overrides.append("knn_eval.enabled=False")
-    place = ["--config-path", config_path("pretrain/custom"), "--config-name"]
+    config = ["--config-path", config_path("pretrain/custom"), "--config-name"]
     print_ending(
         line if made.written else f"{line}; already there",
-        ["pretrain", *place, "metamask_heads.yaml", *overrides],
+        ["pretrain", *config, "metamask_heads.yaml", *overrides],
     )
     return 0

@@ -9,20 +9,16 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
 
 import metamask_solo
 from metamask_solo.commands.options import command_parser
+from metamask_solo.versions import version_of
 
-VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "MKL_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "PYTORCH_ALLOC_CONF",
-    "SLURM_NTASKS",
-)
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "SLURM_NTASKS")
 SHARED_MEMORY = "/dev/shm"
+TROUBLE = "trouble"
 
 
 def main(argv: list[str]) -> int:
@@ -36,19 +32,16 @@ def main(argv: list[str]) -> int:
         ": what a report of a fault needs. Ends with 1 where something is missing, or does not "
         "import, without which nothing can be trained.",
     ).parse_args(argv)
-    troubles: list[str] = []
+    troubles = []
+    print(f"metamask-solo {metamask_solo.__version__}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for title, lines in (
-            (f"metamask-solo {metamask_solo.__version__}", _system()),
-            ("packages", _packages(troubles)),
-            ("solo-learn", _solo_learn(troubles)),
-            ("devices", _devices(troubles)),
-        ):
-            print(title)
-            for name, text in lines:
-                # the home folder has the user's name
-                print(f"  {name:<22} {text}".replace(str(Path.home()) + os.sep, "~" + os.sep))
+        for part in (_system, _packages, _solo_learn, _devices):
+            for name, text in part():
+                if name == TROUBLE:
+                    troubles.append(text)
+                else:  # the home folder has the user's name
+                    print(f"  {name:<22} {text}".replace(f"{Path.home()}{os.sep}", f"~{os.sep}"))
     for trouble in troubles:
         print(f"trouble: {trouble}")
     return 1 if troubles else 0
@@ -57,39 +50,29 @@ def main(argv: list[str]) -> int:
 def _system() -> Iterator[tuple[str, str]]:
     yield "Python", f"{platform.python_version()}, {platform.platform()}, {platform.machine()}"
     yield "installed in", str(Path(metamask_solo.__file__).parent)
-    for name in VARIABLES:
-        if name in os.environ:
-            yield name, os.environ[name]
+    yield from ((name, os.environ[name]) for name in VARIABLES if name in os.environ)
 
 
-def _packages(troubles: list[str]) -> Iterator[tuple[str, str]]:
+def _packages() -> Iterator[tuple[str, str]]:
     """What the installed package requires; what only developers need is left out."""
-    missing: list[str] = []
-    without: list[str] = []
     for line in requires("metamask-solo") or []:
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
-        extra = re.search(r"extra == ['\"](.+?)['\"]", line)
-        if extra and extra[1] in ("dev", "docs"):
+        if re.search(r"extra == ['\"](dev|docs)['\"]", line):
             continue
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            (without if extra else missing).append(name)
-    if without:
-        yield "not installed", ", ".join(without)
-    if missing:
-        yield "missing", ", ".join(missing)
-        troubles.append(f"not installed: {', '.join(missing)}")
+        version = version_of(name)
+        yield name, version or "not installed"
+        if version is None and "extra ==" not in line:
+            yield TROUBLE, f"not installed: {name}"
 
 
-def _solo_learn(troubles: list[str]) -> Iterator[tuple[str, str]]:
+def _solo_learn() -> Iterator[tuple[str, str]]:
     try:
         installed = distribution("solo-learn")
         origin = json.loads(installed.read_text("direct_url.json") or "{}")
         commit = origin.get("vcs_info", {}).get("commit_id", "")
-        yield "pip says", installed.version + (f", commit {commit[:12]}" if commit else "")
+        yield "solo-learn", installed.version + (f", commit {commit[:12]}" if commit else "")
     except PackageNotFoundError:
-        yield "pip says", "nothing"
+        yield "solo-learn", "not known to pip"
     spec = importlib.util.find_spec("solo")
     if spec is not None:
         yield "imported from", ", ".join(spec.submodule_search_locations or ["nowhere"])
@@ -97,16 +80,14 @@ def _solo_learn(troubles: list[str]) -> Iterator[tuple[str, str]]:
         hosts = importlib.import_module("metamask_solo.hosts")
     except Exception as error:  # whatever it is, the report says it and goes on
         why = "is not installed" if spec is None else "does not import"
-        yield "release", f"none: {why} ({type(error).__name__})"
-        troubles.append(f"solo-learn {why}: {' '.join(str(error).split())}")
+        yield TROUBLE, f"solo-learn {why}: {' '.join(str(error).split())}"
         return
     yield "release", "GitHub's main branch" if hosts.RELEASE == "main" else "1.0.2 of PyPI"
     yield "methods", ", ".join(sorted(hosts.METHODS))
 
 
-def _devices(troubles: list[str]) -> Iterator[tuple[str, str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "CPU cores", f"{cores} of {os.cpu_count()}"
+def _devices() -> Iterator[tuple[str, str]]:
+    yield "CPU cores", str(os.cpu_count())
     if os.path.isdir(SHARED_MEMORY):
         # workers hand images over in it: in a container it may be very small
         yield "shared memory", f"{_gib(shutil.disk_usage(SHARED_MEMORY).total)} ({SHARED_MEMORY})"
@@ -114,8 +95,7 @@ def _devices(troubles: list[str]) -> Iterator[tuple[str, str]]:
         import torch
         import torchvision  # noqa: F401  one that does not fit torch fails here
     except Exception as error:
-        yield "torch", f"does not import ({type(error).__name__})"
-        troubles.append(f"torch or torchvision does not import: {' '.join(str(error).split())}")
+        yield TROUBLE, f"torch or torchvision does not import: {' '.join(str(error).split())}"
         return
     yield "threads of torch", str(torch.get_num_threads())
     yield "CUDA of torch", str(torch.version.cuda or torch.version.hip or "none: built for the CPU")

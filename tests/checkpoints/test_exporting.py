@@ -19,6 +19,7 @@ from metamask_solo.checkpoints.folding import fold_checkpoint
 from metamask_solo.checkpoints.reading import MaskedBackbone
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE, backbone_names
+from metamask_solo.training.linear import ScaledLinear
 
 OPEN = """
 import sys, timm, torch
@@ -30,8 +31,8 @@ for folder, (images, features) in expected.items():
     model = open(num_classes=7)
     torch.nn.functional.cross_entropy(model(images), torch.tensor([0, 6])).backward()
     model = open(num_classes=7).eval()
-    found = model.forward_head(model.forward_features(images), pre_logits=True)
-    torch.testing.assert_close(found, features, rtol=1e-5, atol=1e-5)
+    read = model.forward_head(model.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(read, features, rtol=1e-5, atol=1e-5)
     assert open(in_chans=1, num_classes=2)(images[:, :1]).shape == (2, 2)
 assert "solo" not in sys.modules
 """
@@ -56,9 +57,15 @@ def test_timm_opens_the_folders_and_fine_tunes_them(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("mask", [True, False])
-@pytest.mark.parametrize("ending", [".safetensors", ".pt", ".pth", ".ckpt"])
-@pytest.mark.parametrize("form", ["timm", "torchvision"])
+@pytest.mark.parametrize(
+    ("form", "ending", "mask"),
+    [
+        ("timm", ".safetensors", True),
+        ("timm", ".pt", False),
+        ("torchvision", ".pth", True),
+        ("torchvision", ".ckpt", False),
+    ],
+)
 def test_the_ending_decides_the_format(form: str, ending: str, mask: bool, tmp_path: Path) -> None:
     run, images, features = write_backbone_run(tmp_path / "run", "resnet18", mask=mask)
     made = fold_checkpoint(run, tmp_path / f"model{ending}", form)
@@ -79,8 +86,9 @@ def test_the_ending_decides_the_format(form: str, ending: str, mask: bool, tmp_p
     [
         ("m.onnx", "timm", "must end in .safetensors, .pt, .pth, .ckpt, or in / for a folder"),
         ("v1.0", "timm", "must end in"),
+        ("m.zip", "timm", "must end in"),
         ("m.bin", "torchvision", "must end in .safetensors"),
-        ("m", "torchvision", "is a folder; give a file"),
+        ("m", "torchvision", "must end in .safetensors"),
         ("f.pt", "host", "must end in .ckpt, or in / for a folder"),
         ("m.pth", "onnx", "form=onnx: allowed are host, timm, torchvision"),
     ],
@@ -109,13 +117,12 @@ def test_a_fine_tuned_model_keeps_its_classifier_and_the_names_of_its_classes(
     config.data.class_names = ["cat", "dog"]
     model = nn.Module()
     model.backbone = MaskedBackbone(random_backbone(config), torch.rand(512) + 0.1)
-    model.classifier = nn.Linear(512, 2)
-    model.classifier.register_buffer("scale", torch.tensor(4.0))  # of a probe of scaled features
+    model.classifier = ScaledLinear(nn.Linear(512, 2), 4.0)  # of scale_features=True
     (tmp_path / "run").mkdir()
     (tmp_path / "run/args.json").write_text(json.dumps(OmegaConf.to_container(config)))
     torch.save({"state_dict": model.state_dict()}, tmp_path / "run/a.ckpt")
     images = torch.randn(2, 3, 64, 64)
-    expected = model.classifier(model.backbone.eval()(images) / 4)
+    expected = model.classifier(model.backbone.eval()(images))
 
     made = fold_checkpoint(tmp_path / "run", tmp_path / "out", "timm")
     opened: Any = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()

@@ -221,10 +221,10 @@ def test_training_mode_low_precision_and_flushed_numbers_have_the_masked_feature
     folded = copy.deepcopy(backbone)
     fold_mask(folded, mask, "resnet18")
     for change, bound in ((nn.Module.train, 1e-4), (nn.Module.bfloat16, 0.05)):
-        plain, other = (change(copy.deepcopy(model)) for model in (backbone, folded))
+        plain, low = (change(copy.deepcopy(model)) for model in (backbone, folded))
         x = images.to(next(plain.parameters()).dtype)
         expected = features_of(plain, x).float() * mask.float()
-        error = features_of(other, x).float() - expected
+        error = features_of(low, x).float() - expected
         assert error.abs().max() <= bound * expected.max()
     expected = features_of(backbone, images) * mask.float()
     assert torch.set_flush_denormal(True)
@@ -294,14 +294,16 @@ def test_a_folded_checkpoint_serves_the_hosts_tools(images: Path, tmp_path: Path
 def test_a_checkpoint_in_double_precision_and_of_the_other_release(tmp_path: Path) -> None:
     path, x, _ = write_backbone_run(tmp_path / "run", "resnet18")
     raw = torch.load(path, weights_only=True)
-    other = {"encoder.": "backbone.", "backbone.": "encoder."}[BACKBONE_PREFIX]
+    prefix = {"encoder.": "backbone.", "backbone.": "encoder."}[BACKBONE_PREFIX]
     state = {
-        name.replace(BACKBONE_PREFIX, other): value.double() if value.is_floating_point() else value
+        name.replace(BACKBONE_PREFIX, prefix): value.double()
+        if value.is_floating_point()
+        else value
         for name, value in raw["state_dict"].items()
     }
-    state[f"{other}layer4.1.bn2.weight"] += 1e-12  # lost in float32
+    state[f"{prefix}layer4.1.bn2.weight"] += 1e-12  # lost in float32
     torch.save(raw | {"state_dict": state}, path)
-    weights = {name.removeprefix(other): v for name, v in state.items() if name.startswith(other)}
+    weights = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
     backbone = build_backbone(backbone_config("resnet18")).double().eval()
     backbone.load_state_dict(weights)
     expected = features_of(backbone, x.double()) * torch.sigmoid(state["mask.logits"])

@@ -36,12 +36,12 @@ def test_the_report_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -
 def test_a_missing_package_is_trouble(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needs = ["torch>=2", "no-such-package>=1", "another; extra == 'x'", "third; extra == 'dev'"]
+    needs = ["torch>=2", "none-such>=1", "another; extra == 'x'", "third; extra == 'dev'"]
     monkeypatch.setattr(doctor, "requires", lambda name: needs)
     assert main(["doctor"]) == 1
     lines = words(capsys.readouterr().out)
-    assert "missing no-such-package" in lines and "not installed another" in lines
-    assert lines[-1] == "trouble: not installed: no-such-package"
+    assert "another not installed" in lines and not any("third" in line for line in lines)
+    assert lines[-1] == "trouble: not installed: none-such"
 
 
 @pytest.mark.parametrize(

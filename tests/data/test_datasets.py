@@ -20,7 +20,6 @@ from torchvision.datasets import ImageFolder
 from metamask_solo.data.datasets import (
     Images,
     check_folder,
-    check_same_classes,
     overlap_notes,
     pair_notes,
     read_folder,
@@ -95,7 +94,9 @@ def test_a_folder_that_cannot_be_used_is_refused(message: str, data: Path) -> No
         read_folder(data / "train", "data.train_path")
 
 
-@pytest.mark.parametrize("names", [("train", "test"), ("Training", "VALID"), ("Test", "cat")])
+@pytest.mark.parametrize(
+    "names", [("train", "test"), ("Training", "VALID"), ("Test", "cat"), ("validation", "testing")]
+)
 @pytest.mark.parametrize("labels", [True, False, None])
 def test_names_of_splits_are_no_classes(
     names: tuple[str, str], labels: bool | None, data: Path
@@ -107,13 +108,12 @@ def test_names_of_splits_are_no_classes(
         read_folder(root, "--data", labels)
     with pytest.raises(UserError, match="names of splits"):
         check_folder(root, "--data", labels is True)
-
-
-def test_splits_within_each_class_are_no_images_of_it(data: Path) -> None:
-    for split in ("train", "test"):
-        shutil.copytree(data / "val" / "class_0", data / "products" / "bottle" / split)
-    with pytest.raises(UserError, match=f"{data}/products/bottle: names of splits"):
-        read_folder(data / "products", "--data")
+    root.rename(data / "bottle")  # one level down
+    (data / "products").mkdir()
+    (data / "bottle").rename(data / "products" / "bottle")
+    if "cat" not in names:
+        with pytest.raises(UserError, match=f"{data}/products/bottle: names of splits"):
+            read_folder(data / "products", "--data", labels)
 
 
 def test_hidden_entries_do_not_count(data: Path) -> None:
@@ -163,18 +163,6 @@ def test_without_labels_images_of_any_depth_are_read(data: Path) -> None:
         read_folder(data / "empty", "data", labels=None)
 
 
-def test_a_home_folder_may_be_a_tilde(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(data))
-    samples = read_folder(data / "train", "data").samples
-    assert read_folder("~/train", "data").samples == samples
-
-
-def test_classes_of_one_split_only_are_named() -> None:
-    check_same_classes(["a", "b"], ["a", "b"])
-    with pytest.raises(UserError, match="2 classes in train and 1 in val .*class b is in train"):
-        check_same_classes(["a", "b"], ["a"])
-
-
 def test_names_that_are_no_utf8_are_read_and_shown(data: Path) -> None:
     odd = os.fsencode(data / "train") + b"/caf\xe9"
     try:
@@ -198,8 +186,8 @@ def test_copies_of_training_images_are_counted(data: Path) -> None:
         shutil.copy(source, data / "val" / "class_1" / f"again{number}.png")
     # of the same size, with the same beginning, and yet another file
     content = (data / "train" / "class_2" / "0.png").read_bytes()
-    other = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
-    (data / "val" / "class_2" / "other.png").write_bytes(other)
+    altered = content[:-20] + bytes([content[-20] ^ 1]) + content[-19:]
+    (data / "val" / "class_2" / "other.png").write_bytes(altered)
     (note,) = pair_notes(train, images_of(data / "val"))
     assert note.startswith(f"{data}/val: 3 of 10 validation images are copies of training images")
 
@@ -259,9 +247,9 @@ def test_draws_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
     assert one_epoch(dataset, 0, workers=2, persistent_workers=True) == first
     rest = one_epoch(dataset, 0, skip=6, workers=2)
     assert len(rest) == 6 and rest.items() <= first.items()
-    other = one_epoch(dataset, 1)
-    assert other.keys() == first.keys()
-    drawn = [tuple(values) for values in (*first.values(), *other.values())]
+    second = one_epoch(dataset, 1)
+    assert second.keys() == first.keys()
+    drawn = [tuple(values) for values in (*first.values(), *second.values())]
     for generator in range(3):
         assert len({values[generator] for values in drawn}) == 24
 
@@ -324,5 +312,7 @@ def test_a_limit_draws_the_images_by_the_seed(data: Path) -> None:
     drawn = [images.limited(5, seed) for seed in (0, 0, 1)]
     assert drawn[0].files == drawn[1].files == sorted(drawn[0].files) != drawn[2].files
     assert len(drawn[0]) == 5 and images.limited(None, 0) is images
-    place = images.files.index(drawn[0].files[3])
-    assert torch.equal(drawn[0][3][0], images[place][0]) and drawn[0][-1][1] == drawn[0].targets[4]
+    position = images.files.index(drawn[0].files[3])
+    assert (
+        torch.equal(drawn[0][3][0], images[position][0]) and drawn[0][-1][1] == drawn[0].targets[4]
+    )

@@ -139,12 +139,10 @@ def rename_recipe(folder: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "an image is gone": lambda folder: an_image(folder).unlink(),
-    "an image is more": lambda folder: (folder / "val" / "0" / "new.png").write_bytes(b"x"),
     "an image is edited": lambda folder: an_image(folder).write_bytes(b"not an image"),
     "an image changed its class": lambda folder: an_image(folder).rename(
         folder / "train" / "9" / an_image(folder).name
     ),
-    "the metadata are gone": lambda folder: (folder / "metadata.csv").unlink(),
     "it is an older recipe's": rename_recipe,
 }
 
@@ -192,14 +190,7 @@ def test_only_what_this_command_made_is_removed(few: None, tmp_path: Path) -> No
         write_dataset("digits", tmp_path / "links", force=True)
 
 
-@pytest.mark.parametrize("name", ["../digits", "/tmp/digits", "", "mnist"])
-def test_an_unknown_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="allowed are digits, textured-digits, digits-search"):
-        write_dataset(name, tmp_path / "out")
+        write_dataset("../digits", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_is_reported(few: None, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/digits: cannot be written"):
-        write_dataset("digits", tmp_path / "file")

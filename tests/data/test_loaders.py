@@ -111,9 +111,13 @@ def test_doubts_of_all_kinds_are_said_and_carried(
 
 
 def test_evaluation_reads_one_split_or_a_folder(cfg: DictConfig, data: Path) -> None:
-    own = evaluation_loader(cfg, "val").dataset
-    other = evaluation_loader(cfg, "val", data).dataset
-    assert own.files == other.files and own.split == other.split == "val" and own.labelled
+    of_run = evaluation_loader(cfg, "val").dataset
+    of_folder = evaluation_loader(cfg, "val", data).dataset
+    assert (
+        of_run.files == of_folder.files
+        and of_run.split == of_folder.split == "val"
+        and of_run.labelled
+    )
     limited = evaluation_loader(cfg, "train", limit=5, seed=1, batch_size=2)
     assert [len(labels) for _, labels in limited] == [2, 2, 1]
     with pytest.raises(UserError, match=f"--data={data}/train/val: no such folder"):
