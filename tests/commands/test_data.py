@@ -40,13 +40,3 @@ def test_one_unknown_name_stops_all(written: list[tuple[str, Path, bool]]) -> No
     with pytest.raises(UserError, match="data set 'mnist' is unknown: allowed are digits"):
         data.main(["digits", "mnist"])
     assert written == []
-
-
-def test_help_names_every_set(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # argparse breaks lines at hyphens
-    with pytest.raises(SystemExit):
-        data.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert all(name in text for name in digits.VARIANTS)

@@ -37,13 +37,3 @@ def test_it_says_what_it_wrote(
         assert printed[1] == "next: metamask-solo knn out/folded.ckpt"
     assert main(["fold", "run", out, *options]) == 2
     assert main(["fold", "run", out, *options, "--force"]) == 0
-
-
-def test_one_form_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["fold", "run", str(tmp_path / "out.pth"), "--timm", "--torchvision"])
-    assert caught.value.code == 2
-    assert "not allowed with" in capsys.readouterr().err
-    assert main(["fold", str(tmp_path / "nowhere.ckpt"), str(tmp_path / "out")]) == 2
-    assert "nowhere.ckpt: no such checkpoint" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
