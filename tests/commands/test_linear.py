@@ -10,6 +10,7 @@ from runs import write_images
 
 from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.reading import load_backbone, load_raw, read_checkpoint
+from metamask_solo.data.datasets import Images, read_folder, write_fingerprints
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -166,3 +167,14 @@ def test_features_of_any_scale_train_alike_and_a_diverged_probe_says_so(
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert run("linear", "custom", *overrides, "scale_features=False", "optimizer.lr=10") == 1
     assert "the probe diverged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["linear", "finetune"])
+def test_images_that_the_run_was_trained_on_are_said(
+    command: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_run(tmp_path / "run", images)
+    write_fingerprints(Images(read_folder(images / "val", "data"), None), checkpoint.parent)
+    overrides = small(checkpoint, images, tmp_path / "probes")
+    assert run(command, FOLDERS[0], *overrides, "--cfg-check") == 0
+    assert "10 of 10 images to evaluate on were training images of" in capsys.readouterr().err
