@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,8 +51,12 @@ TITLES = {
 
 def renewed(text: str) -> str:
     """A page with each table as it must be."""
-    tables = {"settings": settings_table, "methods": methods_table, "rows": rows_table}
-    return BLOCK.sub(lambda m: m[1] + tables[m[2]](*m[3].split()) + m[4], text)
+    makers: dict[str, Callable[..., str]] = {
+        "settings": settings_table,
+        "methods": methods_table,
+        "rows": rows_table,
+    }
+    return BLOCK.sub(lambda m: m[1] + makers[m[2]](*m[3].split()) + m[4], text)
 
 
 def settings_table() -> str:
