@@ -5,7 +5,6 @@ build. It holds for unit-norm features, temperature 1, and positives that share 
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import logsumexp
@@ -13,78 +12,60 @@ from scipy.special import logsumexp
 from metamask_solo.analysis.measures import Array, IntArray, blocks
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Terms and sides of L_con − √V − V/2 − log(K/C) ≤ L_CE ≤ L_con + √V − log(K/C).
+def bounds(
+    features: Array, labels: IntArray, limit: int = 2_000, seed: int = 0
+) -> dict[str, float]:
+    """Computes L_con − √V − V/2 − log(K/C) ≤ L_CE ≤ L_con + √V − log(K/C), with all its terms.
 
-    In nats, but for V (squared length, 0 to 1), C classes and K negatives. ``inside`` says whether
-    the cross-entropy lies between both sides, up to rounding.
-    """
-
-    contrastive_loss: float
-    intra_class_variance: float
-    classes: int
-    negatives: int
-    cross_entropy: float
-    lower: float
-    upper: float
-    width: float
-    inside: bool
-
-
-def bounds(features: Array, labels: IntArray, positives: Array | None = None) -> Bounds:
-    """Computes both bounds, and the cross-entropy of the class means that should lie between them.
-
-    Every expectation is the exact mean over the N embeddings (2 N with ``positives``), scaled to
-    length 1, so the theorem's O(K^-1/2) term is absent. All of them are the negatives of each. The
-    positive is the other view of the image in ``positives``, or else any image of its class. The
-    upper bound then holds exactly (Jensen's inequality, and a covariance of the pairs within
-    ± V ≤ √V), the lower one rests on the theorem's bound V/2 of the gap in that inequality.
+    L_CE is the cross-entropy of the classifier made of the class means. The theorem's log(K/C) is
+    for classes of equal size, so as many images of each are drawn by ``seed``, ``limit`` in all at
+    most. Every expectation is the exact mean over these K images, scaled to length 1, so the
+    theorem's O(K^-1/2) term is absent. The positives of an image are all of its class, the
+    negatives are all images. The upper bound then holds exactly (Jensen's inequality, and a
+    covariance of the pairs within ± V ≤ √V), the lower one rests on the theorem's bound V/2 of the
+    gap in that inequality.
 
     Args:
         features: shape (N, D).
-        labels: shape (N,), 0 to C − 1, each as often as the others (the theorem's log(K/C) is for
-            classes of equal size).
-        positives: shape (N, D), or None.
+        labels: shape (N,), 0 to C − 1.
+
+    Returns:
+        ``contrastive_loss`` L_con, ``cross_entropy`` L_CE, ``lower``, ``upper`` and ``width`` in
+        nats, ``intra_class_variance`` V (0 to 1), ``classes`` C, ``negatives`` K, and ``inside``:
+        whether L_CE lies between both bounds, up to rounding.
 
     Raises:
-        ValueError: the classes are not of equal size, or an embedding is zero.
+        ValueError: a class has fewer than two images, or an embedding is zero.
     """
-    sizes = np.bincount(labels)
-    if len(set(sizes.tolist())) != 1:
-        raise ValueError("the classes are not of equal size")
-    classes, pairs = len(sizes), len(features)
-    unit = features.astype(np.float64)
-    if positives is not None:
-        unit, labels = np.concatenate([unit, positives]), np.concatenate([labels, labels])
+    classes, rng = int(labels.max()) + 1, np.random.default_rng(seed)
+    each = min(int(np.bincount(labels).min()), max(2, limit // classes))
+    if each < 2:
+        raise ValueError("a class has fewer than two images")
+    images = [np.flatnonzero(labels == label) for label in range(classes)]
+    drawn = np.sort(np.concatenate([rng.choice(one, each, replace=False) for one in images]))
+    unit, labels, negatives = features[drawn].astype(np.float64), labels[drawn], len(drawn)
     length = np.linalg.norm(unit, axis=1, keepdims=True)
     if np.any(length == 0):
         raise ValueError("an image has features that are all zero, and so no direction")
-    unit, negatives = unit / length, len(unit)
+    unit /= length
 
-    means = np.eye(classes)[labels].T @ unit * (classes / negatives)
+    means = np.eye(classes)[labels].T @ unit / each
     scores = unit @ means.T
     true_score = scores[np.arange(negatives), labels]
-    aligned = true_score if positives is None else np.sum(unit[:pairs] * unit[pairs:], axis=1)
     spread = [logsumexp(unit[rows] @ unit.T, axis=1) for rows in blocks(negatives, negatives)]
-    loss = float(np.mean(np.concatenate(spread)) - np.mean(aligned))
+    loss = float(np.mean(np.concatenate(spread)) - np.mean(true_score))
     cross_entropy = float(np.mean(logsumexp(scores, axis=1) - true_score))
     v = float(np.mean(np.sum((unit - means[labels]) ** 2, axis=1)))
     centre = loss - math.log(negatives / classes)
     lower, upper = centre - math.sqrt(v) - v / 2, centre + math.sqrt(v)
-    inside = lower - 1e-9 <= cross_entropy <= upper + 1e-9  # both sides coincide when V = 0
-    width = 2 * math.sqrt(v) + v / 2
-    return Bounds(loss, v, classes, negatives, cross_entropy, lower, upper, width, inside)
-
-
-def balanced_indices(labels: IntArray, limit: int, seed: int) -> IntArray:
-    """Draws as many images of each class, at most ``limit`` in all; sorted, of 2 a class at least.
-
-    Without two images of each class there are none.
-    """
-    sizes, rng = np.bincount(labels), np.random.default_rng(seed)
-    each = min(int(sizes.min()), max(2, limit // len(sizes)))
-    if each < 2:
-        return np.zeros(0, dtype=int)
-    classes = [np.flatnonzero(labels == label) for label in range(len(sizes))]
-    return np.sort(np.concatenate([rng.choice(images, each, replace=False) for images in classes]))
+    return {
+        "contrastive_loss": loss,
+        "intra_class_variance": v,
+        "classes": classes,
+        "negatives": negatives,
+        "lower": lower,
+        "cross_entropy": cross_entropy,
+        "upper": upper,
+        "width": upper - lower,
+        "inside": lower - 1e-9 <= cross_entropy <= upper + 1e-9,  # both coincide when V = 0
+    }

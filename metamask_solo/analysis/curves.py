@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metamask_solo.analysis.figures import (
     STYLE,
@@ -20,19 +20,18 @@ from metamask_solo.analysis.figures import (
     png,
     wrapped,
 )
-from metamask_solo.analysis.loading import run_labels
+from metamask_solo.analysis.loading import mask_and_history, run_labels
 from metamask_solo.checkpoints.reading import config_beside, read_checkpoint
 from metamask_solo.errors import UserError
 from metamask_solo.training.resume import read_metrics
 
 # column of metrics.csv, title of the panel, unit
-REDUNDANCY = "train_barlow_loss_epoch"
 PANELS = (
     ("train_nce_loss_epoch", "contrastive loss (NT-Xent)", "nats"),
-    (REDUNDANCY, "redundancy loss (Barlow Twins)", "without the weight scale_loss"),
+    ("train_barlow_loss_epoch", "redundancy loss (Barlow Twins)", "as weighed in training"),
     ("train_vicreg_loss_epoch", "VICReg's loss", "as weighed in training"),
     ("train_neg_cos_sim_epoch", "negative cosine similarity", "−1 to 1"),
-    ("train_loss_epoch", "training loss", "nats"),
+    ("train_loss_epoch", "training loss", "as weighed in training"),
     ("val_knn_acc1", "online kNN", "% of validation images"),
     ("val_acc1", "online classifier or probe", "% of validation images"),
     ("train_rankme", "RankMe of the backbone's features", "directions in use"),
@@ -48,16 +47,16 @@ class Run:
     Attributes:
         label: name in a figure.
         config: its args.json, or None.
-        curves: for each column of ``PANELS``, the values by epoch (from 1); NaN where the logged
+        curves: the columns of ``PANELS`` that it logged, by epoch (from 1); NaN where the logged
             value is no finite number.
-        masks: the masks of all epochs, shape (epochs, D), or None.
+        masks: a row of D weights for each epoch (from 0, the start), or None.
     """
 
     label: str
     folder: Path
     config: DictConfig | None
     curves: dict[str, pd.Series]
-    masks: np.ndarray | None
+    masks: pd.DataFrame | None
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -75,37 +74,34 @@ def _read_run(path: Path) -> Run:
     folder = path if path.is_dir() else path.parent
     if not path.exists():
         raise UserError(f"{path}: no such run")
-    table = read_metrics(folder)
-    if not len(table):
+    rows = pd.DataFrame(read_metrics(folder))
+    if rows.empty:
         raise UserError(
             f"{folder}: no metrics were logged (logs/version_*/metrics.csv or metrics.csv)"
         )
     config, masks = config_beside(folder), None
     if any(folder.glob("*.ckpt")):
-        history = read_checkpoint(folder).raw.get("metamask", {}).get("history")
-        masks = None if history is None else history["mask"].double().numpy()
-    curves = {column: _curve(table, column) for column, *_ in PANELS}
-    if config is not None:  # without the weight by which methods differ, so that they compare
-        usual = 0.024 if config.get("method") == "barlow_twins" else 1.0
-        weight = OmegaConf.select(config, "method_kwargs.scale_loss", default=usual)
-        curves[REDUNDANCY] = curves[REDUNDANCY] / (weight or 1.0)
-    name = folder.resolve().name if config is None else config.get("name")
+        masks = mask_and_history(read_checkpoint(folder))[1]
+        masks = None if masks is None else masks.reset_index(drop=True)
+    curves = {column: _curve(rows, column) for column, *_ in PANELS}
+    curves = {column: curve for column, curve in curves.items() if not curve.empty}
+    name = None if config is None else config.get("name")
     return Run(str(name or folder.resolve().name), folder, config, curves, masks)
 
 
-def _curve(table: pd.DataFrame, column: str) -> pd.Series:
+def _curve(rows: pd.DataFrame, column: str) -> pd.Series:
     """The last value of each epoch that logged one."""
-    logged = table.reindex(columns=["epoch", column]).dropna(subset=column)
-    logged = logged.apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
-    curve = logged.set_index("epoch")[column].astype(float)
-    curve.index = curve.index.astype(int) + 1
-    return curve[~curve.index.duplicated(keep="last")].where(np.isfinite)
+    logged = rows.reindex(columns=["epoch", column])
+    logged = logged[logged[column].fillna("") != ""].apply(pd.to_numeric, errors="coerce")
+    logged = logged.dropna(subset="epoch").drop_duplicates("epoch", keep="last")
+    curve = logged.set_index(logged.epoch.astype(int) + 1)[column].astype(float)
+    return curve.where(np.isfinite)
 
 
 def draw_curves(runs: Sequence[Run]) -> bytes:
     """A PNG file with a panel for each measure that a run logged; the same bytes every time."""
-    panels = [panel for panel in PANELS if any(run.curves[panel[0]].any() for run in runs)]
-    masked = [run for run in runs if run.masks is not None]
+    panels = [panel for panel in PANELS if any(panel[0] in run.curves for run in runs)]
+    masked = [(run.label, run.masks) for run in runs if run.masks is not None]
     count = len(panels) + len(masked)
     if not count:
         raise UserError("the runs logged nothing of what is drawn")
@@ -115,12 +111,11 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
         for (column, title, unit), axis in zip(panels, axes.flat, strict=False):
             _draw_panel(axis, runs, column)
             axis.set(ylabel=unit, title=title)
-        for run, axis in zip(masked, axes.flat[len(panels) :], strict=False):
-            masks = run.masks
-            assert masks is not None
-            draw_mask_history(axis, np.arange(len(masks)), masks)
-            spread = f"{masks[-1].min():.4f} to {masks[-1].max():.4f}"
-            axis.set_title(f"{wrapped('mask of ' + run.label)}\nat the end: {spread}")
+        for (label, masks), axis in zip(masked, axes.flat[len(panels) :], strict=False):
+            draw_mask_history(axis, masks)
+            last = masks.iloc[-1]
+            spread = f"{last.min():.4f} to {last.max():.4f}"
+            axis.set_title(f"{wrapped('mask of ' + label)}\nat the end: {spread}")
         for axis in axes.flat:
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -133,8 +128,7 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
 def _draw_panel(axis: Axes, runs: Sequence[Run], column: str) -> None:
     """A line for each run; it breaks where a value is no finite number."""
     for number, run in enumerate(runs):
-        curve = run.curves[column]
-        if curve.empty:
+        if (curve := run.curves.get(column)) is None:
             continue
         gap = np.r_[True, curve.isna(), True]
         marked = (gap[:-2] & gap[2:]) | (np.arange(len(curve)) % -(-len(curve) // MARKS) == 0)

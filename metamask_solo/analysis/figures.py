@@ -7,20 +7,24 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
-from metamask_solo.analysis.measure_checkpoint import PROBES, Measures, Subsets
+from metamask_solo.analysis.measure_checkpoint import Measures
 from metamask_solo.analysis.measures import Array, IntArray
-from metamask_solo.analysis.subsets import SUBSET_PROBES
+from metamask_solo.analysis.subsets import RATES, SUBSET_PROBES, SubsetCurves
+from metamask_solo.atomic_files import atomic_write
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
@@ -50,19 +54,15 @@ STYLE = {
     "legend.framealpha": 0.9,
     "lines.linewidth": 1.6,
     "savefig.dpi": 150,
+    "text.parse_math": False,  # a dollar sign in a name is no mathematics
 }
 INFORMATION = {
     "class": "variance explained by\nthe class (η², 0 to 1)",
     "photograph": "variance explained by the\nbackground photograph (η², 0 to 1)",
-    "colour": "variance explained by the\nbackground's mean colour (R², 0 to 1)",
     "deviation": "standard deviation\n(feature units)",
 }
-
-
-def plain_text(text: str, most: int = 60) -> str:
-    """A name that matplotlib shows as it stands: no mathematics, no control characters."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable.replace("$", "")[:most]
+MOST_IN_LEGEND = 20  # classes
+LONGEST_NAME = 30  # of a class, in letters
 
 
 def wrapped(text: str, width: int = 34) -> str:
@@ -84,9 +84,8 @@ def curve_look(number: int, count: int) -> dict[str, Any]:
     colour, marker = LOOKS[number % len(LOOKS)]
     style = STYLES[number // len(LOOKS) % len(STYLES)]
     width = 1.4 + 1.4 * (count - 1 - number) / max(1, count - 1)
-    size = 2 + 2 * width
     look = {"color": colour, "linestyle": style, "linewidth": width}
-    return {**look, "marker": marker, "markersize": size}
+    return {**look, "marker": marker, "markersize": 2 + 2 * width}
 
 
 def grid(
@@ -104,8 +103,8 @@ def legend_below(figure: Figure, columns: int) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles))}
-        figure.legend(list(handles.values()), list(handles), **place)
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles))}
+        figure.legend(list(handles.values()), list(handles), handlelength=3.5, **where)
 
 
 def png(figure: Figure) -> bytes:
@@ -116,33 +115,29 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def draw_mask_history(axis: Axes, times: Array | IntArray, masks: Array) -> None:
-    """A mask's way over training: all dimensions, their middle half, median and start.
-
-    Args:
-        times: shape (T,).
-        masks: shape (T, D).
-    """
-    low, quarter, middle, upper, high = np.quantile(masks, [0, 0.25, 0.5, 0.75, 1], axis=1)
-    band: dict[str, Any] = {"color": SKY, "linewidth": 0}
-    axis.fill_between(times, low, high, alpha=0.35, label="mask: all dimensions", **band)
-    axis.fill_between(times, quarter, upper, alpha=0.8, label="mask: middle half", **band)
-    axis.plot(times, middle, color=BLUE, label="mask: median")
-    start = float(masks[0].mean())
-    axis.axhline(start, color=GREY, linestyle=":", linewidth=1.1, label="mask: start")
-    least_span(axis, masks)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axis.set_ylabel("mask weight m (dimensionless)")
-
-
 def draw_figures(checkpoints: Sequence[Measures]) -> dict[str, bytes]:
     """All figures that these measures allow, by name, as PNG files; the same bytes every time."""
-    drawn = {}
     with matplotlib.rc_context(STYLE):
-        for name, draw in FIGURES.items():
-            if (figure := draw(checkpoints)) is not None:
-                drawn[name] = png(figure)
-    return drawn
+        figures = {name: draw(checkpoints) for name, draw in FIGURES.items()}
+        return {name: png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def draw_mask_history(axis: Axes, history: pd.DataFrame) -> None:
+    """A mask over training: all dimensions, their middle half, median and start.
+
+    Args:
+        history: a row of weights for each time.
+    """
+    low, quarter, middle, upper, high = np.quantile(history, [0, 0.25, 0.5, 0.75, 1], axis=1)
+    band: dict[str, Any] = {"color": SKY, "linewidth": 0}
+    axis.fill_between(history.index, low, high, alpha=0.35, label="mask: all dimensions", **band)
+    axis.fill_between(history.index, quarter, upper, alpha=0.8, label="mask: middle half", **band)
+    axis.plot(history.index, middle, color=BLUE, label="mask: median")
+    start = float(history.iloc[0].mean())
+    axis.axhline(start, color=GREY, linestyle=":", linewidth=1.1, label="mask: start")
+    least_span(axis, history.to_numpy())
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_ylabel("mask weight m (dimensionless)")
 
 
 def correlation_figure(checkpoints: Sequence[Measures]) -> Figure | None:
@@ -183,52 +178,38 @@ def _cluster(correlation: Array) -> Any:
 
 
 def spectrum_figure(checkpoints: Sequence[Measures]) -> Figure | None:
-    """How much of the pairs is correlated, and the singular values."""
+    """The singular values of plain and masked features."""
     measured = [(one.name, one.redundancy) for one in checkpoints if one.redundancy]
     if not measured:
         return None
     curves = sum(len(versions) for _, versions in measured)
-    figure, axes = grid(1, 2, height=PANEL - 0.9 + 0.19 * curves)  # with a legend below
-    pairs, spectrum = axes[0]
-    thresholds = np.linspace(0, 1, 201)
+    figure, axes = grid(1, 1, width=7, height=PANEL - 0.9 + 0.19 * curves)  # with a legend below
+    axis = axes[0, 0]
     for number, (name, versions) in enumerate(measured):
-        look = curve_look(number, len(measured)) | {"markevery": 0.12}
-        matrix = versions["plain"].correlation
-        values = np.sort(np.abs(matrix[np.triu_indices_from(matrix, 1)]))
-        above = 1 - np.searchsorted(values, thresholds, side="right") / max(1, len(values))
-        shown = above > 0
-        pairs.plot(thresholds[shown], above[shown], label=name, **look)
         for version, redundancy in versions.items():
             singular = redundancy.singular_values
             relative = singular / max(singular[0], np.finfo(float).tiny)
-            shown = relative > 1e-6
-            spectrum.plot(
-                np.arange(1, len(singular) + 1)[shown],
-                relative[shown],
-                label=f"{name}, {version}: RankMe {redundancy.rankme:.1f}",
-                **look | {"linestyle": LINES[version]},
-            )
-    pairs.set(yscale="log", xlim=(0, 1), xlabel="threshold x (|correlation|, 0 to 1)")
-    pairs.set_ylabel("share of pairs above x (0 to 1)")
-    pairs.set_title("redundancy of pairs (plain features)")
-    spectrum.set(yscale="log", xlabel="rank k of the singular value (count)")
-    spectrum.set_ylabel("σ$_k$ / σ$_1$ (ratio)")
-    spectrum.set_title("singular value spectrum")
-    handles = spectrum.get_legend_handles_labels()
-    # long enough to tell a dashed line
-    figure.legend(*handles, loc="outside lower center", ncols=1, handlelength=4)
+            # the lines of plain and masked features may coincide
+            alpha = 0.4 if version == "plain" and len(versions) > 1 else 1.0
+            look = curve_look(number, len(measured)) | {"linestyle": LINES[version], "alpha": alpha}
+            label = f"{name}, {version}: RankMe {redundancy.rankme:.1f}"
+            ranks = np.flatnonzero(relative > 1e-6)
+            axis.plot(ranks + 1, relative[ranks], label=label, markevery=0.12, **look)
+    axis.set(yscale="log", xlabel="rank k of the singular value (count)", ylabel="σₖ / σ₁ (ratio)")
+    axis.yaxis.set_major_formatter("{x:g}")  # the usual one writes powers as mathematics
+    legend_below(figure, columns=1)
     return figure
 
 
 def subsets_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     """Accuracy against the share of dimensions kept: a row for each checkpoint."""
-    measured = [(one.name, one.subsets) for one in checkpoints if one.subsets is not None]
+    measured = [(one.name, one.subsets) for one in checkpoints if one.subsets]
     if not measured:
         return None
     figure, axes = grid(len(measured), 2, height=3.7)
     for (name, subsets), row in zip(measured, axes, strict=True):
         for (probe, title), axis in zip(SUBSET_PROBES.items(), row, strict=True):
-            _subset_panel(axis, subsets, probe)
+            _subset_panel(axis, subsets[probe])
             axis.set_ylabel(f"{title} accuracy\n(% of val images)")
             axis.set_title(wrapped(name))
     for column in axes.T:  # the same scale for all checkpoints
@@ -239,28 +220,18 @@ def subsets_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     return figure
 
 
-def _subset_panel(axis: Axes, subsets: Subsets, probe: str) -> None:
-    curves, rates = subsets.curves[probe], np.array(subsets.rates)
-    draws, full = curves.draws, curves.full
+def _subset_panel(axis: Axes, curves: SubsetCurves) -> None:
+    draws, rates = curves.draws, np.array(RATES)
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     middle = "random dimensions: middle 90 % of draws"
     axis.fill_between(rates, low, high, color=SKY, alpha=0.4, linewidth=0, label=middle)
     axis.plot(rates, draws.mean(0), color=BLUE, marker="o", label="random dimensions: mean")
-    better = draws > full
-    axis.scatter(
-        np.broadcast_to(rates, draws.shape)[better],
-        draws[better],
-        s=16,
-        color=VERMILION,
-        marker="x",
-        linewidths=0.9,
-        zorder=5,
-        label="random draw better than all dimensions",
-    )
-    axis.axhline(full, color=BLACK, linestyle="--", linewidth=1.1, label="all dimensions, plain")
-    lines = (":", (0, (5, 1, 1, 1)))
-    for (name, accuracy), line in zip(subsets.untrained.items(), lines, strict=False):
-        axis.axhline(accuracy[probe], color=GREY, linestyle=line, linewidth=1.1, label=name)
+    draw, rate = np.nonzero(draws > curves.full)
+    crosses: dict[str, Any] = {"s": 16, "marker": "x", "linewidths": 0.9, "zorder": 5}
+    label = "random draw better than all dimensions"
+    axis.scatter(rates[rate], draws[draw, rate], color=VERMILION, label=label, **crosses)
+    label = "all dimensions, plain"
+    axis.axhline(curves.full, color=BLACK, linestyle="--", linewidth=1.1, label=label)
     if curves.top is not None and curves.bottom is not None:
         axis.plot(rates, curves.top, "^-.", color=GREEN, label="largest mask weights kept")
         axis.plot(rates, curves.bottom, "v:", color=PURPLE, label="smallest mask weights kept")
@@ -273,74 +244,29 @@ def _subset_panel(axis: Axes, subsets: Subsets, probe: str) -> None:
     wins.set_xlabel("random draws better than all dimensions (%)", fontsize=8.5)
 
 
-def _intervals_figure(
-    rows: Sequence[tuple[str, float, float, float]], looks: Sequence[tuple[str, str]]
-) -> tuple[Figure, Axes]:
-    """A named row for each interval, from the top down.
-
-    Args:
-        rows: name, ends of the interval, and the value that it belongs to.
-        looks: colour and marker of each row.
-    """
-    figure, axes = grid(1, 1, width=8, height=1.6 + 0.42 * len(rows))
-    axis = axes[0, 0]
-    for position, ((_, low, high, value), (colour, marker)) in enumerate(
-        zip(rows, looks, strict=True)
-    ):
-        axis.plot([low, high], [position] * 2, "|-", color=colour, markersize=11)
-        axis.plot(value, position, marker, color=colour)
-    axis.set_yticks(range(len(rows)), [wrapped(name, 40) for name, *_ in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    return figure, axis
-
-
-def differences_figure(checkpoints: Sequence[Measures]) -> Figure | None:
-    """What the mask adds to each accuracy, with its interval; None without masks or labels."""
-    gains = [
-        (one.name, probe, 100 * np.array(accuracy.difference))
-        for one in checkpoints
-        for probe, accuracy in (one.accuracy or {}).items()
-        if accuracy.difference is not None
-    ]
-    if not gains:
-        return None
-    figure, axis = _intervals_figure(
-        [(f"{name}, {PROBES[probe]}", low, high, mean) for name, probe, (mean, low, high) in gains],
-        [(BLUE, "o") if probe == "knn" else (VERMILION, "s") for _, probe, _ in gains],
-    )
-    axis.axvline(0, color=GREY, linestyle="--", linewidth=1.1)
-    least_span(axis, np.array([gain for *_, gain in gains]), 2, "x")
-    axis.set_xlabel("masked minus plain features\n(percentage points, 95 % interval)")
-    return figure
-
-
 def mask_figure(checkpoints: Sequence[Measures]) -> Figure | None:
-    """Histogram of the mask, and its way over training; None without any mask."""
-    masks = [(one.name, one.mask) for one in checkpoints if one.mask is not None]
+    """Histogram of the mask, and the mask over training; None without any mask."""
+    masks = [(one.name, one.mask, one.history) for one in checkpoints if one.mask is not None]
     if not masks:
         return None
     figure, axes = grid(len(masks), 2, height=3.6)
-    for (name, mask), (histogram, way) in zip(masks, axes, strict=True):
-        values = mask.values
-        histogram.hist(values, bins=40, color=SKY, edgecolor=BLUE, linewidth=0.6)
-        least_span(histogram, values, along="x")
-        histogram.set(xlabel="mask weight m (dimensionless)")
-        histogram.set_ylabel("number of dimensions (count)")
+    for (name, mask, history), (histogram, over_time) in zip(masks, axes, strict=True):
+        histogram.hist(mask, bins=40, color=SKY, edgecolor=BLUE, linewidth=0.6)
+        least_span(histogram, mask, along="x")
+        histogram.set(xlabel="mask weight m (dimensionless)", ylabel="number of dimensions (count)")
         histogram.xaxis.set_major_locator(MaxNLocator(6))
         histogram.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        spread = f"{values.min():.4f} to {values.max():.4f}"
-        histogram.set_title(f"{wrapped(name)}\nat the end: {spread}")
-        way.set_title(f"{wrapped(name)}\nover training")
-        if mask.history:
-            steps = np.array([row["step"] for row in mask.history])
-            draw_mask_history(way, steps, mask.masks)
-            way.set_xlabel("optimiser step (count)")
-            start = float(mask.masks[0].mean())
+        histogram.set_title(f"{wrapped(name)}\nat the end: {mask.min():.4f} to {mask.max():.4f}")
+        over_time.set_title(f"{wrapped(name)}\nover training")
+        if history is not None:
+            draw_mask_history(over_time, history)
+            over_time.set_xlabel("optimiser step (count)")
+            start = float(history.iloc[0].mean())
             histogram.axvline(start, color=GREY, linestyle=":", linewidth=1.1)
         else:
-            missing: dict[str, Any] = {"ha": "center", "transform": way.transAxes}
-            way.text(0.5, 0.5, "no history in the checkpoint", **missing)
-            way.set_axis_off()
+            centred: dict[str, Any] = {"ha": "center", "transform": over_time.transAxes}
+            over_time.text(0.5, 0.5, "no history in the checkpoint", **centred)
+            over_time.set_axis_off()
     legend_below(figure, columns=4)
     return figure
 
@@ -348,56 +274,47 @@ def mask_figure(checkpoints: Sequence[Measures]) -> Figure | None:
 def information_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     """Mask weight of each dimension against what it tells; None if no mask ranks them."""
     masked = [
-        (one.name, one.mask)
+        (one.name, one.dimensions, one.information)
         for one in checkpoints
-        if one.mask is not None and one.mask.information and np.ptp(np.abs(one.mask.values)) > 0
+        if one.dimensions is not None and np.ptp(one.dimensions.weight) > 0
     ]
     if not masked:
         return None
-    kinds = list(masked[0][1].information)
-    figure, axes = grid(len(masked) * -(-len(kinds) // 2), 2)
-    for axis in axes.flat:
-        axis.set_visible(False)
-    for (name, mask), row in zip(masked, axes.reshape(len(masked), -1), strict=True):
-        weights = np.abs(mask.values)
-        for kind, axis in zip(kinds, row, strict=False):
-            axis.set_visible(True)
-            axis.scatter(
-                weights, mask.information[kind].values, s=9, alpha=0.5, color=BLUE, linewidths=0
-            )
+    kinds = list(masked[0][2].index)  # type: ignore[union-attr]
+    figure, axes = grid(len(masked), len(kinds), width=4)
+    for (name, dimensions, information), row in zip(masked, axes, strict=True):
+        weights = dimensions.weight
+        for kind, axis in zip(kinds, row, strict=True):
+            axis.scatter(weights, dimensions[kind], s=9, alpha=0.5, color=BLUE, linewidths=0)
             least_span(axis, weights, along="x")
             axis.set_xlabel(f"mask weight |m| ({weights.min():.4f} to {weights.max():.4f})")
             axis.set_ylabel(INFORMATION[kind])
             axis.set_ylim(bottom=0)
             axis.xaxis.set_major_locator(MaxNLocator(4))
-            rank, title = mask.information[kind].rank_correlation, "ρ not defined: constant"
-            if rank is not None:
-                interval = f"95 % interval {rank.low:+.2f} to {rank.high:+.2f}"
-                title = f"ρ = {rank.rho:+.2f} ({interval}), p = {rank.p_value:.4f}"
-            title = title.replace("-0.", "\N{MINUS SIGN}0.")
+            of = information.loc[kind]  # type: ignore[union-attr]
+            title = f"ρ = {of.rho:+.2f} (95 % interval {of.low:+.2f} to {of.high:+.2f})"
+            title = title.replace("-", "\N{MINUS SIGN}")
+            title = "ρ not defined: constant" if math.isnan(of.rho) else title
             axis.set_title(f"{wrapped(name)}\n{title}", fontsize=9.5)
     return figure
 
 
 def bounds_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     """The bounds of the cross-entropy: one bar for plain, one for masked features."""
-    bars = [(c.name, version, of) for c in checkpoints for version, of in (c.bounds or {}).items()]
-    if not bars:
+    measured = {one.name: one.bounds for one in checkpoints if one.bounds is not None}
+    if not measured:
         return None
-    figure, axis = _intervals_figure(
-        [
-            (f"{name}, {version}", of.lower, of.upper, of.cross_entropy)
-            for name, version, of in bars
-        ],
-        [(BLUE, "D") if version == "plain" else (VERMILION, "D") for _, version, _ in bars],
-    )
-    guess = math.log(bars[0][2].classes)
-    axis.axvline(guess, color=GREY, linestyle=":", linewidth=1.2)
+    table = pd.concat(measured)
+    figure, axes = grid(1, 1, width=8, height=1.6 + 0.42 * len(table))
+    axis = axes[0, 0]
+    for position, ((_, version), of) in enumerate(table.iterrows()):  # type: ignore[misc]
+        colour = BLUE if version == "plain" else VERMILION
+        axis.plot([of.lower, of.upper], [position] * 2, "|-", color=colour, markersize=11)
+        axis.plot(of.cross_entropy, position, "D", color=colour)
+    axis.set_yticks(range(len(table)), [wrapped(", ".join(row), 40) for row in table.index])
+    axis.set_ylim(len(table) - 0.4, -0.6)
+    axis.axvline(math.log(table.classes.iloc[0]), color=GREY, linestyle=":", linewidth=1.2)
     axis.set_xlabel("cross-entropy of the mean classifier (nats)\ndotted: guessing, log C")
-    widths = axis.secondary_yaxis("right")
-    widths.set_ticks(range(len(bars)), [f"{of.width:.3f}" for *_, of in bars])
-    widths.tick_params(length=0)
-    widths.set_ylabel("width (nats)")
     return figure
 
 
@@ -405,8 +322,39 @@ FIGURES: dict[str, Callable[[Sequence[Measures]], Figure | None]] = {
     "correlation": correlation_figure,
     "spectrum": spectrum_figure,
     "subsets": subsets_figure,
-    "differences": differences_figure,
     "mask": mask_figure,
     "information": information_figure,
     "bounds": bounds_figure,
 }
+
+
+def draw_scatter(
+    points: Array, labels: IntArray, classes: Sequence[str], title: str, out: Path
+) -> None:
+    """Writes a scatter plot of (N, 2) points, coloured by class where there are ``classes``.
+
+    With few classes it has a legend, with many a colour bar. A class has the same colour whichever
+    others are drawn.
+    """
+    few = len(classes) <= MOST_IN_LEGEND
+    name, last = ("tab10", 9) if len(classes) <= 10 else ("tab20", 19)
+    name, last = (name, last) if few else ("turbo", len(classes) - 1)
+    look: Any = {"s": max(2.0, min(30.0, 20_000 / len(points))), "alpha": 0.7}
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(8, 7), layout="constrained")
+        axes = figure.add_subplot()
+        look |= {"c": labels.clip(0), "cmap": name, "vmin": 0, "vmax": last}
+        drawn = axes.scatter(points[:, 0], points[:, 1], **look)
+        if classes and few:
+            colours = drawn.to_rgba(np.arange(len(classes)))
+            dots = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
+            # a number first: matplotlib leaves out a label that begins with an underscore
+            names = [f"{label} {name}" for label, name in enumerate(classes)]
+            names = [n if len(n) <= LONGEST_NAME else f"{n[: LONGEST_NAME - 1]}…" for n in names]
+            axes.legend(dots, names, title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+        elif classes:
+            figure.colorbar(drawn, label="class (in alphabetical order)")
+        axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+        axes.set_title("\n".join(wrapped(line, 60) for line in title.splitlines()), fontsize=10)
+        with atomic_write(out) as temporary:
+            figure.savefig(temporary, format=out.suffix[1:], dpi=150)

@@ -1,38 +1,30 @@
 """What an analysis reads: features and masks of checkpoints, and what lies behind the objects."""
 
-import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
 
-from metamask_solo.analysis.figures import plain_text
-from metamask_solo.analysis.measure_checkpoint import (
-    Background,
-    CheckpointFeatures,
-    bounds_images,
-)
+from metamask_solo.analysis.measure_checkpoint import CheckpointFeatures
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.subsets import Labelled
 from metamask_solo.checkpoints.reading import Checkpoint
-from metamask_solo.data.datasets import Images, holds_classes
-from metamask_solo.data.seeds import image_seed
+from metamask_solo.data.datasets import holds_classes
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import FeatureReader, NotFinite, extract_features
-from metamask_solo.hosts import build_backbone, pretrain_transform
+from metamask_solo.hosts import build_backbone
 from metamask_solo.training.resume import run_identity
 
 METADATA = "metadata.csv"
-COLOURS = ["mean_red", "mean_green", "mean_blue"]
 MOST_PIXELS = 32 * 32 * 3  # the linear probe on more of them takes long
 MOST_DIFFERENCES = 3  # settings in the label of a run
+LONGEST_NAME = 40  # letters in the label of a run
+SAME_DATA = ("dataset", "train_path", "val_path", "no_labels")
 Loaders = dict[str, DataLoader[Any]]  # by split
 
 
@@ -55,46 +47,38 @@ def run_labels(runs: Sequence[tuple[str, DictConfig | None, Path]]) -> list[str]
     Args:
         runs: name, config and folder of each.
     """
-    labels = []
-    for number, (name, config, folder) in enumerate(runs, start=1):
-        label = f"{number}: {plain_text(name, 40)}"
-        alike = [_identity(run[1]) for run in runs if run[0] == name]
-        if len(alike) > 1:
-            settings = _identity(config)
+    table = pd.DataFrame({"name": [name for name, *_ in runs]})
+    settings = pd.DataFrame([run_identity(c) if c is not None else {} for _, c, _ in runs])
+    settings = settings.astype(object).where(settings.notna(), "none").astype(str)
+    labels = [f"{number}: {name[:LONGEST_NAME]}" for number, name in enumerate(table.name, 1)]
+    for _, group in table.groupby("name"):
+        alike = settings.loc[group.index]
+        alike = alike[sorted(alike.columns[alike.nunique() > 1])]
+        for row in group.index if len(group) > 1 else ():
             parts = [
-                f"{key.rpartition('.')[2]}={str(value)[:20]}"
-                for key, value in sorted(settings.items())
-                if any(other.get(key) != value for other in alike)
+                f"{key.rpartition('.')[2]}={text[:20]}" for key, text in alike.loc[row].items()
             ]
             if len(parts) > MOST_DIFFERENCES:
                 parts[MOST_DIFFERENCES:] = ["…"]
-            if not parts or alike.count(settings) > 1:
-                parts.append(folder.resolve().name.removeprefix("offline-"))
-            label += f" ({plain_text(', '.join(parts))})"
-        labels.append(label)
+            if not parts or alike.duplicated(keep=False)[row]:
+                parts.append(runs[row][2].resolve().name.removeprefix("offline-"))
+            labels[row] += f" ({', '.join(parts)[:60]})"
     return labels
-
-
-def _identity(config: DictConfig | None) -> dict[str, Any]:
-    return {} if config is None else run_identity(config)
 
 
 def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raises UserError unless the runs' own data are the same: the report compares accuracies."""
-    first, *others = [checkpoint.config.data for checkpoint in checkpoints if checkpoint.config]
-    for other in others:
-        for key in ("dataset", "train_path", "val_path", "no_labels"):
-            values = [_resolved(data.get(key)) for data in (first, other)]
-            if values[0] != values[1]:
-                raise UserError(
-                    f"runs of different data: data.{key} is {values[0]} and {values[1]}; analyse "
-                    "them one by one, or give --data FOLDER with images for all"
-                )
-
-
-def _resolved(value: Any) -> Any:
-    """A folder as the file system knows it."""
-    return str(Path(value).resolve()) if isinstance(value, str) and os.sep in value else value
+    runs = [checkpoint.config.data for checkpoint in checkpoints if checkpoint.config]
+    for key in SAME_DATA:
+        values = [run.get(key) for run in runs]
+        if key.endswith("_path"):
+            values = [path and str(Path(path).resolve()) for path in values]
+        if len(set(values)) > 1:
+            different = " and ".join(map(str, dict.fromkeys(values)))
+            raise UserError(
+                f"runs of different data: data.{key} is {different}; "
+                "analyse them one by one, or give --data FOLDER with images for all"
+            )
 
 
 def has_labels(checkpoint: Checkpoint, data: Path | None) -> bool:
@@ -102,85 +86,29 @@ def has_labels(checkpoint: Checkpoint, data: Path | None) -> bool:
     if data is not None:
         both = all((data / split).is_dir() for split in ("train", "val"))
         return both and holds_classes(data / "train", "--data")
-    own = checkpoint.config.data if checkpoint.config is not None else {}
-    return own.get("val_path") is not None and not own.get("no_labels", False)
+    run: Any = checkpoint.config.data if checkpoint.config is not None else {}
+    return run.get("val_path") is not None and not run.get("no_labels", False)
 
 
-def view_transform(config: DictConfig | None) -> Callable[..., Any] | None:
-    """From an image to the views that a run was trained on.
-
-    Returns:
-        None where these are not two views of one size, or the installed solo-learn cannot make
-        them.
-    """
-    pipelines: Any = None if config is None else config.get("augmentations")
-    if config is None or not OmegaConf.is_list(pipelines):
-        return None
-    sizes = [pipeline.crop_size for pipeline in pipelines for _ in range(pipeline.num_crops)]
-    if len(sizes) < 2 or sizes[0] != sizes[1]:
-        return None
-    try:
-        return pretrain_transform(config)
-    except UserError:
-        return None
-
-
-def read_features(
-    reader: FeatureReader, name: str, loaders: Loaders, seed: int, two_views: bool
-) -> CheckpointFeatures:
+def read_features(reader: FeatureReader, name: str, loaders: Loaders) -> CheckpointFeatures:
     """The plain features of the images of ``loaders``, which has no ``val`` without labels.
-
-    Args:
-        two_views: also of two augmented views of the images of the bounds.
 
     Raises:
         UserError: the images cannot be read.
     """
     checkpoint = reader.checkpoint
     mask, history, notes = mask_and_history(checkpoint)
-    train = val = views = None
+    splits: dict[str, Labelled] = {}
     try:
-        splits = {split: _labelled(reader, loader) for split, loader in loaders.items()}
-        train, val = splits["train"], splits.get("val")
-        if val is not None and two_views:
-            views = _views(reader, loaders["val"], bounds_images(val.labels, seed), seed)
+        for split, loader in loaders.items():
+            features, labels = reader.extract(loader)
+            splits[split] = Labelled(features.numpy(), labels.numpy())
     except NotFinite as error:
-        train = val = None
+        splits = {}
         notes.append(str(error).removeprefix(f"{checkpoint.path}: "))
+    train, val = splits.get("train"), splits.get("val")
     path, method = str(checkpoint.path), checkpoint.method
-    return CheckpointFeatures(name, path, method, train, val, mask, history, views, notes)
-
-
-def _labelled(
-    reader: FeatureReader, loader: DataLoader[Any], module: nn.Module | None = None
-) -> Labelled:
-    features = reader.extract(loader, module)
-    return Labelled(features.features.numpy(), features.labels.numpy())
-
-
-def _views(
-    reader: FeatureReader, loader: DataLoader[Any], images: IntArray, seed: int
-) -> tuple[Array, Array] | None:
-    """Features of two augmented views of some images of a loader's data set."""
-    transform = view_transform(reader.checkpoint.config)
-    if transform is None or not len(images):
-        return None
-    of: Any = loader.dataset
-    chosen = [of.indices[index] for index in images.tolist()]
-    draws: Any = [(index, image_seed(seed, 0, index)) for index in range(len(images))]
-    views = []
-    for number in (0, 1):
-        dataset = Images(of.source, partial(_view, transform, number), chosen=chosen)
-        batches = DataLoader(
-            dataset, loader.batch_size, sampler=draws, num_workers=loader.num_workers
-        )
-        label = str(reader.checkpoint.path)
-        views.append(extract_features(reader.module, batches, reader.device, label)[0].numpy())
-    return views[0], views[1]
-
-
-def _view(transform: Callable[..., Any], number: int, image: Any) -> Any:
-    return transform(image)[number]
+    return CheckpointFeatures(name, path, method, train, val, mask, history, notes)
 
 
 def untrained_features(
@@ -196,49 +124,45 @@ def untrained_features(
     modules = {f"untrained backbone ({config.backbone.name})": build_backbone(config)}
     if loaders["train"].dataset[0][0].numel() <= MOST_PIXELS:
         modules["pixels"] = nn.Flatten()
-    return {
-        name: (
-            _labelled(reader, loaders["train"], module),
-            _labelled(reader, loaders["val"], module),
-        )
-        for name, module in modules.items()
-    }
+    features = {}
+    for name, module in modules.items():
+        read = [extract_features(module, loaders[s], reader.device, name) for s in ("train", "val")]
+        train, val = (Labelled(x.numpy(), labels.numpy()) for x, labels in read)
+        features[name] = train, val
+    return features
 
 
 def mask_and_history(
     checkpoint: Checkpoint,
-) -> tuple[Array | None, tuple[IntArray, Array] | None, list[str]]:
-    """The learned mask, its way over training, and notes.
+) -> tuple[Array | None, pd.DataFrame | None, list[str]]:
+    """The learned mask, a row of weights for each optimiser step that was noted, and notes.
 
     There is neither where the mask was folded into the backbone, or is not finite.
     """
     if checkpoint.mask is None or checkpoint.folded:
         return None, None, []
-    mask = checkpoint.mask.double().numpy()
-    if not np.isfinite(mask).all():
+    mask = checkpoint.mask.double()
+    if not mask.isfinite().all():
         return None, None, ["its mask is not finite: the run diverged"]
-    history = checkpoint.raw.get("metamask", {}).get("history")
-    if history is None:
-        return mask, None, []
-    steps, masks = history["step"].numpy(), history["mask"].double().numpy()
-    last = checkpoint.raw.get("global_step", 0)
-    if last > steps[-1]:  # written before the epoch's mask was noted
-        steps, masks = np.append(steps, last), np.vstack([masks, mask])
-    return mask, (steps, masks), []
+    noted = checkpoint.raw.get("metamask", {}).get("history")
+    if noted is None:
+        return mask.numpy(), None, []
+    history = pd.DataFrame(noted["mask"].double().numpy(), index=noted["step"].numpy())
+    return mask.numpy(), history, []
 
 
-def read_background(root: Path | None, files: Sequence[str]) -> Background | None:
-    """Reads from ``root``/metadata.csv what lies behind the object of each image.
+def read_background(root: Path | None, files: Sequence[str]) -> IntArray | None:
+    """Reads from ``root``/metadata.csv which photograph lies behind the object of each image.
 
     Args:
         files: images in ``root``.
 
     Returns:
-        None where there is no such file, or it has no columns ``file``, ``photograph`` and mean
-        colours (another tool's).
+        Codes of the photographs, shape (N,), 0 to P − 1; None where there is no such file, or it
+        has no columns ``file`` and ``photograph`` (another tool's), or names one photograph only.
 
     Raises:
-        UserError: an image is missing from it, or a colour is not a number.
+        UserError: an image is missing from it.
     """
     if root is None or not (root / METADATA).is_file():
         return None
@@ -246,14 +170,12 @@ def read_background(root: Path | None, files: Sequence[str]) -> Background | Non
         table = pd.read_csv(root / METADATA)
     except ValueError:  # no table, or an empty one
         return None
-    if not {"file", "photograph", *COLOURS} <= set(table.columns):
+    if not {"file", "photograph"} <= set(table.columns):
         return None
     names = [Path(file).relative_to(root).as_posix() for file in files]
-    rows = table.drop_duplicates("file").set_index("file").reindex(names)
-    colour = rows[COLOURS].apply(pd.to_numeric, errors="coerce")
-    bad = rows.index[rows["photograph"].isna() | colour.isna().any(axis=1)]
-    if len(bad):
-        raise UserError(
-            f"{root / METADATA}: has no row for {bad[0]} with a photograph and three numbers"
-        )
-    return Background(pd.factorize(rows["photograph"], sort=True)[0], colour.to_numpy())
+    photographs = table.drop_duplicates("file").set_index("file").photograph.reindex(names)
+    if photographs.isna().any():
+        missing = photographs.index[photographs.isna()][0]
+        raise UserError(f"{root / METADATA}: has no row for {missing} with a photograph")
+    codes, kinds = pd.factorize(photographs, sort=True)
+    return codes if len(kinds) > 1 else None

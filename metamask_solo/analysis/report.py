@@ -3,98 +3,101 @@
 import base64
 import dataclasses
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from metamask_solo.analysis.figures import FIGURES, draw_figures
-from metamask_solo.analysis.measure_checkpoint import PROBES, Accuracies, Information, Measures
-from metamask_solo.analysis.subsets import PENALTIES, SUBSET_PROBES, SubsetCurves
+from metamask_solo.analysis.measure_checkpoint import (
+    PROBES,
+    SUBSET_TRAIN,
+    SUBSET_VAL,
+    Measures,
+)
+from metamask_solo.analysis.subsets import PENALTIES, RATES, SUBSET_PROBES, SubsetCurves
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
 
-MADE_BY = "metamask-solo analyze"
 NUMBERS = "analysis.json"
 SPLITS = {"train": "training", "val": "validation"}
-DRAWN_ONLY = {"correlation", "masks"}  # too large for analysis.json
+DRAWN_ONLY = {"correlation", "history", "dimensions"}  # too large for analysis.json
+# titles of columns
+REDUNDANCY = {
+    "rankme": "RankMe",
+    "off_diagonal_energy": "off-diagonal energy of the correlation",
+    "off_diagonal_share": "off-diagonal share of the covariance",
+    "constant_dims": "constant dimensions",
+}
+MASK = {"std": "standard deviation", "effective_dims": "effective dimensions"}
+ACCURACY = {"difference": "masked − plain", "low": "95 % interval from", "high": "to"}
 INFORMATION = {
-    # what a dimension can tell: name, and the sign of the correlation if damped dimensions
-    # are confounders (0: a control, where no sign is expected)
+    "lowest_tenth": "mean, lowest tenth",
+    "highest_tenth": "mean, highest tenth",
+    "rho": "ρ",
+    "low": "95 % interval from",
+    "high": "to",
+    "p": "p",
+    "verdict": "fits damped confounders?",
+}
+BOUNDS = {
+    "contrastive_loss": "L_con (nats)",
+    "intra_class_variance": "V",
+    "negatives": "K",
+    "lower": "lower bound (nats)",
+    "cross_entropy": "L_CE (nats)",
+    "upper": "upper bound (nats)",
+    "width": "width (nats)",
+    "inside": "inside?",
+}
+# what a dimension can tell: name, and the sign of the correlation if damped dimensions are
+# confounders (0: a control, where no sign is expected)
+KINDS = {
     "class": ("class", 1),
     "photograph": ("background photograph", -1),
-    "colour": ("background's mean colour", -1),
     "deviation": ("standard deviation (control)", 0),
 }
 # a mask whose largest and smallest weights are closer, relative to the largest, weighs all alike
 LEAST_SPREAD = 0.1
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """What analysis.json holds.
-
-    Attributes:
-        data: where the images lie.
-        images: of each split that was read.
-        classes: their number; None without labels.
-        doubts: what a reader must know of the images, one sentence each.
-        background: whether it is known what lies behind the objects of the images.
-        untrained: accuracies of an untrained backbone and of the pixels, on all images.
-    """
-
-    data: str
-    images: dict[str, int]
-    classes: int | None
-    doubts: list[str]
-    background: bool
-    seed: int
-    samples: int
-    draws: int
-    untrained: Accuracies
-    checkpoints: list[Measures]
-    made_by: str = MADE_BY
-
-
 def check_output(out: Path) -> None:
-    """Raises UserError unless ``out`` is new, empty, or holds an earlier analysis."""
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise UserError(f"--out={out}: {nearest} is a file; name a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--out={out}: cannot be written (no permission for {nearest})")
-    if nearest == out and any(out.iterdir()) and not _is_ours(out):
+    """Makes the folder; raises UserError unless it is empty or holds an earlier analysis."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out}: {error.strerror}; name a folder") from error
+    if any(out.iterdir()) and not (out / NUMBERS).is_file():
         raise UserError(
             f"--out={out}: holds other files and no analysis of this command; name another folder"
         )
 
 
-def _is_ours(out: Path) -> bool:
-    try:
-        content = json.loads((out / NUMBERS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("made_by") == MADE_BY
-
-
-def write_analysis(out: Path, analysis: Analysis) -> None:
+def write_analysis(out: Path, about: Mapping[str, Any], checkpoints: Sequence[Measures]) -> None:
     """Writes the files, each of them whole or not at all; an earlier analysis is replaced.
+
+    Args:
+        about: what the page says of the images, and of the settings: ``data``, where they lie;
+            ``images``, the number of each split that was read; ``classes``, their number or None;
+            ``doubts``, what a reader must know of them, one sentence each; ``photographs``, whether
+            their backgrounds are known; ``seed``; ``draws``; and ``untrained``, the accuracies of
+            an untrained backbone and of the pixels by probe.
 
     Raises:
         UserError: ``out`` cannot be written to.
     """
-    figures = draw_figures(analysis.checkpoints)
+    figures = draw_figures(checkpoints)
+    numbers = {**about, "checkpoints": checkpoints}
     contents = {
-        NUMBERS: (json.dumps(plain(analysis), indent=1, allow_nan=False) + "\n").encode(),
+        NUMBERS: json.dumps(numbers, indent=1, allow_nan=False, default=_plain).encode(),
         **{f"{name}.png": content for name, content in figures.items()},
-        "report.html": report_html(analysis, figures).encode(),
+        "report.html": report_html(about, checkpoints, figures).encode(),
     }
     for name, content in contents.items():
         with atomic_write(out / name) as temporary:
@@ -103,25 +106,23 @@ def write_analysis(out: Path, analysis: Analysis) -> None:
         (out / f"{name}.png").unlink(missing_ok=True)
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, arrays as lists, and null for what is no finite number."""
+def _plain(value: Any) -> Any:
+    """What JSON lacks: null for what is not a number, and lists and dictionaries for the rest."""
+    if isinstance(value, pd.DataFrame):
+        return json.loads(value.to_json(orient="index", double_precision=15))
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: plain(getattr(value, name)) for name in names if name not in DRAWN_ONLY}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {key: plain(below) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(below) for below in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {name: of for name, of in vars(value).items() if name not in DRAWN_ONLY}
+    return value.tolist()
 
 
-def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
+def report_html(
+    about: Mapping[str, Any], checkpoints: Sequence[Measures], figures: Mapping[str, bytes]
+) -> str:
     """The page: a whole HTML document that loads nothing from elsewhere.
 
     Args:
-        figures: PNG files by name; a name that is missing has its section say why.
+        about: as in :func:`write_analysis`.
+        figures: PNG files by name.
     """
     environment = Environment(
         loader=PackageLoader("metamask_solo", "analysis"),
@@ -133,24 +134,32 @@ def report_html(analysis: Analysis, figures: Mapping[str, bytes]) -> str:
     environment.filters |= {
         "base64": lambda content: base64.b64encode(content).decode(),
         "number": format,
-        "cell_of": _cell,
-        "pair": _pair,
-        "subset_cells": _subset_cells,
-        "information_cells": _information_cells,
     }
-    rows = len(list(_named_curves(analysis.checkpoints)))
+    images = about["images"].items()
     return environment.get_template("report.html.jinja").render(
-        vars(analysis),
+        about,
+        checkpoints=checkpoints,
         figures=figures,
-        images_read=" and ".join(
-            f"{count:,} {SPLITS.get(split, '')} images" for split, count in analysis.images.items()
-        ),
-        subset_probes=SUBSET_PROBES,
+        images_read=" and ".join(f"{count:,} {SPLITS.get(s, '')} images" for s, count in images),
         knn=(DEFAULT_K, DEFAULT_TEMPERATURE),
         penalties=PENALTIES,
-        answers=answers(analysis.checkpoints),
-        clear_errors=clear_errors(max(rows, 1)),
+        subset_images=(SUBSET_TRAIN, SUBSET_VAL),
+        answers=answers(checkpoints),
+        clear_errors=clear_errors(max(1, len(_curves(checkpoints)))),
+        tables={
+            "accuracy": _html(_accuracy(checkpoints, about["untrained"]), 2),
+            "redundancy": _html(_redundancy(checkpoints), 4),
+            "subsets": _html(_subsets(checkpoints), 2),
+            "mask": _html(_masks(checkpoints), 4),
+            "information": _html(_information(checkpoints), 3),
+            "bounds": _html(_bounds(checkpoints), 4),
+        },
     )
+
+
+def _html(table: pd.DataFrame, digits: int) -> Markup:
+    form = f"{{:.{digits}f}}".format
+    return Markup(table.to_html(border=0, na_rep="", float_format=form) if len(table) else "")
 
 
 def answers(checkpoints: Sequence[Measures]) -> list[str]:
@@ -169,29 +178,32 @@ def clear_errors(rows: int) -> float:
 
 def _did_it_spread(checkpoints: Sequence[Measures]) -> str:
     parts = []
-    for name, mask in [(one.name, one.mask) for one in checkpoints if one.mask is not None]:
-        low, high = mask.statistics["min"], mask.statistics["max"]
-        spread = high - low >= LEAST_SPREAD * max(abs(low), abs(high)) > 0
-        verdict = "spread out" if spread else "weighs all dimensions nearly alike"
-        parts.append(f"{name} {verdict}, from {low:.4g} to {high:.4g}")
+    for one in checkpoints:
+        if (statistics := one.mask_statistics) is not None:
+            low, high = statistics["min"], statistics["max"]
+            spread = high - low >= LEAST_SPREAD * max(abs(low), abs(high)) > 0
+            verdict = "spread out" if spread else "weighs all dimensions nearly alike"
+            parts.append(f"{one.name} {verdict}, from {low:.4g} to {high:.4g}")
     if not parts:
         return "No checkpoint has a mask of its own."
     return f"The mask of {'; of '.join(parts)}."
 
 
-def _named_curves(checkpoints: Sequence[Measures]) -> Iterator[tuple[str, SubsetCurves]]:
-    """The rows of the table of gains."""
-    for one in checkpoints:
-        for probe, curves in (one.subsets.curves if one.subsets else {}).items():
-            yield f"{one.name} ({SUBSET_PROBES[probe]})", curves
+def _curves(checkpoints: Sequence[Measures]) -> dict[tuple[str, str], SubsetCurves]:
+    """The curves of the subset experiment, by checkpoint and probe."""
+    return {
+        (one.name, SUBSET_PROBES[probe]): curves
+        for one in checkpoints
+        for probe, curves in (one.subsets or {}).items()
+    }
 
 
 def _are_there_confounders(checkpoints: Sequence[Measures]) -> str:
-    curves = list(_named_curves(checkpoints))
+    curves = _curves(checkpoints)
     if not curves:
         return "Whether dimensions confound cannot be said without labels."
     least = clear_errors(len(curves))
-    clear = [name for name, one in curves if one.gain > least * one.gain_error]
+    clear = [f"{n} ({p})" for (n, p), one in curves.items() if one.gain > least * one.gain_error]
     if not clear:
         return (
             "There is no evidence of confounders: no subset of dimensions, chosen on one half of "
@@ -201,67 +213,84 @@ def _are_there_confounders(checkpoints: Sequence[Measures]) -> str:
 
 
 def _does_it_help(checkpoints: Sequence[Measures]) -> str:
-    if not any(one.accuracy for one in checkpoints):
+    accuracies = {one.name: one.accuracy for one in checkpoints if one.accuracy is not None}
+    if not accuracies:
         return "Accuracies need labels; RankMe and redundancy below are no accuracy."
     parts = []
-    for one in checkpoints:
-        for probe, accuracy in (one.accuracy or {}).items():
-            if accuracy.difference is not None:
-                mean, low, high = (_signed(100 * value) for value in accuracy.difference)
-                parts.append(
-                    f"{one.name} {PROBES[probe]} {accuracy.masked:.1%} and {accuracy.plain:.1%} "
-                    f"(difference {mean} points, {low} to {high})"
-                )
+    for name, table in accuracies.items():
+        for probe, of in table.iterrows() if "masked" in table else ():
+            mean, low, high = (f"{100 * of[key]:+.2f}" for key in ACCURACY)
+            change = f"difference {mean} points, {low} to {high}".replace("-", "\N{MINUS SIGN}")
+            parts.append(f"{name} {PROBES[probe]} {of.masked:.1%} and {of.plain:.1%} ({change})")
     if not parts:
         return "There are no masked features whose accuracy could be compared."
     return f"Accuracy with the mask and without it: {'; '.join(parts)}."
 
 
-def _pair(versions: Any, form: str, key: str | None = None) -> str:
-    """Of the plain features, and after a slash of the masked ones if there are any."""
-    if versions is None:
-        return "not measured"
-    if isinstance(versions, Mapping):
-        values = [getattr(version, key or "") for version in versions.values()]
-    else:
-        values = [value for value in (versions.plain, versions.masked) if value is not None]
-    return " / ".join(format(value, form) for value in values)
+def _joined(tables: Mapping[str, pd.DataFrame | None], titles: Mapping[str, str]) -> pd.DataFrame:
+    """One table of those of all checkpoints that have one."""
+    known = {name: table for name, table in tables.items() if table is not None}
+    return pd.concat(known).rename(columns=titles) if known else pd.DataFrame()
 
 
-def _cell(key: str, measures: Any) -> str:
-    value = getattr(measures, key)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _accuracy(
+    checkpoints: Sequence[Measures], untrained: Mapping[str, Mapping[str, float]]
+) -> pd.DataFrame:
+    """In percent and percentage points."""
+    tables = {one.name: one.accuracy for one in checkpoints}
+    tables |= {name: pd.DataFrame({"plain": probes}) for name, probes in untrained.items()}
+    return 100 * _joined(tables, ACCURACY).rename(index=PROBES)
 
 
-def _subset_cells(curves: SubsetCurves, rates: Sequence[float]) -> list[str]:
-    best, beating = curves.draws.max(axis=0), curves.share_beating_full
-    most, half = beating.max(), rates.index(0.5)
-    return [
-        f"{curves.full:.1%}",
-        f"{best.max():.1%} (at {rates[int(best.argmax())]:.0%})",
-        f"{most:.0%} (at {rates[int(beating.argmax())]:.0%})" if most else "none",
-        f"{_signed(100 * curves.gain)} ± {100 * curves.gain_error:.2f} points",
-        *(
-            "no ranking" if ranked is None else f"{ranked[half]:.1%}"
-            for ranked in (curves.top, curves.bottom)
-        ),
-    ]
+def _redundancy(checkpoints: Sequence[Measures]) -> pd.DataFrame:
+    rows = {
+        (one.name, version): {title: getattr(of, name) for name, title in REDUNDANCY.items()}
+        for one in checkpoints
+        for version, of in (one.redundancy or {}).items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _information_cells(information: Information, kind: str) -> list[str]:
-    name, expected = INFORMATION[kind]
-    row = [name, f"{information.lowest_tenth:.3f}", f"{information.highest_tenth:.3f}"]
-    rank = information.rank_correlation
-    if rank is None:
-        return [*row, "not defined", "", "", "constant values" if expected else ""]
-    verdict = "yes" if rank.rho * expected > 0 else "the opposite"
-    if rank.p_value >= 0.05:
-        verdict = "not shown"
-    interval = f"{_signed(rank.low)} to {_signed(rank.high)}"
-    return [*row, _signed(rank.rho), interval, f"{rank.p_value:.4f}", verdict if expected else ""]
+def _subsets(checkpoints: Sequence[Measures]) -> pd.DataFrame:
+    """In percent and percentage points."""
+    rows, half = {}, RATES.index(0.5)
+    for row, curves in _curves(checkpoints).items():
+        best, beating = curves.draws.max(axis=0), curves.share_beating_full
+        rows[row] = {
+            "all dimensions": curves.full,
+            "best random draw": best.max(),
+            "its share of dimensions": RATES[int(best.argmax())],
+            "most draws better than all": beating.max(),
+            "held-out gain of the best": curves.gain,
+            "± standard error": curves.gain_error,
+            "upper half of mask": np.nan if curves.top is None else curves.top[half],
+            "lower half of mask": np.nan if curves.bottom is None else curves.bottom[half],
+        }
+    return 100 * pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+def _masks(checkpoints: Sequence[Measures]) -> pd.DataFrame:
+    rows = {one.name: one.mask_statistics for one in checkpoints if one.mask_statistics}
+    return pd.DataFrame.from_dict(rows, orient="index").rename(columns=MASK)
+
+
+def _information(checkpoints: Sequence[Measures]) -> pd.DataFrame:
+    table = _joined({one.name: one.information for one in checkpoints}, {})
+    if table.empty:
+        return table
+    kinds = table.index.get_level_values(1)
+    sign = np.array([KINDS[kind][1] for kind in kinds])
+    cases = [sign == 0, ~(table.p < 0.05), table.rho * sign > 0]
+    table["verdict"] = np.select(cases, ["", "not shown", "yes"], "the opposite")
+    table["p"] = table.p.map("{:.2g}".format, na_action="ignore")
+    return table.rename(
+        columns=INFORMATION, index={kind: name for kind, (name, _) in KINDS.items()}
+    )
+
+
+def _bounds(checkpoints: Sequence[Measures]) -> pd.DataFrame:
+    table = _joined({one.name: one.bounds for one in checkpoints}, {})
+    if table.empty:
+        return table
+    inside = table.inside.map({True: "yes", False: "no"})
+    return table.assign(inside=inside)[list(BOUNDS)].rename(columns=BOUNDS)

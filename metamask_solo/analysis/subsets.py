@@ -5,14 +5,14 @@ and so on. Similarities and the ridge solution of one subset extend those of the
 series costs little more than its largest member.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import linalg
+from scipy import linalg, stats
+from tqdm import tqdm
 
 from metamask_solo.analysis.measures import Array, IntArray, blocks
 from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, vote
@@ -40,14 +40,7 @@ def cuts_of(dims: int) -> list[int]:
     return [max(1, round(rate * dims)) for rate in RATES]
 
 
-def knn_hits_along(
-    train: Labelled,
-    val: Labelled,
-    order: IntArray,
-    cuts: list[int],
-    k: int = DEFAULT_K,
-    temperature: float = DEFAULT_TEMPERATURE,
-) -> Hits:
+def knn_hits_along(train: Labelled, val: Labelled, order: IntArray, cuts: list[int]) -> Hits:
     """What the cosine kNN gets right on the first ``cuts`` dimensions of ``order``.
 
     In double precision: features that all point nearly the same way differ in what single precision
@@ -58,7 +51,7 @@ def knn_hits_along(
     """
     bank = train.features[:, order].astype(np.float64)
     bank_length, labels = _lengths(bank, cuts), torch.as_tensor(train.labels)
-    k, classes = min(k, len(bank)), int(labels.max()) + 1
+    k, classes = min(DEFAULT_K, len(bank)), int(labels.max()) + 1
     hits = np.zeros((len(cuts), len(val.labels)), dtype=bool)
     for rows in blocks(len(val.labels), 4 * len(bank)):
         queries = val.features[rows][:, order].astype(np.float64)
@@ -67,7 +60,7 @@ def knn_hits_along(
         for index, (start, stop) in enumerate(pairwise([0, *cuts])):
             products += queries[:, start:stop] @ bank[:, start:stop].T
             cosine = products / bank_length[index] / query_length[index][:, None]
-            votes = vote(torch.from_numpy(cosine), labels, k, temperature, classes)
+            votes = vote(torch.from_numpy(cosine), labels, k, DEFAULT_TEMPERATURE, classes)
             hits[index, rows] = votes.argmax(dim=1).numpy() == val.labels[rows]
     return hits
 
@@ -177,14 +170,12 @@ def subset_curves(
     mask: Array | None,
     draws: int,
     rng: np.random.Generator,
-    advance: Callable[[], object] = lambda: None,
 ) -> dict[str, SubsetCurves]:
     """Runs the experiment on the plain features with both probes, on the same random subsets.
 
     Args:
         mask: shape (D,), or None. It only ranks the dimensions, by |m|.
         draws: number of random orders of the dimensions.
-        advance: called after each order, for a progress bar.
 
     Returns:
         Curves of the probes ``knn`` and ``ridge``.
@@ -195,13 +186,11 @@ def subset_curves(
     if mask is not None and np.ptp(np.abs(mask)) > 0:
         falling = np.argsort(-np.abs(mask), kind="stable")
         orders += [falling, falling[::-1]]
-    knn, ridge = [], []
-    for order in orders:
-        knn.append(knn_hits_along(train, val, order, cuts))
-        ridge.append(regression.hits_along(val, order, cuts))
-        advance()
-    probes = {"knn": np.stack(knn), "ridge": np.stack(ridge)}
-    return {name: _curves(hits, draws, val.labels) for name, hits in probes.items()}
+    hits: dict[str, list[Hits]] = {probe: [] for probe in SUBSET_PROBES}
+    for order in tqdm(orders, desc="subsets", leave=False):
+        hits["knn"].append(knn_hits_along(train, val, order, cuts))
+        hits["ridge"].append(regression.hits_along(val, order, cuts))
+    return {probe: _curves(np.stack(of), draws, val.labels) for probe, of in hits.items()}
 
 
 def _curves(hits: Hits, draws: int, labels: IntArray) -> SubsetCurves:
@@ -241,10 +230,5 @@ def held_out_gain(hits: Hits, labels: IntArray) -> tuple[float, float]:
         differences[held_out] = subsets[best, held_out].astype(float) - full[held_out]
     neighbours = differences[np.lexsort((labels, half))]  # of each half and class: in their order
     parts = np.array_split(neighbours, min(ERROR_BLOCKS, len(neighbours)))
-    errors = [_error(differences), _error(np.array([part.mean() for part in parts]))]
-    return float(differences.mean()), max(errors)
-
-
-def _error(values: Array) -> float:
-    """Standard error of the mean of independent values."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    error = max(stats.sem(differences), stats.sem([part.mean() for part in parts]))
+    return float(differences.mean()), float(error)

@@ -27,10 +27,11 @@ from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import (
     effective_rank,
     extract_features,
+    percent,
     pick_device,
     second_moments,
 )
-from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretrain import prepare_pretraining, pretrain_run
@@ -250,11 +251,11 @@ def _accuracies(names: list[str], *features: Tensor) -> dict[str, float]:
     train, train_labels, val, val_labels = features
     measured = {}
     if "knn" in names:
-        measured["knn"], _ = knn_accuracy(train, train_labels, val, val_labels)
+        measured["knn"] = percent(knn_hits(train, train_labels, val, val_labels)[0])
     measured |= _label_free(names, train, None)
     if "linear" in names:
-        probe = linear_probe(train, train_labels, val, val_labels)
-        measured |= {"linear": probe.accuracy, "linear_C": probe.c}
+        correct, c = linear_probe(train, train_labels, val, val_labels)
+        measured |= {"linear": percent(correct), "linear_C": c}
     return measured
 
 

@@ -5,7 +5,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from metamask_solo.commands.options import add_feature_options, command_parser, feature_reader
+from metamask_solo.commands.options import (
+    add_feature_options,
+    add_split_option,
+    command_parser,
+    feature_reader,
+)
 from metamask_solo.paths import user_path
 
 
@@ -26,9 +31,9 @@ def main(argv: list[str]) -> int:
     for file in (out, table):
         if file.exists() and not arguments.force:
             raise UserError(f"--out={out}: {file} exists already; --force overwrites it")
-    reader = feature_reader(arguments, arguments.features)
+    reader = feature_reader(arguments)
     loader = reader.loader(arguments.split, labels=None)
-    count, dims = write_features(reader, loader, out, table)
+    count, dims = _write_features(reader, loader, out, table)
     print(f"{out}: {reader.kind} of {count} images, {dims} dimensions; names in {table}")
     print(
         f'next: features = numpy.load("{out}", mmap_mode="r"); names = pandas.read_csv("{table}")'
@@ -36,30 +41,20 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[int, int]:
-    """Writes the features of all images, and a row for each image in the same order.
+def _write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[int, int]:
+    """Writes N × D features in single precision, and their files, labels and classes.
 
     The features go to the disk batch by batch, so memory does not grow with the images.
-
-    Args:
-        reader: a :class:`metamask_solo.evaluation.features.FeatureReader`.
-        loader: of its images.
-        out: gets the features, N × D, float32.
-        table: gets the columns ``file``, and with labels ``label`` and ``class``.
-
-    Returns:
-        N and D.
-
-    Raises:
-        UserError: a feature is not finite, or a file cannot be written.
     """
     import numpy as np
+    import torch
 
     from metamask_solo.atomic_files import atomic_write
-    from metamask_solo.evaluation.features import feature_batches
+    from metamask_solo.evaluation.features import feature_batches, say_collapse
 
-    names, classes = loader.dataset.files, loader.dataset.classes
-    shape, start = (0, 0), 0
+    images, label, start = loader.dataset, str(reader.checkpoint.path), 0
+    files = images.files
+    array: Any = None
     with (
         atomic_write(out) as array_file,
         atomic_write(table) as table_file,
@@ -67,19 +62,21 @@ def write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[in
         table_file.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream,
     ):
         rows = csv.writer(stream)
-        array: Any = None
-        for features, labels in feature_batches(reader.module, loader, reader.device):
-            labelled = loader.dataset.labelled
+        rows.writerow(("file", "label", "class") if images.labelled else ("file",))
+        for features, labels in feature_batches(reader.module, loader, reader.device, label):
             if array is None:
-                shape = len(names), features.shape[1]
+                shape = len(images), features.shape[1]
                 array = np.lib.format.open_memmap(array_file, "w+", np.float32, shape)
-                rows.writerow(("file", "label", "class") if labelled else ("file",))
-            array[start : start + len(features)] = features.numpy()
-            for name, label in zip(names[start:], labels.tolist(), strict=False):
-                rows.writerow((name, label, classes[label]) if labelled else (name,))
-            start += len(features)
+            end = start + len(features)
+            array[start:end] = features.numpy()
+            for name, number in zip(files[start:end], labels.tolist(), strict=True):
+                rows.writerow(
+                    (name, number, images.classes[number]) if images.labelled else (name,)
+                )
+            start = end
         array.flush()
-    return shape
+        say_collapse(torch.from_numpy(array), label)
+    return array.shape
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -89,6 +86,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "the images' files, and their labels and classes where they lie in class folders.",
     )
     add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
+    add_split_option(parser)
     add = parser.add_argument
     add("--out", type=user_path, default=Path("features.npy"), metavar="FILE", help="an .npy file")
     add("--force", action="store_true", help="overwrite FILE and the .csv file")

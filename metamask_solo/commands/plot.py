@@ -1,11 +1,9 @@
 """``metamask-solo plot``: draws what runs logged while training."""
 
-import argparse
 from pathlib import Path
 
+from metamask_solo.commands.options import command_parser
 from metamask_solo.paths import user_path
-
-HELP = "draw what runs logged: losses, online kNN, RankMe and the mask's spread"
 
 
 def main(argv: list[str]) -> int:
@@ -14,25 +12,14 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a run logged nothing, or the file cannot be written.
     """
-    parser = argparse.ArgumentParser(
-        prog="metamask-solo plot",
-        description=HELP[0].upper() + HELP[1:] + ". The online kNN is measured while training, on "
-        "augmented training images; `metamask-solo knn` measures it afterwards.",
+    parser = command_parser(
+        "plot",
+        ". The online kNN is measured while training, on augmented training images; "
+        "`metamask-solo knn` measures it afterwards.",
     )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        type=user_path,
-        metavar="RUN",
-        help="folder of a run, or its .ckpt file",
-    )
-    parser.add_argument(
-        "--out",
-        type=user_path,
-        default=Path("plot.png"),
-        metavar="FILE",
-        help="(default: plot.png)",
-    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", type=user_path, help="folder of a run, or its .ckpt file")
+    add("--out", type=user_path, default=Path("plot.png"), metavar="FILE", help="a .png file")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.analysis.curves import draw_curves, read_runs

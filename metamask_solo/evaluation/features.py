@@ -1,7 +1,6 @@
 """From a checkpoint and images to features, and what can be said of features alone."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +22,12 @@ class NotFinite(UserError):
     """Features that hold NaN or infinity, as those of a run that diverged."""
 
 
-@dataclass(frozen=True)
-class Features:
-    """Features of the images of a data set, on the CPU.
-
-    Attributes:
-        features: shape (N, D), single precision.
-        labels: shape (N,), integers; −1 where the images have no labels.
-        files: path of each image, or its number where it is not a file.
-        classes: names in the order of the labels; empty without labels.
-        split: ``train`` or ``val``, as was read; empty for a folder that is neither.
-    """
-
-    features: Tensor
-    labels: Tensor
-    files: list[str]
-    classes: list[str]
-    split: str
-
-
 class FeatureReader:
     """A checkpoint's network, and how the images for it are read.
 
     Attributes:
         module: from images to features, on ``device``.
         checkpoint: what was read.
-        part: ``backbone`` or ``projector``.
         masked: whether the features are masked.
         kind: of the features, such as ``masked backbone features``.
 
@@ -75,7 +54,6 @@ class FeatureReader:
         device: str = "auto",
     ):
         self.device = pick_device(device)
-        self.part = features
         self._data, self._batches = data, (batch_size, num_workers)
         load = load_backbone if features == "backbone" else load_projector
         self.module, self.checkpoint = load(checkpoint, masked)
@@ -114,13 +92,9 @@ class FeatureReader:
         compare_splits(datasets[0], datasets[1], self.checkpoint.path.parent)
         return train, val
 
-    def extract(self, loader: DataLoader[Any], module: nn.Module | None = None) -> Features:
-        """Features of a loader's images; of another ``module`` than the checkpoint's if given."""
-        path = self.checkpoint.path if module is None else "other network"
-        features, labels = extract_features(module or self.module, loader, self.device, str(path))
-        images: Any = loader.dataset
-        classes = images.classes if images.labelled else []
-        return Features(features, labels, images.files, classes, images.split)
+    def extract(self, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels (N,) of a loader's images, on the CPU."""
+        return extract_features(self.module, loader, self.device, str(self.checkpoint.path))
 
 
 def pick_device(name: str) -> str:
@@ -148,8 +122,10 @@ def extract_features(
     Returns:
         Features, N × D in single precision, and labels, N integers; both on the CPU.
     """
-    features, labels = zip(*feature_batches(module, loader, device, label), strict=True)
-    return torch.cat(features), torch.cat(labels)
+    batches = zip(*feature_batches(module, loader, device, label), strict=True)
+    features, labels = map(torch.cat, batches)
+    say_collapse(features, label)
+    return features, labels
 
 
 @torch.no_grad()
@@ -161,8 +137,6 @@ def feature_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Features and labels of a data set, batch by batch, with a progress bar.
 
-    Where the features of all images are (nearly) the same, a note says so.
-
     Yields:
         Features in single precision, N × D, and labels, N integers; both on the CPU.
 
@@ -171,42 +145,26 @@ def feature_batches(
         UserError: an image cannot be read.
     """
     module = module.to(device).eval()
-    spread = _Spread()
+    count = 0
     try:
         for images, labels in tqdm(loader, desc=label, leave=False):
             features = module(images.to(device)).float().cpu()
-            seen = spread.count + len(features)
+            count += len(features)
             if bad := int((~features.isfinite()).any(dim=1).sum()):
                 raise NotFinite(
-                    f"{label}: its features are not finite, for {bad} of the first {seen} images; "
+                    f"{label}: its features are not finite, for {bad} of the first {count} images; "
                     "the run diverged, or its numbers left the range of the precision"
                 )
-            spread.add(features)
             yield features, labels
     except RuntimeError as error:
         if (failure := loader_failure(error)) is not None:
             raise failure from error
         raise
-    if spread.is_nothing():
-        say(f"{label}: all features are (nearly) the same; the representation has collapsed")
 
 
-class _Spread:
-    """First and second moments of features, which come batch by batch."""
-
-    def __init__(self) -> None:
-        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, features: Tensor) -> None:
-        self.count += len(features)
-        for block in features.split(max(1, AT_ONCE // features.shape[1])):
-            doubles = block.double()
-            self.total = self.total + doubles.sum(0)
-            self.squares = self.squares + doubles.square().sum()
-
-    def is_nothing(self) -> bool:
-        about_mean = self.squares - self.total.square().sum() / max(1, self.count)
-        return self.count > 1 and bool(about_mean <= NEARLY_THE_SAME**2 * self.squares)
+def _in_double(features: Tensor) -> Iterator[Tensor]:
+    """The rows of (N, D) features in double precision, in blocks of bounded memory."""
+    return (block.double() for block in features.split(max(1, AT_ONCE // features.shape[1])))
 
 
 def is_collapsed(features: Tensor) -> bool:
@@ -215,18 +173,21 @@ def is_collapsed(features: Tensor) -> bool:
     Their root mean square about their mean is then at most 1e-5 of their root mean square: what
     rounding in single precision leaves.
     """
-    spread = _Spread()
-    spread.add(features)
-    return spread.is_nothing()
+    squares = sum(float(block.square().sum()) for block in _in_double(features))
+    total = sum((block.sum(0) for block in _in_double(features)), torch.zeros(()))
+    about_mean = squares - float(total.square().sum()) / len(features)
+    return len(features) > 1 and about_mean <= NEARLY_THE_SAME**2 * squares
+
+
+def say_collapse(features: Tensor, label: str) -> None:
+    """A note where the features of all images are (nearly) the same."""
+    if is_collapsed(features):
+        say(f"{label}: all features are (nearly) the same; the representation has collapsed")
 
 
 def second_moments(features: Tensor) -> Tensor:
     """The sum of h hᵀ over features of shape (N, D), in double precision: shape (D, D)."""
-    count, dims = features.shape
-    total = features.new_zeros(dims, dims, dtype=torch.float64)
-    for block in features.split(max(1, AT_ONCE // dims)):
-        total += block.double().T @ block.double()
-    return total
+    return sum((block.T @ block for block in _in_double(features)), torch.zeros(()))
 
 
 def effective_rank(second: Tensor) -> float:
@@ -242,8 +203,7 @@ def effective_rank(second: Tensor) -> float:
     singular = eigenvalues.where(eigenvalues > rounding, torch.zeros(())).sqrt()
     if singular.sum() <= 0:
         return 0.0
-    share = singular / singular.sum()
-    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+    return float(torch.special.entr(singular / singular.sum()).sum().exp())
 
 
 def rankme(features: Tensor) -> float:
@@ -263,9 +223,8 @@ def mean_over_classes(correct: Tensor, labels: Tensor) -> float:
         correct: which images are right, shape (M,), booleans.
         labels: of these images, shape (M,), integers.
     """
-    return sum(percent(correct[labels == label]) for label in labels.unique()) / len(
-        labels.unique()
-    )
+    classes = labels.unique()
+    return sum(percent(correct[labels == label]) for label in classes) / len(classes)
 
 
 def imbalance_note(accuracy: float, train_labels: Tensor, val_labels: Tensor) -> str | None:
@@ -289,18 +248,8 @@ def imbalance_note(accuracy: float, train_labels: Tensor, val_labels: Tensor) ->
     )
 
 
-def check_features(
-    train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
-) -> None:
-    """Raises UserError unless these are finite features, each of an image with a label."""
-    for split, features, labels in (
-        ("train", train_features, train_labels),
-        ("val", val_features, val_labels),
-    ):
-        if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
-            raise UserError(
-                f"{split} features and labels: of shapes {tuple(features.shape)} and "
-                f"{tuple(labels.shape)}; must be N × D and N, of one image at least"
-            )
+def check_finite(**splits: Tensor) -> None:
+    """Raises NotFinite unless the features of each split are finite."""
+    for split, features in splits.items():
         if not features.isfinite().all():
             raise NotFinite(f"{split} features: some are not finite")

@@ -1,37 +1,17 @@
 """Nearest-neighbour accuracy of features: the weighted vote of solo-learn, in bounded memory."""
 
-import math
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from metamask_solo.errors import UserError
-from metamask_solo.evaluation.features import check_features, percent
+from metamask_solo.evaluation.features import check_finite
 
 # of every kNN here but the official protocol's (k = 5, temperature 1)
 DEFAULT_K, DEFAULT_TEMPERATURE = 20, 0.07
-DISTANCES = ("cosine", "euclidean")
-LOWEST_TEMPERATURE = 1 / 700
 EPSILON = 1e-5  # solo-learn's, in the Euclidean weight
 LEAST_SPREAD = 1e-3  # of directions; below it, single precision blurs which is nearest
 MOST_AT_ONCE = 4_000_000  # similarities or votes
-
-
-def knn_accuracy(
-    train_features: Tensor,
-    train_labels: Tensor,
-    val_features: Tensor,
-    val_labels: Tensor,
-    k: int = DEFAULT_K,
-    distance: str = "cosine",
-    temperature: float = DEFAULT_TEMPERATURE,
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent of the vote of :func:`knn_hits`."""
-    top1, top5 = knn_hits(
-        train_features, train_labels, val_features, val_labels, k, distance, temperature
-    )
-    return percent(top1), percent(top5)
 
 
 def knn_hits(
@@ -40,7 +20,7 @@ def knn_hits(
     val_features: Tensor,
     val_labels: Tensor,
     k: int = DEFAULT_K,
-    distance: str = "cosine",
+    distance: Literal["cosine", "euclidean"] = "cosine",
     temperature: float = DEFAULT_TEMPERATURE,
 ) -> tuple[Tensor, Tensor]:
     """Which validation images a weighted vote of their nearest training images gets right.
@@ -55,20 +35,17 @@ def knn_hits(
         train_labels: shape (N,), integers.
         val_features: shape (M, D).
         val_labels: shape (M,); a class without training images is never right.
-        k: number of neighbours; all N where there are fewer.
-        distance: ``cosine`` or ``euclidean``.
-        temperature: at least 1/700; used with the cosine distance only.
+        k: number of neighbours, at least 1; all N where there are fewer.
+        temperature: above 0; used with the cosine distance only.
 
     Returns:
         Whether the first guess is right, and whether one of the first five is; both booleans of
         shape (M,). With fewer than five neighbours or classes there are as many guesses as these.
 
     Raises:
-        UserError: a setting is not allowed, a feature is not finite, or features and labels do
-            not fit each other.
+        NotFinite: a feature is not finite.
     """
-    check_settings(k, distance, temperature)
-    check_features(train_features, train_labels, val_features, val_labels)
+    check_finite(train=train_features, val=val_features)
     cosine = distance == "cosine"
     train, val = (_directions if cosine else _centred)(train_features, val_features)
     classes, labels = torch.cat((train_labels, val_labels)).unique(return_inverse=True)
@@ -107,21 +84,25 @@ def vote(
     if temperature is None:
         weights = 1 / (EPSILON - nearest.double())
     else:
-        exponents = nearest.double() / temperature
         # only the proportions of the weights count, and so none is infinite
-        weights = (exponents - exponents[:, :1]).exp()
+        weights = ((nearest.double() - nearest[:, :1].double()) / temperature).exp()
     votes = weights.new_zeros(len(similarity), classes)
     return votes.scatter_add_(1, labels[neighbours], weights)
 
 
 def _directions(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
     """Features of length 1, however small or large they were."""
-    train, val = _moderate(train), _moderate(val)
-    directions = normalize(train)
+    directions = _unit(train)
     # where all point the same way, single precision does not tell their cosines apart
     if train.dtype != torch.float64 and 1 - directions.mean(0).square().sum() < LEAST_SPREAD:
-        return normalize(train.double()), normalize(val.double())
-    return directions, normalize(val)
+        return _unit(train.double()), _unit(val.double())
+    return directions, _unit(val)
+
+
+def _unit(features: Tensor) -> Tensor:
+    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64)
+    lengths = lengths.clamp_min(torch.finfo(features.dtype).tiny).to(features.dtype)
+    return features / lengths
 
 
 def _centred(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,24 +112,3 @@ def _centred(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean = train.double().mean(0)
     return train.double() - mean, val.double() - mean
-
-
-def _moderate(features: Tensor) -> Tensor:
-    """Rows whose squares would be no numbers of this precision, divided by their largest entry."""
-    largest = features.abs().amax(1, keepdim=True)
-    usual = (largest == 0) | ((largest > 1e-10) & (largest < 1e15))
-    return features if usual.all() else features / largest.masked_fill(usual, 1.0)
-
-
-def check_settings(k: int, distance: str, temperature: float | None) -> None:
-    """Raises UserError unless :func:`knn_hits` takes these settings."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise UserError(f"k={k}: must be an integer of at least 1")
-    if distance not in DISTANCES:
-        raise UserError(f"distance={distance}: allowed are {', '.join(DISTANCES)}")
-    if distance != "cosine":
-        return
-    if temperature is None or not LOWEST_TEMPERATURE <= temperature < math.inf:
-        raise UserError(
-            f"temperature={temperature}: must be a number of at least {LOWEST_TEMPERATURE:.2g}"
-        )

@@ -1,7 +1,6 @@
 """The linear probe: logistic regression on frozen features that were computed once."""
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from metamask_solo.data.datasets import say
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.features import check_features, percent
+from metamask_solo.evaluation.features import check_finite
 
 # the C of the penalty ‖W‖² / 2C, each ten times weaker than the one before
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -21,39 +20,19 @@ HELD_OUT = 5
 SEARCH_STEPS, FINAL_STEPS = 500, 2_000
 
 
-@dataclass(frozen=True)
-class LinearProbe:
-    """What :func:`linear_probe` reached.
-
-    Attributes:
-        correct: which validation images are right, shape (M,), booleans.
-        c: the C that was chosen among ``CS`` and ``WEAKER_CS``.
-    """
-
-    correct: Tensor
-    c: float
-
-    @property
-    def accuracy(self) -> float:
-        """In percent of the validation images."""
-        return percent(self.correct)
-
-
 def linear_probe(
     train_features: Tensor, train_labels: Tensor, val_features: Tensor, val_labels: Tensor
-) -> LinearProbe:
-    """Logistic regression on features that are divided by one number for all dimensions.
+) -> tuple[Tensor, float]:
+    """Logistic regression on features that are centred and divided by one number.
 
-    The features are centred and divided by the root of their mean square over all images *and*
-    dimensions. So the probe is blind to the scale of a whole network, which the methods do not
-    share, but not to that of one dimension against another: with a small weight in the mask, a
-    dimension is dear to use, as the penalty counts the squares of the probe's weights.
+    That number is the root of their mean square over all images *and* dimensions. So the probe is
+    blind to the scale of a whole network, which the methods do not share, but not to that of one
+    dimension against another: with a small weight in the mask, a dimension is dear to use, as the
+    penalty counts the squares of the probe's weights.
 
     scikit-learn's ``LogisticRegressionCV`` chooses C: trained on four fifths of each class of the
     *training* images, that of the highest accuracy on the others (the smallest of equal ones). Then
     the probe is trained on all of them. A note says so where that does not converge.
-    ``metamask-solo linear`` trains solo-learn's own probe on augmented images instead, which takes
-    longer.
 
     Args:
         train_features: shape (N, D).
@@ -61,13 +40,16 @@ def linear_probe(
         val_features: shape (M, D).
         val_labels: shape (M,).
 
+    Returns:
+        Which validation images are right, booleans of shape (M,), and the chosen C.
+
     Raises:
-        UserError: a feature is not finite, features and labels do not fit each other, the training
-            images are of one class, or no class has two of them.
+        UserError: a feature is not finite, the training images are of one class, or no class has
+            two of them.
     """
     from sklearn.linear_model import LogisticRegression
 
-    check_features(train_features, train_labels, val_features, val_labels)
+    check_finite(train=train_features, val=val_features)
     train, val = (f.detach().double().cpu().numpy() for f in (train_features, val_features))
     labels, classes = train_labels.cpu().numpy(), len(train_labels.unique())
     if classes < 2:
@@ -91,7 +73,7 @@ def linear_probe(
             f"linear probe: not converged after {FINAL_STEPS} steps (C = {c:g}); its accuracy may "
             "be a little off"
         )
-    return LinearProbe(torch.from_numpy(model.predict(val) == val_labels.cpu().numpy()), c)
+    return torch.from_numpy(model.predict(val) == val_labels.cpu().numpy()), c
 
 
 def _best_c(features: NDArray[np.float64], labels: NDArray[np.int64], cs: Any) -> float:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from metamask_solo.analysis import measures
@@ -24,10 +24,6 @@ def blobs(count: int, dims: int, rng: np.random.Generator, noise: float = 1.5) -
     return Labelled(features.astype(np.float32), labels)
 
 
-def scaled(split: Labelled, factor: np.ndarray) -> Labelled:
-    return Labelled((split.features * factor).astype(np.float32), split.labels)
-
-
 def test_cuts():
     assert cuts_of(512)[0] == 51 and cuts_of(512)[-1] == 512
     assert cuts_of(3) == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
@@ -38,17 +34,16 @@ def test_knn_equals_scikit_learn_on_every_subset(offset, rng, monkeypatch):
     train, val = blobs(120, 10, rng), blobs(60, 10, rng)
     train.features[:], val.features[:] = train.features + offset, val.features + offset
     order, cuts = rng.permutation(10), [2, 2, 5, 10]
-    hits = knn_hits_along(train, val, order, cuts, k=7, temperature=0.2)
+    hits = knn_hits_along(train, val, order, cuts)
     for accuracy, cut in zip(hits.mean(axis=1), cuts, strict=True):
         reference = KNeighborsClassifier(
-            7, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.2)
+            20, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
         )
         wide = [split.features.astype(np.float64)[:, order[:cut]] for split in (train, val)]
         reference.fit(wide[0], train.labels)
         assert accuracy == pytest.approx(reference.score(wide[1], val.labels), abs=1 / 60)
     monkeypatch.setattr(measures, "BLOCK_VALUES", 5_000)
-    again = knn_hits_along(train, val, order, cuts, k=7, temperature=0.2)
-    np.testing.assert_array_equal(again, hits)
+    np.testing.assert_array_equal(knn_hits_along(train, val, order, cuts), hits)
 
 
 def test_knn_survives_dead_dimensions_and_few_images():
@@ -93,18 +88,6 @@ def test_ridge_equals_scikit_learn_on_every_subset(noise, rng, monkeypatch):
     np.testing.assert_array_equal(NestedRidge(train).hits_along(val, order, cuts), hits)
 
 
-@pytest.mark.parametrize("spread", [1.0, 1 / np.arange(1, 141) ** 2])
-def test_the_penalty_is_about_as_good_as_that_of_leave_one_out(spread, rng):
-    # also where directions of tiny variance tell the class
-    train, val = (scaled(blobs(n, 140, rng, 4.0), spread) for n in (150, 600))
-    accuracy = NestedRidge(train).hits_along(val, np.arange(140), [140]).mean()
-    wide = train.features.astype(np.float64)
-    alphas = 10.0 ** np.arange(2, -13, -1) * 150 * wide.var(axis=0).mean()
-    reference = RidgeCV(alphas=alphas).fit(wide, np.eye(3)[train.labels])
-    expected = np.mean(reference.predict(val.features).argmax(axis=1) == val.labels)
-    assert accuracy == pytest.approx(expected, abs=0.03)
-
-
 def test_no_subset_is_better_where_all_dimensions_are_alike(rng):
     # every dimension tells the same of the class, with noise of its own, and the images are few:
     # a probe that overfits with all dimensions would find that some are better left out
@@ -142,9 +125,7 @@ def test_damping_planted_confounders(rng):
 
     train, val = planted(400), planted(200)
     mask = np.r_[np.full(4, 0.9), np.linspace(0.1, 0.2, 16)]
-    steps: list[int] = []
-    curves = subset_curves(train, val, mask, 8, rng, lambda: steps.append(1))
-    assert len(steps) == 8 + 2
+    curves = subset_curves(train, val, mask, 8, rng)
     knn, ridge = curves["knn"], curves["ridge"]
     assert knn.top is not None and knn.bottom is not None
     assert knn.top[1] > 0.95  # 20 % of the dimensions: the four that tell the class
@@ -153,15 +134,6 @@ def test_damping_planted_confounders(rng):
     assert knn.gain > 3 * knn.gain_error > 0
     assert (knn.draws[:, -1] == knn.full).all()  # every order ends in the same full set
     assert knn.share_beating_full[-1] == 0 < knn.share_beating_full.max()
-
-
-def test_held_out_gain_of_a_better_subset(rng):
-    full = rng.permutation(80) % 4 != 0  # 75 %
-    better, worse = np.ones(80, dtype=bool), np.zeros(80, dtype=bool)
-    gain, error = held_out_gain(np.stack([[worse, full], [better, full]]), np.arange(80) % 5)
-    assert gain == pytest.approx(0.25)
-    assert error >= np.sqrt(0.25 * 0.75 / 79)
-    assert error == pytest.approx(np.sqrt(0.25 * 0.75 / 80), rel=0.25)
 
 
 def test_the_best_subset_is_chosen_on_one_half_of_each_class():
@@ -173,27 +145,14 @@ def test_the_best_subset_is_chosen_on_one_half_of_each_class():
     assert held_out_gain(np.stack([[first, full], [~first, full]]), labels)[0] == 0
 
 
-def test_held_out_gain_of_lucky_subsets_is_none(rng):
-    # every subset is as good as the full set: the best of them looks better and is not
-    labels = np.arange(100) % 4
-    gains, lucky = [], []
-    for _ in range(200):
-        correct = rng.random((20, 3, 100)) < 0.8
-        correct[:, -1] = correct[0, -1]
-        gains.append(held_out_gain(correct, labels)[0])
-        lucky.append(correct.mean(axis=2).max() - correct[0, -1].mean())
-    assert np.mean(lucky) > 0.05
-    assert abs(np.mean(gains)) < 3 * np.std(gains) / np.sqrt(200)
-
-
-@pytest.mark.parametrize("copies", [1, 2, 5])
+@pytest.mark.parametrize("copies", [1, 5])
 def test_copies_among_the_images_are_no_evidence(copies, rng):
     # no subset is better than the full set; a film's frames stand side by side, class by class
     labels = np.repeat(np.arange(5), 400)
-    found = 0
+    clear = 0
     for _ in range(200):
         correct = np.repeat(rng.random((20, 3, 2000 // copies)) < 0.5, copies, axis=2)
         correct[:, -1] = correct[0, -1]
         gain, error = held_out_gain(correct, labels)
-        found += gain > 2 * error
-    assert found <= 14  # 2.3 % of 200 are 5; more than 14 are one case in 1,000
+        clear += gain > 2 * error
+    assert clear <= 14  # 2.3 % of 200 are 5; more than 14 are one case in 1,000

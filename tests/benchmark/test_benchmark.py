@@ -17,8 +17,8 @@ from metamask_solo.__main__ import main
 from metamask_solo.benchmark import launch
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.split import split_folder
-from metamask_solo.evaluation.features import extract_features
-from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.features import extract_features, percent
+from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 
 pytestmark = pytest.mark.slow
@@ -66,8 +66,8 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
             for split in ("train", "val")
         )
         expected = {
-            "knn": knn_accuracy(*train, *val)[0],
-            "linear": linear_probe(*train, *val).accuracy,
+            "knn": percent(knn_hits(*train, *val)[0]),
+            "linear": percent(linear_probe(*train, *val)[0]),
         }
         assert {name: float(metamask[f"{name}{ending}"]) for name in expected} == expected
     # all that the run's optimiser trains: neither statistics nor the mask

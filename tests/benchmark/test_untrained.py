@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from metamask_solo.__main__ import main
-from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.features import percent
+from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 
 pytestmark = pytest.mark.slow
@@ -114,5 +115,5 @@ def test_the_cifar_benchmark_on_class_folders(class_folders: Path, tmp_path: Pat
         features[split] = torch.from_numpy(scaled).float()
         labels[split] = torch.tensor([int(f.parent.name.removeprefix("class_")) for f in files])
     data = features["train"], labels["train"], features["val"], labels["val"]
-    assert float(rows["pixels"]["knn"]) == pytest.approx(knn_accuracy(*data)[0])
-    assert float(rows["pixels"]["linear"]) == pytest.approx(linear_probe(*data).accuracy)
+    assert float(rows["pixels"]["knn"]) == pytest.approx(percent(knn_hits(*data)[0]))
+    assert float(rows["pixels"]["linear"]) == pytest.approx(percent(linear_probe(*data)[0]))

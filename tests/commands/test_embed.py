@@ -29,12 +29,13 @@ def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_
     features, table = embed(run, out, "--data", str(images), "--split", "train")
 
     reader = FeatureReader(run, data=images, num_workers=0)
-    expected = reader.extract(reader.loader("train"))
-    np.testing.assert_allclose(features, expected.features.numpy(), rtol=1e-4, atol=1e-4)
+    loader = reader.loader("train")
+    expected, labels = reader.extract(loader)
+    np.testing.assert_allclose(features, expected.numpy(), rtol=1e-4, atol=1e-4)
     assert features.dtype == np.float32 and isinstance(features, np.memmap)
-    assert table["file"].tolist() == expected.files
-    assert table["label"].tolist() == expected.labels.tolist()
-    assert table["class"].tolist() == [expected.classes[i] for i in expected.labels]
+    assert table["file"].tolist() == loader.dataset.files  # type: ignore[attr-defined]
+    assert table["label"].tolist() == labels.tolist()
+    assert table["class"].tolist() == [f"class_{label}" for label in labels]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["features.csv", "features.npy"]
 
 

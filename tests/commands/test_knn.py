@@ -14,11 +14,12 @@ from torchvision.datasets import ImageFolder
 from metamask_solo.checkpoints.folding import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.commands import knn
+from metamask_solo.commands.options import feature_reader
 from metamask_solo.data.datasets import write_fingerprints
 from metamask_solo.data.loaders import pretrain_dataset
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.features import FeatureReader
-from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.features import percent
+from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_method
 
@@ -71,17 +72,17 @@ def test_a_row_for_each_combination(
         for distance, temperature in (("cosine", 0.07), ("cosine", 0.2), ("euclidean", None))
         for k in (1, 5)
     ] + [("linear", None, None)]
-    features = expected_features(runs["simclr"], images, None)
+    features: Any = expected_features(runs["simclr"], images, None)
     for (distance, temperature, k), row in zip(settings[:-1], result["rows"], strict=False):
-        accuracies = knn_accuracy(*features, k, distance, temperature or 0.07)  # type: ignore[call-arg]
-        assert (row["top1"], row["top5"]) == accuracies
-    probe = linear_probe(*features)  # type: ignore[call-arg]
-    assert (result["rows"][-1]["top1"], result["rows"][-1]["c"]) == (probe.accuracy, probe.c)
+        hits = knn_hits(*features, k, distance, temperature)
+        assert [row["top1"], row["top5"]] == [percent(correct) for correct in hits]
+    correct, c = linear_probe(*features)
+    assert (result["rows"][-1]["top1"], result["rows"][-1]["C"]) == (percent(correct), c)
     head, titles, *lines = capsys.readouterr().out.splitlines()
-    assert "plain features, 20 training and 10 validation images" in head
-    assert titles.split() == ["features", "distance", "temperature", "k", "top-1", "top-5"]
+    assert "plain backbone features, 20 training and 10 validation images" in head
+    assert titles.split() == ["distance", "temperature", "k", "C", "top1", "top5"]
     assert len({len(line) for line in (titles, *lines)}) == 1
-    assert lines[4].split()[:4] == ["backbone", "euclidean", "-", "1"]
+    assert lines[4].split()[:3] == ["euclidean", "-", "1"]
 
 
 @pytest.mark.parametrize(
@@ -98,10 +99,8 @@ def test_the_features_that_are_asked_for_are_read(
     runs: dict[str, Path], images: Path, run: str, options: list[str], features: str
 ) -> None:
     arguments = knn._parse([str(runs[run]), *options, "--num-workers", "0"])
-    reader = FeatureReader(
-        arguments.checkpoint, arguments.features[0], arguments.masked, num_workers=0
-    )
-    train = reader.extract(reader.loaders()[0])
+    reader = feature_reader(arguments)
+    train, _ = reader.extract(reader.loaders()[0])
 
     if features == "projector":
         config = OmegaConf.create(json.loads((runs[run].parent / "args.json").read_text()))
@@ -112,9 +111,7 @@ def test_the_features_that_are_asked_for_are_read(
     else:
         original = runs["metamask" if run == "folded" else run]
         expected = expected_features(original, images, features != "plain")[0]
-    torch.testing.assert_close(train.features, expected, rtol=1e-4, atol=1e-4)
-    assert train.classes == [f"class_{i}" for i in range(5)]
-    assert train.files[4] == str(images / "train/class_1/0.png")
+    torch.testing.assert_close(train, expected, rtol=1e-4, atol=1e-4)
     assert reader.kind.split()[0] == (
         "plain" if run == "simclr" or "--plain" in options else "masked"
     )
@@ -132,7 +129,7 @@ def test_unequal_classes_get_the_mean_over_classes(
     out, err = capsys.readouterr()
     row, line = result["rows"][0], out.splitlines()[-1].split()
     assert (result["train_images"], result["val_images"]) == (12, 6)
-    assert "class mean" in out.splitlines()[1]
+    assert "mean_over_classes" in out.splitlines()[1]
     assert float(line[-1]) == pytest.approx(row["mean_over_classes"], abs=0.01)
     assert row["top1"] == pytest.approx(100 / 3) and row["mean_over_classes"] == 20
     assert "always naming the largest class" in err and "33.33 %" in err
@@ -156,11 +153,11 @@ def test_images_that_the_run_was_trained_on_are_counted(
     ("run", "options", "message"),
     [
         ("simclr", ["--masked"], "holds no mask"),
-        ("simclr", ["--masked", "--features", "projector"], "holds no mask"),
         ("folded", ["--plain"], "folded into the backbone"),
         ("metamask", ["--plain", "--features", "projector"], "masked features only"),
         ("simclr", ["--k", "5", "21"], "only 20 training images"),
-        ("simclr", ["--k", "0"], "k=0"),
+        ("simclr", ["--k", "0"], "--k=0"),
+        ("simclr", ["--temperature", "0"], "--temperature=0"),
         ("simclr", ["--num-workers", "-1"], "--num-workers=-1"),
         ("simclr", ["--data", "gone"], "gone"),
     ],

@@ -81,14 +81,6 @@ def test_the_curves_are_those_that_were_logged(plot: Any, tmp_path: Path) -> Non
     assert high - low >= 0.1  # a mask that hardly moved does not fill the panel
 
 
-def test_the_redundancy_loss_is_drawn_without_its_weight(plot: Any, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a", [1.0, 2.0], name="a", method_kwargs={"scale_loss": 0.5})
-    file = run / "logs" / "version_0" / "metrics.csv"
-    file.write_text(file.read_text().replace("train_loss_epoch", "train_barlow_loss_epoch"))
-    line = plot(run)["redundancy loss (Barlow Twins)"].lines[0]
-    np.testing.assert_array_equal(line.get_ydata(), [2.0, 4.0])
-
-
 def test_a_loss_that_is_no_number_breaks_the_line(plot: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", [4.0, "nan", 3.0, "inf", "", 2.0, 1.5])
     line = plot(run)["training loss"].lines[0]

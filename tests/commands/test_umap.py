@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from drawn import misplaced
 from matplotlib.figure import Figure
 from PIL import Image
 
+from metamask_solo.analysis.figures import draw_scatter
 from metamask_solo.commands import umap
 from metamask_solo.errors import UserError
 
@@ -65,22 +67,24 @@ def test_each_class_has_its_colour_whichever_are_drawn(
     points = np.random.default_rng(0).normal(size=(60, 2))
     for classes, drawn in ((5, range(5)), (5, range(1, 4)), (30, range(30)), (30, range(7, 20))):
         labels = np.array(drawn)[np.arange(60) % len(drawn)]
-        umap._draw(points, labels, [f"c{i}" for i in range(classes)], "title", tmp_path / "a.svg")
+        draw_scatter(points, labels, [f"c{i}" for i in range(classes)], "", tmp_path / "a.svg")
     colours = []
     for figure in figures:
-        axes = figure.axes[0]
         figure.draw_without_rendering()
-        if axes.get_legend():
-            names = [text.get_text() for text in axes.get_legend().get_texts()]
-            faces = [tuple(points.get_facecolor()[0]) for points in axes.collections]  # type: ignore[index]
-            assert names == [f"c{i}" for i in range(5)] and len(set(faces)) == 5
-            colours.append(faces[2])
+        (scatter,) = figure.axes[0].collections
+        faces = dict(zip(scatter.get_array(), map(tuple, scatter.get_facecolor()), strict=True))  # type: ignore[arg-type]
+        colours.append(faces)
+        if legend := figure.axes[0].get_legend():
+            names = [text.get_text() for text in legend.get_texts()]
+            assert names == [f"{i} c{i}" for i in range(5)] and len(set(faces.values())) == len(
+                faces
+            )
+            dots = [matplotlib.colors.to_rgb(line.get_color()) for line in legend.get_lines()]
+            assert all(dots[label] == face[:3] for label, face in faces.items())
         else:
             assert "class" in figure.axes[1].get_ylabel()
-            (scatter,) = axes.collections
-            label = list(scatter.get_array()).index(10)
-            colours.append(tuple(scatter.get_facecolor()[label]))  # type: ignore[index]
-    assert colours[0] == colours[1] and colours[2] == colours[3]
+    for every, some in (colours[:2], colours[2:]):
+        assert some.items() <= every.items()
     assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
 
 
@@ -91,11 +95,11 @@ def test_long_and_special_names_are_drawn_whole_and_as_they_stand(
     names = ["_hidden", r"$\bad$", "a class name with many more words than a legend can hold"]
     title = "a-long-name-of-a-run-" * 5 + "$x$.ckpt\nmasked backbone features of 60 val images"
 
-    umap._draw(points, labels, names, title, tmp_path / "plot.png")
+    draw_scatter(points, labels, names, title, tmp_path / "plot.png")
 
     axes = figures[0].axes[0]
     drawn = [text.get_text() for text in axes.get_legend().get_texts()]  # type: ignore[union-attr]
-    assert drawn == ["_hidden", r"$\bad$", "a class name with many more w…"]
+    assert drawn == ["0 _hidden", r"1 $\bad$", "2 a class name with many more…"]
     assert "$x$" in axes.get_title()
     assert misplaced(figures[0]) == []
     assert axes.get_window_extent().width > 0.5 * figures[0].bbox.width

@@ -20,7 +20,7 @@ from metamask_solo.evaluation.features import (
     rankme,
     second_moments,
 )
-from metamask_solo.evaluation.knn import knn_accuracy
+from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 
 
@@ -35,7 +35,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(NotFinite, match="not finite, for 2 of the first 16 images"):
         extract(features)
     labels = torch.arange(20) % 2
-    for evaluate in (knn_accuracy, linear_probe):
+    for evaluate in (knn_hits, linear_probe):
         with pytest.raises(NotFinite, match="val features"):
             evaluate(torch.randn(20, 4), labels, features, labels)  # type: ignore[operator]
 

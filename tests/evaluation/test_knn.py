@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metamask_solo.errors import UserError
 from metamask_solo.evaluation import knn
-from metamask_solo.evaluation.knn import knn_accuracy, knn_hits
+from metamask_solo.evaluation.knn import knn_hits
 
 
 def make_features(classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -30,7 +29,7 @@ def expected(train, train_labels, val, val_labels, k, distance, temperature):
         if distance == "cosine":
             lengths = np.linalg.norm(train, axis=1) * np.linalg.norm(feature)
             similarity = train @ feature / lengths
-            weights = np.exp(similarity / temperature)
+            weights = np.exp((similarity - similarity.max()) / temperature)
         else:
             similarity = weights = 1 / (np.linalg.norm(train - feature, axis=1) + 1e-5)
         votes = np.zeros(7)
@@ -45,7 +44,7 @@ def expected(train, train_labels, val, val_labels, k, distance, temperature):
 @pytest.mark.parametrize("k", [1, 20, 1000])
 @pytest.mark.parametrize(
     ("distance", "temperature"),
-    [("cosine", 0.07), ("cosine", 0.5), ("cosine", 0.002), ("euclidean", 0.07)],
+    [("cosine", 0.07), ("cosine", 0.5), ("cosine", 1e-4), ("euclidean", 0.07)],
 )
 def test_it_is_the_weighted_vote(k: int, distance: str, temperature: float) -> None:
     features = make_features()
@@ -56,8 +55,6 @@ def test_it_is_the_weighted_vote(k: int, distance: str, temperature: float) -> N
     assert top1.tolist() == expected_top1
     if k >= 20:  # with few neighbours most classes tie with no vote at all
         assert top5.tolist() == expected_top5
-    percents = knn_accuracy(*features, k=k, distance=distance, temperature=temperature)
-    assert percents == (100 * np.mean(top1.tolist()), 100 * np.mean(top5.tolist()))
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 1.0), (7, 0.05), (30, 1.0)])
@@ -70,9 +67,8 @@ def test_it_is_scikit_learns_weighted_neighbours(k: int, temperature: float) -> 
     peer = KNeighborsClassifier(
         k, weights=lambda far: np.exp((1 - far**2 / 2) / temperature), algorithm="brute"
     ).fit(unit[0], train_labels)
-    assert knn_accuracy(*features, k=k, temperature=temperature)[0] == pytest.approx(
-        100 * peer.score(unit[1], val_labels)
-    )
+    hits = knn_hits(*features, k=k, temperature=temperature)[0]
+    assert hits.tolist() == (peer.predict(unit[1]) == val_labels).tolist()
 
 
 def test_labels_may_be_any_integers_and_classes_missing_from_either_side() -> None:
@@ -112,7 +108,7 @@ def test_memory_is_bounded_and_blocks_do_not_count(monkeypatch: pytest.MonkeyPat
             return out
 
     with Largest():
-        knn_accuracy(train, labels, torch.randn(1_000, 16), labels[:1_000], k=200)
+        knn_hits(train, labels, torch.randn(1_000, 16), labels[:1_000], k=200)
     assert max(sizes) <= 8 * knn.MOST_AT_ONCE
 
 
@@ -140,12 +136,3 @@ def test_a_large_common_offset_hides_no_differences(distance: str) -> None:
     hits = knn_hits(*far, distance=distance)[0]
     assert hits.tolist() == expected(*far, 20, distance, 0.07)[0]
     assert hits.sum() > 20
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"k": 0}, {"distance": "manhattan"}, {"temperature": 0.001}, {"temperature": float("nan")}],
-)
-def test_wrong_settings_are_named(settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(settings))):
-        knn_accuracy(*make_features(), **settings)
