@@ -1,7 +1,6 @@
 """The curves of runs: what they logged while training, side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from omegaconf import DictConfig
 
 from metamask_solo.analysis.figures import (
     STYLE,
@@ -40,80 +38,41 @@ COLUMNS = 3  # of panels
 MARKS = 12  # on a curve
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run logged.
+def draw_runs(paths: Sequence[Path]) -> bytes:
+    """A PNG file with a panel for each measure that a run logged; the same bytes every time.
 
-    Attributes:
-        label: name in a figure.
-        config: its args.json, or None.
-        curves: the columns of ``PANELS`` that it logged, by epoch (from 1); NaN where the logged
-            value is no finite number.
-        masks: a row of D weights for each epoch (from 0, the start), or None.
-    """
-
-    label: str
-    folder: Path
-    config: DictConfig | None
-    curves: dict[str, pd.Series]
-    masks: pd.DataFrame | None
-
-
-def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """The curves of runs, each given by its folder or a checkpoint in it.
+    Args:
+        paths: of each run its folder, or a checkpoint in it.
 
     Raises:
-        UserError: there is no such run, or it logged nothing.
+        UserError: there is no such run, or it logged nothing that is drawn.
     """
-    runs = [_read_run(Path(path)) for path in paths]
-    labels = run_labels([(run.label, run.config, run.folder) for run in runs])
-    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
-
-
-def _read_run(path: Path) -> Run:
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise UserError(f"{path}: no such run")
-    rows = pd.DataFrame(read_metrics(folder))
-    if rows.empty:
-        raise UserError(
-            f"{folder}: no metrics were logged (logs/version_*/metrics.csv or metrics.csv)"
-        )
-    config, masks = config_beside(folder), None
-    if any(folder.glob("*.ckpt")):
-        masks = mask_and_history(read_checkpoint(folder))[1]
-        masks = None if masks is None else masks.reset_index(drop=True)
-    curves = {column: _curve(rows, column) for column, *_ in PANELS}
-    curves = {column: curve for column, curve in curves.items() if not curve.empty}
-    name = None if config is None else config.get("name")
-    return Run(str(name or folder.resolve().name), folder, config, curves, masks)
-
-
-def _curve(rows: pd.DataFrame, column: str) -> pd.Series:
-    """The last value of each epoch that logged one."""
-    logged = rows.reindex(columns=["epoch", column])
-    logged = logged[logged[column].fillna("") != ""].apply(pd.to_numeric, errors="coerce")
-    logged = logged.dropna(subset="epoch").drop_duplicates("epoch", keep="last")
-    curve = logged.set_index(logged.epoch.astype(int) + 1)[column].astype(float)
-    return curve.where(np.isfinite)
-
-
-def draw_curves(runs: Sequence[Run]) -> bytes:
-    """A PNG file with a panel for each measure that a run logged; the same bytes every time."""
-    panels = [panel for panel in PANELS if any(panel[0] in run.curves for run in runs)]
-    masked = [(run.label, run.masks) for run in runs if run.masks is not None]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    metrics = [_metrics(path, folder) for path, folder in zip(paths, folders, strict=True)]
+    runs = []
+    for folder in folders:
+        config, name = config_beside(folder), folder.resolve().name
+        runs.append((str(config.get("name") or name) if config else name, config, folder))
+    labels = run_labels(runs)
+    panels = []
+    for column, title, unit in PANELS:
+        curves = [_curve(rows, column) for rows in metrics]
+        if not all(curve.empty for curve in curves):
+            panels.append((title, unit, curves))
+    histories = [(label, _mask_history(f)) for label, f in zip(labels, folders, strict=True)]
+    masked = [(label, history) for label, history in histories if history is not None]
     count = len(panels) + len(masked)
     if not count:
         raise UserError("the runs logged nothing of what is drawn")
     with matplotlib.rc_context(STYLE):
         columns = min(COLUMNS, count)
         figure, axes = grid(-(-count // columns), columns, height=3.7)
-        for (column, title, unit), axis in zip(panels, axes.flat, strict=False):
-            _draw_panel(axis, runs, column)
+        for (title, unit, curves), axis in zip(panels, axes.flat, strict=False):
+            _draw_panel(axis, labels, curves)
             axis.set(ylabel=unit, title=title)
-        for (label, masks), axis in zip(masked, axes.flat[len(panels) :], strict=False):
-            draw_mask_history(axis, masks)
-            last = masks.iloc[-1]
+        for (label, history), axis in zip(masked, axes.flat[len(panels) :], strict=False):
+            draw_mask_history(axis, history)
+            last = history.iloc[-1]
             spread = f"{last.min():.4f} to {last.max():.4f}"
             axis.set_title(f"{wrapped('mask of ' + label)}\nat the end: {spread}")
         for axis in axes.flat:
@@ -125,12 +84,40 @@ def draw_curves(runs: Sequence[Run]) -> bytes:
         return png(figure)
 
 
-def _draw_panel(axis: Axes, runs: Sequence[Run], column: str) -> None:
+def _metrics(path: Path, folder: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError(f"{path}: no such run")
+    rows = pd.DataFrame(read_metrics(folder))
+    if rows.empty:
+        raise UserError(
+            f"{folder}: no metrics were logged (logs/version_*/metrics.csv or metrics.csv)"
+        )
+    return rows
+
+
+def _curve(rows: pd.DataFrame, column: str) -> pd.Series:
+    """The last value of each epoch, from 1, that logged one; NaN for no finite number."""
+    logged = rows.reindex(columns=["epoch", column])
+    logged = logged[logged[column].fillna("") != ""].apply(pd.to_numeric, errors="coerce")
+    logged = logged.dropna(subset="epoch").drop_duplicates("epoch", keep="last")
+    curve = logged.set_index(logged.epoch.astype(int) + 1)[column].astype(float)
+    return curve.where(np.isfinite)
+
+
+def _mask_history(folder: Path) -> pd.DataFrame | None:
+    """A row of D weights for the start and each epoch."""
+    if not any(folder.glob("*.ckpt")):
+        return None
+    history = mask_and_history(read_checkpoint(folder))[1]
+    return None if history is None else history.reset_index(drop=True)
+
+
+def _draw_panel(axis: Axes, labels: Sequence[str], curves: Sequence[pd.Series]) -> None:
     """A line for each run; it breaks where a value is no finite number."""
-    for number, run in enumerate(runs):
-        if (curve := run.curves.get(column)) is None:
+    for number, (label, curve) in enumerate(zip(labels, curves, strict=True)):
+        if curve.empty:
             continue
         gap = np.r_[True, curve.isna(), True]
         marked = (gap[:-2] & gap[2:]) | (np.arange(len(curve)) % -(-len(curve) // MARKS) == 0)
-        marks, look = np.flatnonzero(marked).tolist(), curve_look(number, len(runs))
-        axis.plot(curve.index, curve, label=run.label, markevery=marks, **look)
+        marks, look = np.flatnonzero(marked).tolist(), curve_look(number, len(curves))
+        axis.plot(curve.index, curve, label=label, markevery=marks, **look)

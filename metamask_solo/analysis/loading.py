@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from omegaconf import DictConfig
-from torch import nn
 from torch.utils.data import DataLoader
 
 from metamask_solo.analysis.measure_checkpoint import CheckpointFeatures
@@ -16,12 +14,10 @@ from metamask_solo.analysis.subsets import Labelled
 from metamask_solo.checkpoints.reading import Checkpoint
 from metamask_solo.data.datasets import holds_classes
 from metamask_solo.errors import UserError
-from metamask_solo.evaluation.features import FeatureReader, NotFinite, extract_features
-from metamask_solo.hosts import build_backbone
+from metamask_solo.evaluation.features import FeatureReader, NotFinite
 from metamask_solo.training.resume import run_identity
 
 METADATA = "metadata.csv"
-MOST_PIXELS = 32 * 32 * 3  # the linear probe on more of them takes long
 MOST_DIFFERENCES = 3  # settings in the label of a run
 LONGEST_NAME = 40  # letters in the label of a run
 SAME_DATA = ("dataset", "train_path", "val_path", "no_labels")
@@ -109,27 +105,6 @@ def read_features(reader: FeatureReader, name: str, loaders: Loaders) -> Checkpo
     train, val = splits.get("train"), splits.get("val")
     path, method = str(checkpoint.path), checkpoint.method
     return CheckpointFeatures(name, path, method, train, val, mask, history, notes)
-
-
-def untrained_features(
-    reader: FeatureReader, loaders: Loaders, seed: int
-) -> dict[str, tuple[Labelled, Labelled]]:
-    """Features of an untrained backbone, and the pixels, of the same images of both splits.
-
-    Pixels are left out where an image has more of them than ``MOST_PIXELS``.
-    """
-    config = reader.checkpoint.config
-    assert config is not None  # the reader built its backbone
-    torch.manual_seed(seed)
-    modules = {f"untrained backbone ({config.backbone.name})": build_backbone(config)}
-    if loaders["train"].dataset[0][0].numel() <= MOST_PIXELS:
-        modules["pixels"] = nn.Flatten()
-    features = {}
-    for name, module in modules.items():
-        read = [extract_features(module, loaders[s], reader.device, name) for s in ("train", "val")]
-        train, val = (Labelled(x.numpy(), labels.numpy()) for x, labels in read)
-        features[name] = train, val
-    return features
 
 
 def mask_and_history(

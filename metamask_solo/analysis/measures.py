@@ -32,8 +32,6 @@ class Redundancy:
         off_diagonal_energy: mean squared correlation of two different dimensions that vary, 0 to
             1: the term that the redundancy-reduction loss pushes to 0. Scaling a dimension leaves
             it as it is, and so does a mask without zeros.
-        off_diagonal_share: off-diagonal part of the squared covariance matrix, 0 (uncorrelated) to
-            1. It weighs a dimension by its variance, so a mask changes it.
         rankme: effective rank, 1 to D, 0 if every feature is 0 (:func:`effective_rank`).
         singular_values: of the features (not centred), largest first, shape (D,).
         correlation: of the dimensions, shape (D, D); 0 in the rows of a constant one.
@@ -41,7 +39,6 @@ class Redundancy:
 
     constant_dims: int
     off_diagonal_energy: float
-    off_diagonal_share: float
     rankme: float
     singular_values: Array
     correlation: Array
@@ -62,7 +59,7 @@ def redundancy(features: Array, mask: Array | None = None) -> dict[str, Redundan
 def _redundancy(count: int, mean: Array, second: Array) -> Redundancy:
     """From the mean (D,) and the mean of h hᵀ (D, D) of ``count`` features."""
     covariance = second - np.outer(mean, mean)
-    variance = np.diag(covariance).copy()
+    variance = np.diag(covariance)
     # what is left of a constant dimension is the rounding of its second moment
     varies = variance > 1e-10 * np.maximum(np.diag(second), np.finfo(float).tiny)
     scale = np.zeros_like(variance)
@@ -70,11 +67,9 @@ def _redundancy(count: int, mean: Array, second: Array) -> Redundancy:
     correlation = np.clip(covariance * np.outer(scale, scale), -1, 1)
     live = np.count_nonzero(varies)
     pairs = max(1, live * (live - 1))
-    total = np.sum(covariance**2)
     return Redundancy(
         constant_dims=int(len(varies) - live),
         off_diagonal_energy=float((np.sum(correlation**2) - live) / pairs) if live > 1 else 0.0,
-        off_diagonal_share=float(1 - np.sum(variance**2) / total) if total > 0 else 0.0,
         rankme=effective_rank(torch.as_tensor(second)),
         singular_values=np.sqrt(np.maximum(linalg.eigvalsh(second)[::-1], 0) * count),
         correlation=correlation,

@@ -32,7 +32,6 @@ DRAWN_ONLY = {"correlation", "history", "dimensions"}  # too large for analysis.
 REDUNDANCY = {
     "rankme": "RankMe",
     "off_diagonal_energy": "off-diagonal energy of the correlation",
-    "off_diagonal_share": "off-diagonal share of the covariance",
     "constant_dims": "constant dimensions",
 }
 MASK = {"std": "standard deviation", "effective_dims": "effective dimensions"}
@@ -86,8 +85,7 @@ def write_analysis(out: Path, about: Mapping[str, Any], checkpoints: Sequence[Me
         about: what the page says of the images, and of the settings: ``data``, where they lie;
             ``images``, the number of each split that was read; ``classes``, their number or None;
             ``doubts``, what a reader must know of them, one sentence each; ``photographs``, whether
-            their backgrounds are known; ``seed``; ``draws``; and ``untrained``, the accuracies of
-            an untrained backbone and of the pixels by probe.
+            their backgrounds are known; ``seed``; and ``draws``.
 
     Raises:
         UserError: ``out`` cannot be written to.
@@ -147,7 +145,7 @@ def report_html(
         answers=answers(checkpoints),
         clear_errors=clear_errors(max(1, len(_curves(checkpoints)))),
         tables={
-            "accuracy": _html(_accuracy(checkpoints, about["untrained"]), 2),
+            "accuracy": _html(_accuracy(checkpoints), 2),
             "redundancy": _html(_redundancy(checkpoints), 4),
             "subsets": _html(_subsets(checkpoints), 2),
             "mask": _html(_masks(checkpoints), 4),
@@ -233,13 +231,10 @@ def _joined(tables: Mapping[str, pd.DataFrame | None], titles: Mapping[str, str]
     return pd.concat(known).rename(columns=titles) if known else pd.DataFrame()
 
 
-def _accuracy(
-    checkpoints: Sequence[Measures], untrained: Mapping[str, Mapping[str, float]]
-) -> pd.DataFrame:
+def _accuracy(checkpoints: Sequence[Measures]) -> pd.DataFrame:
     """In percent and percentage points."""
-    tables = {one.name: one.accuracy for one in checkpoints}
-    tables |= {name: pd.DataFrame({"plain": probes}) for name, probes in untrained.items()}
-    return 100 * _joined(tables, ACCURACY).rename(index=PROBES)
+    table = 100 * _joined({one.name: one.accuracy for one in checkpoints}, ACCURACY)
+    return table.rename(index=PROBES)
 
 
 def _redundancy(checkpoints: Sequence[Measures]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
 
     from metamask_solo.analysis import loading
-    from metamask_solo.analysis.measure_checkpoint import accuracies, measure_checkpoint
+    from metamask_solo.analysis.measure_checkpoint import measure_checkpoint
     from metamask_solo.analysis.report import check_output, write_analysis
     from metamask_solo.checkpoints.reading import read_checkpoint
     from metamask_solo.data.datasets import say
@@ -60,7 +60,6 @@ def main(argv: list[str]) -> int:
     for reader, name, loaders in zip(readers, loading.titles(read), splits, strict=True):
         subject = loading.read_features(reader, name, loaders)
         measured.append(measure_checkpoint(subject, photographs, seed, draws))
-    untrained = loading.untrained_features(readers[0], splits[0], seed) if labelled else {}
     # the last one, that of val if there is one, knows what is said of both
     doubts = [note for loaders in splits for note in list(loaders.values())[-1].dataset.notes]
     about = {
@@ -71,10 +70,6 @@ def main(argv: list[str]) -> int:
         "photographs": photographs is not None,
         "seed": seed,
         "draws": draws,
-        "untrained": {
-            name: {probe: float(hits.mean()) for probe, hits in accuracies(*features).items()}
-            for name, features in untrained.items()
-        },
     }
     write_analysis(arguments.out, about, measured)
     what = "checkpoints" if len(measured) > 1 else "checkpoint"

@@ -22,16 +22,15 @@ def main(argv: list[str]) -> int:
     add("--out", type=user_path, default=Path("plot.png"), metavar="FILE", help="a .png file")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.analysis.curves import draw_curves, read_runs
+    from metamask_solo.analysis.curves import draw_runs
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.errors import UserError
 
     out: Path = arguments.out
     if out.suffix != ".png":
         raise UserError(f"--out={out}: must end in .png")
-    runs = read_runs(arguments.runs)
-    content = draw_curves(runs)
+    content = draw_runs(arguments.runs)
     with atomic_write(out) as path:
         path.write_bytes(content)
-    print(f"{out}: {len(runs)} runs" if len(runs) > 1 else f"{out}: 1 run")
+    print(f"{out}: {len(arguments.runs)} run{'s' if len(arguments.runs) > 1 else ''}")
     return 0

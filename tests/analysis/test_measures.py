@@ -33,16 +33,11 @@ def test_redundancy_equals_numpy(rng):
         assert of.off_diagonal_energy == pytest.approx(
             np.mean(np.corrcoef(values.T)[~np.eye(7, dtype=bool)] ** 2)
         )
-    # scaling a dimension changes the covariance, and no correlation
-    plain, masked = redundancy(features, mask).values()
-    assert plain.off_diagonal_energy == pytest.approx(masked.off_diagonal_energy)
-    assert plain.off_diagonal_share != pytest.approx(masked.off_diagonal_share)
 
 
 def test_uncorrelated_dimensions_have_no_redundancy(rng):
     of = redundancy(orthogonal(500, 6, rng))["plain"]
     assert of.off_diagonal_energy == pytest.approx(0, abs=1e-15)
-    assert of.off_diagonal_share == pytest.approx(0, abs=1e-12)
     assert of.rankme == pytest.approx(6)
 
 
@@ -51,8 +46,6 @@ def test_a_duplicated_dimension(rng):
     of = redundancy(np.column_stack([base, -2 * base[:, 0]]))["plain"]
     assert of.correlation[0, 4] == pytest.approx(-1)
     assert of.off_diagonal_energy == pytest.approx(1 / 10)  # one pair of ten
-    # covariance: diagonal 1, 1, 1, 1, 4 and one pair of -2
-    assert of.off_diagonal_share == pytest.approx(8 / (4 + 16 + 8))
 
 
 def test_constant_dimensions_are_left_out(rng):

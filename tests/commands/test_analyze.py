@@ -11,11 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
-from torchvision.datasets import ImageFolder
 
 from metamask_solo.__main__ import main
-from metamask_solo.analysis import figures, loading
+from metamask_solo.analysis import figures
 from metamask_solo.hosts import BACKBONE_PREFIX, build_backbone
 
 DIMS = 512
@@ -84,9 +82,8 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
 
     def run(*checkpoints: Path, data: Path | None = data, whole: bool = False, **more: Any) -> Any:
-        if not whole:  # the figures and the pixels take most of the time
+        if not whole:  # the figures take most of the time
             monkeypatch.setattr(figures, "FIGURES", {})
-            monkeypatch.setattr(loading, "MOST_PIXELS", 0)
         options = {"out": tmp_path / "out", "draws": 2, "num-workers": 0, **more}
         options |= {} if data is None else {"data": data}
         argv = [f"--{name}={value}" for name, value in options.items()]
@@ -94,20 +91,6 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         return json.loads((Path(options["out"]) / "analysis.json").read_text())
 
     return run
-
-
-def knn_of_pixels(data: Path) -> float:
-    """scikit-learn's, with k = 20 of 24 images and temperature 0.07."""
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    pixels, labels = {}, {}
-    for split in ("train", "val"):
-        folder = ImageFolder(str(data / split))
-        scaled = [(np.asarray(image) / 255 - mean) / std for image, _ in folder]
-        pixels[split], labels[split] = np.stack(scaled).reshape(len(scaled), -1), folder.targets
-    knn = KNeighborsClassifier(
-        20, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
-    )
-    return knn.fit(pixels["train"], labels["train"]).score(pixels["val"], labels["val"])
 
 
 @pytest.mark.slow
@@ -133,8 +116,6 @@ def test_two_methods_side_by_side(run, data, tmp_path, capsys):
     assert list(first["information"]) == ["class", "photograph", "deviation"]
     np.testing.assert_allclose(first["mask"], torch.sigmoid(torch.linspace(-2, 2, DIMS)), rtol=1e-6)
     assert all(of["inside"] for of in first["bounds"].values())
-    assert of["untrained"]["pixels"]["knn"] == pytest.approx(knn_of_pixels(data))
-    assert list(of["untrained"]) == ["untrained backbone (resnet18)", "pixels"]
     accuracy = first["accuracy"]["knn"]
     assert accuracy["difference"] == pytest.approx(accuracy["masked"] - accuracy["plain"])
     assert f"kNN {accuracy['masked']:.1%} and {accuracy['plain']:.1%}" in page
@@ -153,7 +134,7 @@ def test_two_methods_side_by_side(run, data, tmp_path, capsys):
 def test_wrong_settings_are_one_line(option, message, data, monkeypatch, capsys):
     monkeypatch.chdir(data.parent)
     checkpoint = "gone.ckpt"
-    if "nowhere" in option:
+    if option in ("--data=nowhere", "--out=data"):
         checkpoint = str(write_run(data.parent / "run", "simclr", False))
     assert main(["analyze", checkpoint, "--data=data", "--out=out", option]) == 2
     errors = capsys.readouterr().err

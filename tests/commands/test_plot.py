@@ -23,10 +23,10 @@ def write_run(
     **config: Any,
 ) -> Path:
     """A run that logged a loss an epoch; ``log`` None for a folder with metrics.csv alone."""
-    place = folder if log is None else folder / "logs" / log
-    place.mkdir(parents=True, exist_ok=True)
+    logs = folder if log is None else folder / "logs" / log
+    logs.mkdir(parents=True, exist_ok=True)
     rows = [f"{epoch},{9 * epoch + 8},{loss},{50 + epoch}" for epoch, loss in enumerate(losses)]
-    (place / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    (logs / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     if config:
         base = {"backbone": {"name": "resnet18"}, "method": "simclr", "data": {"dataset": "custom"}}
         config = {**base, **config}
