@@ -104,7 +104,8 @@ def legend_below(figure: Figure, columns: int) -> None:
             handles.setdefault(label, handle)
     if handles:
         where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles))}
-        figure.legend(list(handles.values()), list(handles), handlelength=3.5, **where)
+        length = 4 if columns == 1 else 2  # of a handle; there is room to tell a dashed line
+        figure.legend(list(handles.values()), list(handles), handlelength=length, **where)
 
 
 def png(figure: Figure) -> bytes:

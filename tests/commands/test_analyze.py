@@ -175,7 +175,7 @@ def test_a_collapsed_and_a_diverged_run_beside_a_good_one(run, tmp_path, capsys)
     assert three["redundancy"] is three["accuracy"] is None
     assert three["mask_statistics"]["max"] == pytest.approx(0.88, abs=0.01)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert two["notes"][0] in page and "3: metamask-run: metamask,\nfeatures not measured" in page
+    assert two["notes"][0] in page and "metamask,\nfeatures not measured" in page
 
 
 def test_the_runs_own_data_are_the_default(data, tmp_path, run):

@@ -80,7 +80,7 @@ def test_each_class_has_its_colour_whichever_are_drawn(
                 faces
             )
             dots = [matplotlib.colors.to_rgb(line.get_color()) for line in legend.get_lines()]
-            assert all(dots[label] == face[:3] for label, face in faces.items())
+            assert all(dots[int(label)] == face[:3] for label, face in faces.items())
         else:
             assert "class" in figure.axes[1].get_ylabel()
     for every, some in (colours[:2], colours[2:]):
