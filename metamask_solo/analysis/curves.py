@@ -87,7 +87,7 @@ def draw_runs(paths: Sequence[Path]) -> bytes:
 def _metrics(path: Path, folder: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"{path}: no such run")
-    rows = pd.DataFrame(read_metrics(folder))
+    rows = read_metrics(folder)
     if rows.empty:
         raise UserError(
             f"{folder}: no metrics were logged (logs/version_*/metrics.csv or metrics.csv)"
@@ -97,9 +97,9 @@ def _metrics(path: Path, folder: Path) -> pd.DataFrame:
 
 def _curve(rows: pd.DataFrame, column: str) -> pd.Series:
     """The last value of each epoch, from 1, that logged one; NaN for no finite number."""
-    logged = rows.reindex(columns=["epoch", column])
-    logged = logged[logged[column].fillna("") != ""].apply(pd.to_numeric, errors="coerce")
-    logged = logged.dropna(subset="epoch").drop_duplicates("epoch", keep="last")
+    logged = rows.reindex(columns=["epoch", column]).dropna(subset=column)
+    logged = logged.apply(pd.to_numeric, errors="coerce").dropna(subset="epoch")
+    logged = logged.drop_duplicates("epoch", keep="last")
     curve = logged.set_index(logged.epoch.astype(int) + 1)[column].astype(float)
     return curve.where(np.isfinite)
 
