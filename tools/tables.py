@@ -5,7 +5,7 @@
 by the report of the benchmark that is named. Arguments::
 
     python tools/tables.py matrix.json    # takes what the matrix wrote for this release
-    python tools/tables.py --figures      # also draws docs/cifar10….png
+    python tools/tables.py --figures      # also draws the figures of docs/results.md
 """
 
 import json
@@ -144,9 +144,9 @@ def take(matrix: Path) -> None:
 def draw() -> None:
     """Draws the figures of docs/results.md."""
     benchmark = read_file("cifar10_small", [])
-    for name, content in draw_figures(benchmark, rows_of(benchmark)).items():
-        ending = "" if name == "accuracy" else f"_{name}"
-        (DOCS / f"cifar10{ending}.png").write_bytes(content)
+    figures = draw_figures(benchmark, rows_of(benchmark))
+    (DOCS / "cifar10.png").write_bytes(figures["accuracy"])
+    (DOCS / "cifar10_differences.png").write_bytes(figures["differences"])
 
 
 if __name__ == "__main__":

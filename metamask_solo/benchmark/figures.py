@@ -79,7 +79,7 @@ def differences_figure(family: pd.DataFrame) -> Figure:
         axis.set_xlabel(_axis(measure, "difference"))
     handles = [
         Line2D([], [], color=BLUE, marker="o", label="difference and corrected interval"),
-        Line2D([], [], color=VERMILION, marker="s", label="the same where it is clear"),
+        Line2D([], [], color=VERMILION, marker="s", label="a clear difference"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
