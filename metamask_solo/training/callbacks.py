@@ -32,7 +32,6 @@ ADVICE = (
     "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
     "data"
 )
-TREND_EPOCHS = 5
 
 
 class SafeCheckpointIO(pl.plugins.TorchCheckpointIO):  # type: ignore[name-defined]
@@ -344,17 +343,14 @@ def _any_process(trainer: Any, decision: bool) -> bool:
 
 
 class RankMe(pl.Callback):  # type: ignore[name-defined]
-    """Logs ``train_rankme`` after each epoch, and ``train_rankme_trend``.
+    """Logs ``train_rankme`` after each epoch, which falls when the features collapse.
 
     RankMe of the features that the last steps of the epoch computed anyway, of four times as many
     views as there are dimensions. With a mask, ``train_rankme_masked`` is that of the masked
-    features with the mask at the epoch's end. The trend is the slope of a line through the last
-    five epochs, in directions per epoch: below zero, the features collapse. Where nothing is logged
-    it does nothing.
+    features with the mask at the epoch's end. Where nothing is logged it does nothing.
     """
 
     def __init__(self) -> None:
-        self.history: list[float] = []
         self._features: deque[Tensor] = deque()
         self._listening = False
         self._handle: Any = None
@@ -392,21 +388,12 @@ class RankMe(pl.Callback):  # type: ignore[name-defined]
             features = model.all_gather(features).flatten(0, 1)
         if not features.isfinite().all():  # another callback stops the run
             return
-        self.history.append(rankme(features.cpu()))
-        log = {"train_rankme": self.history[-1]}
-        if len(recent := self.history[-TREND_EPOCHS:]) > 1:
-            log["train_rankme_trend"] = float(np.polyfit(range(len(recent)), recent, 1)[0])
+        # equal in all processes
+        model.log("train_rankme", rankme(features.cpu()), sync_dist=True)
         mask = getattr(model, "mask", None)
         if mask is not None and hasattr(mask, "mask"):
-            log["train_rankme_masked"] = rankme((features * mask.mask().detach()).cpu())
-        for name, value in log.items():
-            model.log(name, value, sync_dist=True)  # equal in all processes
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = list(state["history"])
+            masked = features * mask.mask().detach()
+            model.log("train_rankme_masked", rankme(masked.cpu()), sync_dist=True)
 
 
 class CompiledBackbone(pl.Callback):  # type: ignore[name-defined]

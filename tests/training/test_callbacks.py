@@ -62,8 +62,6 @@ def test_rankme_is_that_of_the_features_of_the_epoch(images: Path, tmp_path: Pat
     features = [torch.cat(epoch).numpy() for epoch in record.epochs]
     ranks = list(rows["train_rankme"])
     assert ranks == pytest.approx([rank_of(f) for f in features], rel=1e-3)
-    slope = rows["train_rankme_trend"].iloc[1]
-    assert slope == pytest.approx(ranks[1] - ranks[0], rel=1e-3, abs=1e-4)
     masked = features[1] * record.masks[1].numpy()
     assert rows["train_rankme_masked"].iloc[1] == pytest.approx(rank_of(masked), rel=1e-3)
 
