@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 import metamask_solo.hosts  # noqa: F401  imports solo-learn as the package does
 
+# a module for ``imports``, for commands in other processes; tests/ must be in their PYTHONPATH
+MODULE = "import small_resnet\nsmall_resnet.replace_resnet18()\n"
+
 
 class SmallResNet(nn.Module):
     """Stem and head of a ResNet: images to N × 64 features."""

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from runs import pretrain_config, train
+from small_resnet import MODULE
 
 from metamask_solo.__main__ import main
 from metamask_solo.commands import pretrain
@@ -110,10 +112,7 @@ def test_other_jobs_go_on_after_one_that_failed_and_a_table_says_which_is_best(
     assert "failed: step 3" in err and "Error executing" not in err
 
 
-@pytest.mark.parametrize(
-    "without",
-    ["knn_eval.enabled=False", "data.val_path=null", "data.no_labels=True", "limit_val_batches=0"],
-)
+@pytest.mark.parametrize("without", ["knn_eval.enabled=False", "limit_val_batches=0"])
 def test_a_search_without_objective_is_refused_by_the_first_job(
     without: str, jobs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,34 +158,22 @@ def test_a_search_in_which_nothing_works_is_one_line(
 
 @pytest.mark.slow
 def test_sigterm_ends_jobs_in_other_processes_too(images: Path, tmp_path: Path) -> None:
-    settings = {
-        "data.train_path": images / "train",
-        "data.val_path": images / "val",
-        "data.num_workers": 0,
-        "optimizer.batch_size": 10,
-        "max_epochs": 500,
-        "knn_eval.k": 3,
-        "accelerator": "cpu",
-        "method_kwargs.proj_hidden_dim": 16,
-        "method_kwargs.proj_output_dim": 16,
-        "method_kwargs.contrastive_hidden_dim": 16,
-        "method_kwargs.contrastive_output_dim": 8,
-        "hydra/launcher": "joblib",
-        "hydra.launcher.n_jobs": 2,
-        "hydra.sweep.dir": "jobs",
-        "seed": "0,1,2,3",
-    }
-    command = [sys.executable, "-m", "metamask_solo", "pretrain", "--config-path", DIGITS]
-    command += ["--config-name", "metamask", "-m", *(f"{k}={v}" for k, v in settings.items())]
+    cfg = pretrain_config(images, tmp_path / "runs", max_epochs=100_000, imports=["small"])
+    (tmp_path / "small.py").write_text(MODULE)
+    OmegaConf.save(cfg, tmp_path / "sweep.yaml")
+    command = [sys.executable, "-m", "metamask_solo", "pretrain", "--config-path", str(tmp_path)]
+    command += ["--config-name", "sweep", "-m", "seed=0,1,2,3", "hydra.sweep.dir=jobs"]
+    command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         # both jobs train: a checkpoint lies in the folder of each
-        while len({p.parent for p in tmp_path.glob("trained_models/*/*/*.ckpt")}) < 2:
+        while len({p.parent for p in tmp_path.glob("runs/*/*/*.ckpt")}) < 2:
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
         process.terminate()
         assert process.wait(300) == 143, (tmp_path / "log").read_text()
-    assert len(list(tmp_path.glob("trained_models/metamask/*"))) == 2
+    assert len(list(tmp_path.glob("runs/metamask/*"))) == 2
     assert not list(tmp_path.rglob("finished.json"))
     assert "stopped by SIGTERM in epoch" in (tmp_path / "log").read_text()
 

@@ -15,6 +15,7 @@ import torch
 from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
 from runs import pretrain_config, train, write_images
+from small_resnet import MODULE
 from torch import nn
 
 from metamask_solo import DimensionalMask, mask_hypergradient, mean_over_processes, nt_xent
@@ -185,7 +186,7 @@ def two_of(data: Path, out: Path, strategy: str, **overrides: Any) -> Any:
 def pretrain_by(launchers: list[list[str]], data: Path, out: Path, *overrides: str) -> list[str]:
     """Runs ``pretrain`` by each of the launchers at once; what each printed."""
     cfg = two_of(data, out, "ddp", num_nodes=1, imports=["small"])
-    (out / "small.py").write_text("import small_resnet\nsmall_resnet.replace_resnet18()\n")
+    (out / "small.py").write_text(MODULE)
     OmegaConf.save(cfg, out / "run.yaml")
     command = ["-m", "metamask_solo", "pretrain", "--config-path", str(out)]
     command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
