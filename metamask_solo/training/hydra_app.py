@@ -135,8 +135,7 @@ def _main(job: "Job", name: str, argv: list[str]) -> None:
 @contextmanager
 def _as_command(name: str) -> Iterator[None]:
     """What Lightning needs to start the other processes of DDP, and Hydra to raise its errors."""
-    module, argv, full = sys.modules["__main__"], sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sigterm = signal.getsignal(signal.SIGTERM)
+    module, argv, sigterm = sys.modules["__main__"], sys.argv, signal.getsignal(signal.SIGTERM)
     spec = module.__spec__
     module.__spec__ = importlib.machinery.ModuleSpec(f"metamask_solo.commands.{name}", None)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra else prints errors itself and exits
@@ -145,9 +144,6 @@ def _as_command(name: str) -> Iterator[None]:
     finally:
         module.__spec__, sys.argv = spec, argv
         signal.signal(signal.SIGTERM, sigterm)
-        del os.environ["HYDRA_FULL_ERROR"]
-        if full is not None:
-            os.environ["HYDRA_FULL_ERROR"] = full
 
 
 class Job:
@@ -255,8 +251,7 @@ class SweepTable(Callback):
             chosen = " ".join(o.lstrip("+") for o in job["overrides"] if o not in fixed)
             rows.append({"overrides": chosen, **metrics, "folder": job.get("folder", "failed")})
             if "error" in job:
-                code = job["exit_code"]
-                text = job["error"]
+                text, code = job["error"], job["exit_code"]
                 _failures.append(UserError(text) if code is None else RunStopped(text, code))
         table = pd.DataFrame(rows)
         if len(table) > 1:
