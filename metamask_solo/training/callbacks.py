@@ -330,7 +330,7 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
 
 
 def _no_restart(trainer: Any) -> None:
-    """Tells Lightning that the next epoch is a new one; where max_steps is set, it takes none."""
+    """Tells Lightning that it restarts no epoch, which its own setter refuses with max_steps."""
     loop = type(trainer.fit_loop)
     super(loop, loop).restarting.fset(trainer.fit_loop, False)  # type: ignore[misc]
 
