@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import pretrain_config, write_images
+from runs import write_images
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -28,7 +28,7 @@ from metamask_solo.data.datasets import (
 )
 from metamask_solo.data.seeds import image_seed
 from metamask_solo.errors import UserError
-from metamask_solo.training.sampling import EpochShuffle, training_loader
+from metamask_solo.training.sampling import EpochShuffle
 
 
 @pytest.fixture
@@ -230,7 +230,10 @@ def one_epoch(dataset: Any, epoch: int, skip: int = 0, workers: int = 0, **optio
     """Image index to what was drawn for it."""
     sampler = EpochShuffle(dataset, seed=3)
     sampler.start_at(epoch, skip)
-    loader = DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=workers, **options)
+    return drawn_by(DataLoader(dataset, 2, sampler=sampler, num_workers=workers, **options))
+
+
+def drawn_by(loader: Any) -> Any:
     return {
         int(index): drawn
         for indices, draws, _ in loader
@@ -244,7 +247,11 @@ def test_draws_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
     first = one_epoch(dataset, 0)
     torch.manual_seed(1)
     assert one_epoch(dataset, 0) == first
-    assert one_epoch(dataset, 0, workers=2, persistent_workers=True) == first
+    sampler = EpochShuffle(dataset, seed=3)
+    loader = DataLoader(dataset, 2, sampler=sampler, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1):
+        sampler.start_at(epoch, 0)
+        assert drawn_by(loader) == one_epoch(dataset, epoch)
     rest = one_epoch(dataset, 0, skip=6, workers=2)
     assert len(rest) == 6 and rest.items() <= first.items()
     second = one_epoch(dataset, 1)
@@ -252,20 +259,6 @@ def test_draws_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
     drawn = [tuple(values) for values in (*first.values(), *second.values())]
     for generator in range(3):
         assert len({values[generator] for values in drawn}) == 24
-
-
-def test_persistent_workers_draw_anew_in_each_epoch(data: Path) -> None:
-    cfg = pretrain_config(data, data / "runs", data__num_workers=2)
-    cfg.optimizer.batch_size, cfg.devices = 4, [0]
-    cfg.num_nodes = 1
-    loader = training_loader(images_of(data / "train"), cfg)
-    assert loader.persistent_workers
-    for epoch in (0, 1):
-        loader.sampler.set_epoch(epoch)
-        drawn = {int(i): d for b in loader for i, d in zip(b[0], b[1].tolist(), strict=True)}
-        sampler = EpochShuffle(loader.dataset, cfg.seed)
-        sampler.start_at(epoch, 0)
-        assert drawn == {int(b[0]): b[1].tolist() for b in map(loader.dataset.__getitem__, sampler)}
 
 
 def test_the_processs_own_random_numbers_stay_as_they_were(data: Path) -> None:
