@@ -41,19 +41,15 @@ def is_folder(cfg: DictConfig) -> bool:
     return cfg.data.dataset in FOLDER_DATASETS
 
 
-def check_folders(cfg: DictConfig, labels: bool = True) -> None:
-    """Refuses image folders that cannot be used, before anything is built.
-
-    Args:
-        labels: False where the training images have none.
-    """
+def check_folders(cfg: DictConfig) -> None:
+    """Refuses image folders that cannot be used, before anything is built."""
     reading_rule(cfg)
     if not is_folder(cfg):
         return
-    classes = check_folder(cfg.data.train_path, "data.train_path", labels)
+    classes = _class_folders(cfg)
     if cfg.data.get("val_path") is not None:
         val_classes = check_folder(cfg.data.val_path, "data.val_path")
-        if labels:
+        if _has_labels(cfg):
             check_same_classes(classes, val_classes)
     most = CLASSES.get(cfg.data.dataset, len(classes))
     if len(classes) > most:
@@ -66,9 +62,15 @@ def check_folders(cfg: DictConfig, labels: bool = True) -> None:
 def count_classes(cfg: DictConfig) -> None:
     """Sets ``data.num_classes`` of custom data: solo-learn counts hidden folders too."""
     if cfg.data.dataset == "custom":
-        labels = not cfg.data.get("no_labels", False)
-        classes = check_folder(cfg.data.train_path, "data.train_path", labels)
-        cfg.data.num_classes = len(classes) or 1
+        cfg.data.num_classes = len(_class_folders(cfg)) or 1
+
+
+def _class_folders(cfg: DictConfig) -> list[str]:
+    return check_folder(cfg.data.train_path, "data.train_path", _has_labels(cfg))
+
+
+def _has_labels(cfg: DictConfig) -> bool:
+    return not cfg.data.get("no_labels", False)
 
 
 def pretrain_dataset(cfg: DictConfig) -> Images:
@@ -77,7 +79,7 @@ def pretrain_dataset(cfg: DictConfig) -> Images:
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    source = _source(cfg, "train", "pretrain", not cfg.data.get("no_labels", False))
+    source = _source(cfg, "train", "pretrain", _has_labels(cfg))
     return Images(source, pretrain_transform(cfg), True, _fraction(cfg, source), "train")
 
 
@@ -138,7 +140,7 @@ def evaluation_loader(
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    if labels is None and cfg.data.get("no_labels", False):
+    if labels is None and not _has_labels(cfg):
         labels = False
     if data is not None:
         root = user_path(data)

@@ -341,7 +341,7 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
         if names is not None and key not in names:
             below = [f"method_kwargs.{name}" for name in sorted(names)]
             raise unknown(f"method_kwargs.{key}", [*below, *known_keys(Pretraining)])
-    check_folders(cfg, labels=not cfg.data.get("no_labels", False))
+    check_folders(cfg)
     if cfg.data.get("val_path") is not None and cfg.optimizer.get("classifier_lr") is None:
         raise UserError("optimizer.classifier_lr: missing; data.val_path needs it")
     return cfg
