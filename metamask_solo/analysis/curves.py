@@ -113,10 +113,8 @@ def _mask_history(folder: Path) -> pd.DataFrame | None:
 
 
 def _draw_panel(axis: Axes, labels: Sequence[str], curves: Sequence[pd.Series]) -> None:
-    """A line for each run; it breaks where a value is no finite number."""
+    """A line for each run, empty where it logged nothing, broken at what is no finite number."""
     for number, (label, curve) in enumerate(zip(labels, curves, strict=True)):
-        if curve.empty:
-            continue
         gap = np.r_[True, curve.isna(), True]
         marked = (gap[:-2] & gap[2:]) | (np.arange(len(curve)) % -(-len(curve) // MARKS) == 0)
         marks, look = np.flatnonzero(marked).tolist(), curve_look(number, len(curves))

@@ -29,15 +29,7 @@ from metamask_solo.atomic_files import atomic_write
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#666666"
 # one look for each checkpoint, in this order
-LOOKS = [
-    (BLUE, "o"),
-    (VERMILION, "s"),
-    (GREEN, "^"),
-    (PURPLE, "D"),
-    (ORANGE, "v"),
-    (SKY, "X"),
-    (BLACK, "P"),
-]
+LOOKS = list(zip((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK), "os^DvXP", strict=True))
 STYLES = ("-", "--", "-.", ":")
 LINES = {"plain": "-", "masked": "--"}
 PANEL = 4.6  # inches
@@ -148,8 +140,7 @@ def correlation_figure(checkpoints: Sequence[Measures]) -> Figure | None:
         return None
     columns = min(3, len(measured))
     width = 3.5 if columns > 1 else 4.6  # beside one panel alone stands the colour bar, too
-    lines = max(wrapped(name, 22).count("\n") for name, _ in measured)
-    figure, axes = grid(-(-len(measured) // columns), columns, width, height=3.4 + 0.18 * lines)
+    figure, axes = grid(-(-len(measured) // columns), columns, width, height=3.8)
     norm = PowerNorm(0.5, 0, 1)  # most correlations are small: spread them
     for axis, (name, redundancy) in zip(axes.flat, measured, strict=False):
         matrix = np.abs(redundancy.correlation)

@@ -168,6 +168,8 @@ def _prove(plain: nn.Module, mask: Tensor, name: str, images: Tensor | None) -> 
             f"mask of {mask.numel()} entries: backbone {name} has features of shape "
             f"{tuple(features.shape)}"
         )
+    if not features.isfinite().all():
+        raise UserError(f"backbone {name}: its features are not finite; the run diverged")
     folded = copy.deepcopy(plain)
     _fold(folded, mask, name)
     off = (folded(images) - features * mask).abs()

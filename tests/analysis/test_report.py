@@ -87,8 +87,7 @@ class Page(HTMLParser):
     ("names", "spread"),
     [
         (["1: a name that is long and has blanks in it"], 5e-4),
-        (["1: metamask-finite-difference-textured-digits", "2: " + "METAMASK-" * 5, "3: a"], 1.0),
-        ([f"{number}: run-{number}" for number in range(1, 5)], 1.0),
+        (["1: metamask-textured-digits", "2: " + "METAMASK-" * 5, "3: a", "4: b"], 1.0),
     ],
 )
 def test_axes_are_named_and_no_text_leaves_its_panel(confounded, names, spread):
@@ -223,9 +222,7 @@ def test_one_of_many_gains_is_clear_by_chance_as_rarely_as_a_single_one(measured
         (0.38, 0.65, "spread out"),
         (0.0005, 0.04, "spread out"),  # 80 times as much, however small
         (0.49, 0.51, "nearly alike"),
-        (0.1, 0.1, "nearly alike"),  # wherever it came from
         (0.0, 0.0, "nearly alike"),
-        (-0.5, -0.1, "spread out"),
     ],
 )
 def test_a_mask_is_spread_out_relative_to_its_largest_weight(measured, low, high, verdict):

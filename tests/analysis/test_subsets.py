@@ -46,14 +46,6 @@ def test_knn_equals_scikit_learn_on_every_subset(offset, rng, monkeypatch):
     np.testing.assert_array_equal(knn_hits_along(train, val, order, cuts), hits)
 
 
-def test_knn_survives_dead_dimensions_and_few_images():
-    train = Labelled(np.array([[0, 1], [0, -1]], dtype=np.float32), np.array([0, 1]))
-    val = Labelled(np.array([[0, 2], [0, -3]], dtype=np.float32), np.array([0, 1]))
-    np.testing.assert_array_equal(
-        knn_hits_along(train, val, np.arange(2), [1, 2]), [[True, False], [True, True]]
-    )
-
-
 def plain_choice(features: np.ndarray, labels: np.ndarray, unit: float) -> float:
     """The penalty that generalised cross-validation chooses, from the matrices themselves."""
     count = len(labels)

@@ -170,30 +170,3 @@ def test_what_cannot_be_done_is_said(
         knn.main([str(runs[run]), *options, "--json", str(file)])
     assert "\n" not in str(caught.value)
     assert not file.exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"train_path": "gone"}, "data.train_path=gone: no such folder; give --data"),
-        ({"val_path": None}, "data.val_path: missing"),
-    ],
-)
-def test_data_of_the_run_that_are_gone(
-    runs: dict[str, Path], tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    shutil.copytree(runs["simclr"].parent, tmp_path / "run")
-    config = json.loads((tmp_path / "run/args.json").read_text())
-    config["data"].update(changes)
-    (tmp_path / "run/args.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=message):
-        knn.main([str(tmp_path / "run"), "--num-workers", "0"])
-
-
-def test_train_and_val_must_have_the_same_classes(
-    runs: dict[str, Path], images: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(images, tmp_path / "data")
-    (tmp_path / "data/val/class_4").rename(tmp_path / "data/val/class_9")
-    with pytest.raises(UserError, match="class_4"):
-        knn.main([str(runs["simclr"]), "--data", str(tmp_path / "data"), "--num-workers", "0"])
