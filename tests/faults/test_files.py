@@ -78,33 +78,14 @@ def test_a_full_disk_at_any_moment_of_writing(
     assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
 
 
-def test_a_folder_that_cannot_be_written_to(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Root may write anywhere, so the refusal is acted."""
-    allowed = Path.mkdir
-
-    def mkdir(self: Path, *args: Any, **kwargs: Any) -> None:
-        if self.is_relative_to(tmp_path / "readonly"):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
-        allowed(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    out = tmp_path / "readonly" / "runs"
-    assert pretrain(pretrain_config(images, out), tmp_path) == 2
-    line = f"checkpoint.dir={out}: cannot be written ({os.strerror(errno.EROFS)})"
-    assert line in error_line(capsys)
-
-
 def test_a_path_below_a_file_is_one_line_in_every_command(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
     checkpoint = str(write_run(tmp_path / "run", images))
+    assert pretrain(pretrain_config(images, out), tmp_path) == 2
+    assert f"checkpoint.dir={out}: cannot be written (Not a directory)" in error_line(capsys)
     for argv in (
         ["fold", checkpoint, str(out)],
         ["data", "digits", "--out", str(out)],

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from checkpoints_of_runs import write_run
-from omegaconf import OmegaConf
 from runs import pretrain_config, train
 
 from metamask_solo.__main__ import main
@@ -62,35 +61,6 @@ def test_a_checkpoint_with_code_is_refused(form: str, tmp_path: Path) -> None:
     else:
         torch.load(checkpoint, weights_only=False)
     assert marker.is_dir()
-
-
-@pytest.mark.parametrize("command", ["fold", "analyze", "linear", "pretrain"])
-def test_every_command_refuses_it(
-    command: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = write_run(tmp_path / "run", images)
-    marker = set_trap(checkpoint)
-    argv = {
-        "fold": [str(checkpoint), str(tmp_path / "folded")],
-        "analyze": [str(checkpoint), "--data", str(images), "--out", str(tmp_path / "out")],
-    }.get(command)
-    if argv is None:
-        cfg = pretrain_config(images, tmp_path / "runs")
-        if command == "pretrain":
-            cfg.resume_from_checkpoint = str(checkpoint)
-        else:
-            cfg.pretrained_feature_extractor = str(checkpoint)
-            for key in ("method", "method_kwargs", "augmentations", "knn_eval"):
-                cfg.pop(key, None)  # a probe's file has none of these
-            del cfg.optimizer.classifier_lr
-        (tmp_path / "run.yaml").write_text(OmegaConf.to_yaml(cfg))
-        argv = ["--config-path", str(tmp_path), "--config-name", "run.yaml"]
-        argv += ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
-    assert main([command, *argv]) == 2
-    assert not marker.exists()
-    errors = capsys.readouterr().err
-    (line,) = [line for line in errors.splitlines() if line.startswith("metamask-solo ")]
-    assert f"{checkpoint}: refused" in line and "Traceback" not in errors
 
 
 def test_auto_resume_passes_over_it(
