@@ -199,15 +199,18 @@ def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
     model.on_train_start()
     update = _two_models_update(model, optimizer) if variant == "two_models" else None
 
-    def step() -> None:
+    def closure() -> Tensor:
         with precision():
-            loss = model.training_step(batch, 0)
+            loss: Tensor = model.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        return loss
+
+    def step() -> None:
         if update is None:
-            model.meta_update()
+            model.optimizer_step(0, 0, optimizer, closure)
         else:
+            optimizer.step(closure)
             update(views)
         model.trainer.global_step += 1
         if device.type == "cuda":
