@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-HELP = "compare methods over seeds: an answer in words, a table and figures"
 RESULTS, MARKDOWN, PAGE = "results.csv", "results.md", "report.html"
 
 

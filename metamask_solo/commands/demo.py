@@ -6,8 +6,6 @@ from pathlib import Path
 
 from metamask_solo.paths import user_path
 
-HELP = "from nothing to a table: data, three methods, two evaluations, figures"
-
 
 def main(argv: list[str]) -> int:
     """Runs scripts/benchmark/demo.yaml; a second call continues where the first stopped."""

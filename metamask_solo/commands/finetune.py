@@ -4,8 +4,6 @@ import sys
 
 from metamask_solo.commands import linear
 
-HELP = "train backbone and classifier, starting from a checkpoint"
-
 
 def main(argv: list[str]) -> None:
     """Hydra's command line, and the configs of ``metamask-solo linear``."""

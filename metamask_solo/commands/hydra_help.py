@@ -5,11 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-USAGE = {
-    "pretrain": "pretrain any method of solo-learn",
-    "linear": "train a linear probe on a checkpoint's frozen features",
-    "finetune": "train backbone and classifier, starting from a checkpoint",
-}
+from metamask_solo.commands import COMMANDS
+
 OPTIONS = """options:
   -m               a sweep: KEY=1,2,3 runs each (Hydra's multirun)
   --cfg job        print the composed config and stop
@@ -26,13 +23,14 @@ def help_text(command: str) -> str:
     from metamask_solo.training.endings import config_path, scripts_folder
 
     kind = "pretrain" if command == "pretrain" else "linear"
+    line = COMMANDS[command]
     example = f"--config-path {config_path(f'{kind}/digits')} --config-name metamask.yaml"
     if kind == "linear":
         example += " \\\n    pretrained_feature_extractor=trained_models/metamask/RUN"
     lines = [
         f"usage: metamask-solo {command} --config-path FOLDER --config-name FILE [KEY=VALUE ...]",
         "",
-        f"{USAGE[command][0].upper()}{USAGE[command][1:]}, as a YAML file says. Example:",
+        f"{line[0].upper()}{line[1:]}. Example:",
         f"  metamask-solo {command} {example}",
         "",
         OPTIONS,

@@ -5,8 +5,6 @@ import sys
 from metamask_solo.training import hydra_app
 from metamask_solo.training.linear import check_probe, probe_run
 
-HELP = "train a linear probe on a checkpoint's frozen features"
-
 
 def main(argv: list[str], name: str = "linear") -> None:
     """Hydra's command line; masked=true|false chooses the features of a MetaMask checkpoint."""

@@ -5,8 +5,6 @@ import sys
 from metamask_solo.training import hydra_app
 from metamask_solo.training.pretrain import check_pretraining, pretrain_run
 
-HELP = "pretrain any method of solo-learn from a YAML file"
-
 
 def main(argv: list[str]) -> None:
     """Hydra's command line: --config-path, --config-name, overrides, -m for sweeps."""

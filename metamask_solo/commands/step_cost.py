@@ -6,8 +6,6 @@ from dataclasses import asdict
 
 from metamask_solo.paths import user_path
 
-HELP = "time one training step of each method"
-
 
 def main(argv: list[str]) -> None:
     """Times the variants in turn, so that a slower moment of the machine hits all of them."""
