@@ -143,22 +143,18 @@ def _reason(log: Path, begin: int, code: int) -> str:
 def _progress(runs: list[Run]) -> Iterator[None]:
     """A line for each run that ends, and the time left; under any launcher, the files tell."""
     stop = threading.Event()
-    left = list(runs)
-    weights = {run.folder: _weight(run) for run in runs}
     form = "{percentage:3.0f} % |{bar:20}| {elapsed} so far, {remaining} left"
+    weights = {run.folder: _weight(run) for run in runs}
     bar = tqdm(total=sum(weights.values()), smoothing=0, bar_format=form, file=sys.stdout)
 
-    def look() -> None:
-        for run in list(left):
-            failure, result = read_json(run.folder / FAILURE), read_json(run.folder / RESULT)
-            if failure or result:
-                left.remove(run)
-                bar.write(f"{run}: {_outcome(run, failure, result)}")
-                bar.update(weights[run.folder])
-
     def watch() -> None:
-        while not stop.wait(1.0):
-            look()
+        running, last = list(runs), False
+        while not last:
+            last = stop.wait(1.0)
+            for run in filter(_outcome, list(running)):
+                running.remove(run)
+                bar.write(f"{run}: {_outcome(run)}")
+                bar.update(weights[run.folder])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -167,12 +163,12 @@ def _progress(runs: list[Run]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        look()
         bar.close()
 
 
-def _outcome(run: Run, failure: dict[str, str] | None, result: dict[str, float] | None) -> str:
-    if result is None:
-        return f"FAILED: {failure and failure['error']} (see {run.folder / LOG})"
-    parts = [f"{name} {result[name]:.1f}" for name in EVALUATIONS if name in result]
-    return "  ".join(parts)
+def _outcome(run: Run) -> str:
+    """What became of a run, in words; nothing while it runs."""
+    if result := read_json(run.folder / RESULT):
+        return "  ".join(f"{name} {result[name]:.1f}" for name in EVALUATIONS if name in result)
+    failure = read_json(run.folder / FAILURE)
+    return f"FAILED: {failure['error']} (see {run.folder / LOG})" if failure else ""

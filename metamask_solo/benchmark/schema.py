@@ -1,17 +1,18 @@
 """The keys of a benchmark's YAML file."""
 
-import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from metamask_solo.data.digits import VARIANTS
 from metamask_solo.errors import UserError
+from metamask_solo.paths import user_path
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.hydra_app import reason
 from metamask_solo.validation import Settings, validated
@@ -23,7 +24,7 @@ LABEL_FREE = ("rankme",)  # what can be measured without labels
 NAMES = {"knn": "kNN", "linear": "linear", "rankme": "RankMe"}
 Untrained = Literal["random", "pixels"]
 UNTRAINED_NAMES = {"random": "untrained backbone", "pixels": "pixels"}
-# a mask that stays where it is cancels in both heads, so these two are one method
+# a mask that stays where it is cancels in both heads, so what these two differ by is noise
 SAME_METHOD = ("joint", "fixed_mask")
 # the benchmark sets these itself
 RESERVED = {
@@ -35,11 +36,12 @@ RESERVED = {
 }
 QUICK_EPOCHS, QUICK_PIXELS = 10, 32  # with `quick=True`
 PACKAGE = "metamask_solo.scripts."
+LAST = "last_overrides"  # those of the command line, which come after a method's own
 
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*$")]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 Values = Annotated[list[bool | int | float | str | None], Field(min_length=1)]
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 def _dotted(search: Any, prefix: str = "") -> Any:
@@ -59,7 +61,7 @@ Search = Annotated[dict[str, Values], BeforeValidator(_dotted)]
 class Method(Settings):
     """One method: a pretraining file, and what is changed in it."""
 
-    config: PathText
+    config: str
     overrides: list[str] = []
     search: Search = {}
     seeds: Seeds | None = None
@@ -68,8 +70,8 @@ class Method(Settings):
 class Folders(Settings):
     """Images of one's own; without labels, there is no ``val_path``."""
 
-    train_path: PathText
-    val_path: PathText | None = None
+    train_path: str
+    val_path: str | None = None
     no_labels: bool = False
 
 
@@ -87,29 +89,27 @@ def _named(launcher: Any) -> Any:
 class BenchmarkFile(Settings):
     """All keys of the file.
 
-    A method's own overrides come after ``overrides``, and ``last_overrides`` after both. On a
-    command line, ``overrides+=LIST`` adds to the last, and ``overrides=LIST`` stands for all that
-    are not a method's own.
+    A method's own ``overrides`` come after those of the file, and those of a command line after
+    both: there, ``overrides+=LIST`` adds to them, and ``overrides=LIST`` also leaves out those of
+    the file.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    out: PathText | None = None
-    data: PathText | Folders | None = None
+    out: str | None = None
+    data: str | Folders | None = None
     methods: Annotated[dict[Label, Method], Field(min_length=1)]
     only: list[str] | None = None
     seeds: Seeds = [0, 1, 2]
     epochs: Annotated[int, Field(ge=1)] | None = None
     quick: bool = False
     overrides: list[str] = []
-    last_overrides: list[str] = []
     search: Search = {}
     evaluations: Annotated[list[Evaluation], Field(min_length=1)] = ["knn", "linear"]
     untrained: list[Untrained] = []
     launcher: Annotated[Launcher, BeforeValidator(_named)] = Launcher(name="basic")
     baseline: str | None = None
-    comparisons: list[list[str]] | None = None
-    same_method: list[str] | None = None
-    rows: PathText | None = None
+    comparisons: list[Pair] | None = None
+    rows: str | None = None
     keep_checkpoints: bool = True
 
     @property
@@ -141,7 +141,7 @@ class BenchmarkFile(Settings):
     @property
     def rows_file(self) -> Path | None:
         """Where finished runs are taken from, and added to."""
-        return None if self.rows is None else Path(self.rows).resolve()
+        return None if self.rows is None else user_path(self.rows).resolve()
 
     @property
     def searched(self) -> bool:
@@ -149,15 +149,16 @@ class BenchmarkFile(Settings):
         return bool(self.search) or any(method.search for method in self.methods.values())
 
     def seeds_of(self, name: str) -> list[int]:
-        """The seeds of a method: of its own, those that are the file's too."""
-        own = self.methods[name].seeds if name in self.methods else None
-        return [seed for seed in self.seeds if own is None or seed in own]
+        """The seeds of a method, those of its own that are the file's too; of pixels, one."""
+        if name == "pixels":
+            return self.seeds[:1]
+        chosen = self.methods[name].seeds if name in self.methods else None
+        return [seed for seed in self.seeds if chosen is None or seed in chosen]
 
     @property
     def same(self) -> tuple[str, ...]:
         """Two methods that are one, so that what they differ by is noise; or none."""
-        names = SAME_METHOD if self.same_method is None else self.same_method
-        return tuple(names) if {*names} <= {*self.trained} else ()
+        return SAME_METHOD if {*SAME_METHOD} <= {*self.trained} else ()
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -188,31 +189,42 @@ def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
     for override in overrides:
         if "=" not in override.lstrip("="):
             raise UserError(f"{override}: must be KEY=VALUE")
+    keys = [override.partition("=")[0] for override in overrides]
     try:
         merged: Any = OmegaConf.load(path)
+        in_file = {*merged.get("methods", {})}
         for override in overrides:
-            if override.startswith("overrides="):
-                merged = OmegaConf.merge(merged, {"overrides": []})
-            if override.startswith(("overrides=", "overrides+=")):
-                override = f"last_{override}"
-            merged = OmegaConf.merge(merged, _parsed(merged, override))
-        if merged.get("only") is not None:  # a method that the command line adds is wanted
-            loaded = OmegaConf.load(path)
-            added = [name for name in merged.methods if name not in loaded.methods]
-            merged.only = [*merged.only, *(name for name in added if name not in merged.only)]
-        # of two ways to choose comparisons, that of the command line
-        keys = [override.partition("=")[0] for override in overrides]
-        if "baseline" in keys and "comparisons" not in keys:
-            merged = OmegaConf.merge(merged, {"comparisons": None})
+            merged = _changed(merged, override)
         content: Any = OmegaConf.to_container(merged, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+        last = content.pop(LAST, [])
+        shared = [] if "overrides" in keys else content.get("overrides") or []
+        for method in content["methods"].values():
+            method["overrides"] = [*shared, *(method.get("overrides") or []), *last]
+        if content.get("only") is not None:  # a method that the command line adds is wanted
+            content["only"] += [name for name in content["methods"] if name not in in_file]
+        if "baseline" in keys and "comparisons" not in keys:  # the command line wins
+            content.pop("comparisons", None)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: no mapping with the keys of a benchmark ({error})") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {reason(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping")
     benchmark = validated(BenchmarkFile, content)
     for message in _contradictions(benchmark):
         raise UserError(message)
     return benchmark
+
+
+def _changed(content: Any, override: str) -> Any:
+    """The content with a ``KEY=VALUE`` or ``KEY+=LIST`` of the command line."""
+    key, _, value = override.partition("=")
+    key = {"overrides": LAST, "overrides+": f"{LAST}+"}.get(key, key)
+    added = OmegaConf.from_dotlist([f"{key.removesuffix('+')}={value}"])
+    if key.endswith("+"):
+        lists = [OmegaConf.select(part, key[:-1]) for part in (content, added)]
+        if not OmegaConf.is_list(lists[1]):
+            raise UserError(f"{override}: += adds a list to a list, as in only+=[metamask]")
+        OmegaConf.update(added, key[:-1], [*(lists[0] or ()), *lists[1]])
+    return OmegaConf.merge(content, added)
 
 
 def find_config(config: str | Path) -> Path:
@@ -222,15 +234,15 @@ def find_config(config: str | Path) -> Path:
         UserError: there is no such file; the line names the packaged ones.
     """
     folder = scripts_folder() / "benchmark"
-    for path in (Path(config).expanduser(), *packaged(str(config), folder)):
+    for path in (user_path(config), packaged(str(config), folder)):
         if path.is_file():
             return path
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
     raise UserError(f"{config}: no such file; the package has {names}")
 
 
-def packaged(config: str, folder: Path) -> Iterator[Path]:
-    """Where a name or a ``pkg://`` address may be among the packaged files.
+def packaged(config: str, folder: Path) -> Path:
+    """Where a name or a ``pkg://`` address would be among the packaged files.
 
     Args:
         config: such as ``custom``, ``custom.yaml`` or ``pkg://metamask_solo.scripts.benchmark/custom``.
@@ -239,57 +251,26 @@ def packaged(config: str, folder: Path) -> Iterator[Path]:
     if config.startswith("pkg:"):
         parts = config.removeprefix("pkg:").strip("/").removesuffix(".yaml").replace("/", ".")
         folder, config = scripts_folder(), parts.removeprefix(PACKAGE).replace(".", "/")
-    yield (folder / config).with_suffix(".yaml")
+    return (folder / config).with_suffix(".yaml")
 
 
 def _contradictions(benchmark: BenchmarkFile) -> Iterator[str]:
     """What is wrong between keys."""
-    names = ", ".join(benchmark.methods)
-    data = benchmark.data
-    if isinstance(data, str) and data not in VARIANTS and not Path(data).is_dir():
-        yield f"data={benchmark.data}: no such folder; allowed are {', '.join(VARIANTS)} as well"
-    for name in get_args(Untrained):
-        if name in benchmark.methods:
-            yield f"methods.{name}: the name of what is untrained; call the method otherwise"
-    for key, chosen in (("only", benchmark.only), ("baseline", benchmark.baseline)):
-        chosen = [chosen] if isinstance(chosen, str) else chosen or []
-        unknown = [name for name in chosen if name not in benchmark.methods]
-        if unknown:
-            yield f"{key}={unknown[0]}: allowed are {names}"
-    pairs = [("comparisons", pair) for pair in benchmark.comparisons or ()]
-    pairs += [("same_method", benchmark.same_method)] if benchmark.same_method else []
-    for key, pair in pairs:
-        if len(pair) != 2 or len({*pair}) != 2 or not {*pair} <= benchmark.methods.keys():
-            yield f"{key}={pair}: must be two of {names}"
-    if len({frozenset(pair) for pair in benchmark.comparisons or ()}) < len(
-        benchmark.comparisons or ()
-    ):
-        yield f"comparisons={benchmark.comparisons}: a pair occurs twice"
+    data, names = benchmark.data, benchmark.methods.keys()
+    if isinstance(data, str) and data not in VARIANTS and not user_path(data).is_dir():
+        yield f"data={data}: no such folder; allowed are {', '.join(VARIANTS)} as well"
+    for name in names & {*get_args(Untrained)}:
+        yield f"methods.{name}: the name of what is untrained; call the method otherwise"
+    chosen = {"only": benchmark.only or [], "comparisons": chain(*benchmark.comparisons or [])}
+    chosen["baseline"] = [benchmark.baseline] if benchmark.baseline else []
+    for key, name in ((key, name) for key, listed in chosen.items() for name in listed):
+        if name not in names:
+            yield f"{key}={name}: allowed are {', '.join(names)}"
     if len({*benchmark.seeds}) < len(benchmark.seeds):
         yield f"seeds={benchmark.seeds}: a seed occurs twice"
-    if not benchmark.untrained and not any(map(benchmark.seeds_of, benchmark.trained)):
+    if not any(map(benchmark.seeds_of, benchmark.shown)):
         yield f"seeds={benchmark.seeds}: no method has one of these among its own seeds"
-    owners: dict[str, BenchmarkFile | Method] = {"": benchmark}
-    owners |= {f"methods.{name}.": method for name, method in benchmark.methods.items()}
-    for prefix, owner in owners.items():
-        lists = [*owner.overrides, *(benchmark.last_overrides if not prefix else ())]
-        keys = {override.lstrip("+~").partition("=")[0] for override in lists}
-        for section, named in (("overrides", keys), ("search", {*owner.search})):
-            for key in sorted(RESERVED.keys() & named):
-                yield f"{prefix}{section}: {key} is set by the benchmark's own key {RESERVED[key]}"
-
-
-def _parsed(content: Any, override: str) -> DictConfig:
-    """A ``KEY=VALUE`` or ``KEY+=LIST`` as something to merge into the content so far."""
-    key, _, value = override.partition("=")
-    if not key.endswith("+"):
-        return OmegaConf.from_dotlist([override])
-    key = key[:-1]
-    added = OmegaConf.from_dotlist([f"{key}={value}"])
-    before = OmegaConf.select(content, key)
-    if not isinstance(OmegaConf.select(added, key), ListConfig) or (
-        before is not None and not isinstance(before, ListConfig)
-    ):
-        raise ValueError(f"{override}: += adds a list to a list, such as overrides+=[precision=32]")
-    OmegaConf.update(added, key, [*(before or ()), *OmegaConf.select(added, key)])
-    return added
+    for name, method in benchmark.methods.items():
+        keys = [override.lstrip("+~").partition("=")[0] for override in method.overrides]
+        for key in {*keys, *method.search, *benchmark.search} & RESERVED.keys():
+            yield f"methods.{name}: {key} is set by the benchmark's own key {RESERVED[key]}"

@@ -5,7 +5,6 @@ import copy
 import multiprocessing
 import platform
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -14,28 +13,36 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import RELEASE, backbone_names, build_method
+from metamask_solo.hosts import RELEASE, build_method, complete_pretrain_config
 from metamask_solo.method.losses import nt_xent
+from metamask_solo.training.config import read_pretraining_config
+from metamask_solo.training.endings import scripts_folder
+from metamask_solo.training.hydra_app import compose_file
+from metamask_solo.training.trainer import quiet
 
-# method_kwargs.meta of each way to update the mask; "fast" is variant=fast of the files
-META: dict[str, dict[str, Any]] = {
-    "joint": {"enabled": False},
-    "exact": {"hypergradient": "exact"},
-    "double_backward": {"hypergradient": "double_backward"},
-    "finite_difference": {"hypergradient": "finite_difference"},
-    "first_order": {"hypergradient": "first_order"},
-    "plain": {"hypergradient": "plain"},
-    "heads": {"trial_scope": "heads"},
-    "fast": {"every_n_steps": 4, "batch_fraction": 0.5},
+FILE = "pretrain/cifar/metamask.yaml"
+# the overrides of that file that each variant is
+VARIANTS = {
+    "simclr": ["method_kwargs=simclr"],
+    "barlow_twins": ["method_kwargs=barlow"],
+    "joint": ["method_kwargs.meta.enabled=False"],
+    **{
+        way: [f"method_kwargs.meta.hypergradient={way}"]
+        for way in ("exact", "double_backward", "finite_difference", "first_order", "plain")
+    },
+    "heads": ["variant=heads"],
+    "fast": ["variant=fast"],
+    "two_models": [],
 }
-VARIANTS = ("simclr", "barlow_twins", *META, "two_models")
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
+LR, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4  # of the network's optimiser, and of the mask's
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,19 @@ class Costs:
 def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> Costs:
     """Seconds per step of each variant in each round, and its peak memory in a process of its own.
 
+    Args:
+        only: these of ``VARIANTS``, and ``joint``.
+
     Raises:
-        UserError: an unknown backbone, device or variant, or a number out of range.
+        UserError: the network cannot be built, or there is no such device.
     """
-    _check(setting, rounds, only)
+    try:
+        torch.empty(1, device=setting.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device={setting.device}: not on this machine") from error
     names = [v for v in VARIANTS if only is None or v in only or v == "joint"]
-    memory = {name: _peak_memory(setting, name) for name in tqdm(names, desc="memory")}
     steps = {name: _step_of(setting, name) for name in names}
+    memory = {name: _peak_memory(setting, name) for name in tqdm(names, desc="memory")}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for counted in tqdm([False] + [True] * rounds, desc="rounds"):
         for name, (step, period) in steps.items():
@@ -88,81 +101,35 @@ def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> Cos
     )
 
 
-def table(report: Costs) -> str:
+def table(costs: Costs) -> str:
     """Median ratios to joint of the same round, their extremes, and peak memory."""
-    joint, memory = report.seconds["joint"], report.memory_mib
-    lines = [
-        f"{'step':<18} {'ratio':>6} {'lowest':>7} {'highest':>8} {'ms':>8} {'MiB':>7} {'ratio':>6}"
+    seconds, memory = pd.DataFrame(costs.seconds), pd.Series(costs.memory_mib)
+    ratios = seconds.div(seconds.joint, axis=0)
+    columns = {"ratio": ratios.median(), "lowest": ratios.min(), "highest": ratios.max()}
+    columns |= {"ms": (1000 * seconds.median()).round().astype(int)}
+    columns |= {"MiB": memory.round().astype(int), "MiB ratio": memory / memory.joint}
+    return pd.DataFrame(columns).to_string(float_format="%.2f")
+
+
+def _config(setting: Setting, variant: str) -> DictConfig:
+    overrides = [
+        *VARIANTS[variant],
+        f"backbone.name={setting.backbone}",
+        f"augmentations.0.crop_size={setting.image_size}",
+        f"optimizer.batch_size={setting.batch_size}",
+        "accelerator=cpu",
+        "precision=32",
     ]
-    for name, seconds in report.seconds.items():
-        ratios = [s / j for s, j in zip(seconds, joint, strict=True)]
-        lines.append(
-            f"{name:<18} {statistics.median(ratios):>6.2f} {min(ratios):>7.2f} {max(ratios):>8.2f} "
-            f"{1000 * statistics.median(seconds):>8.0f} {memory[name]:>7.0f} "
-            f"{memory[name] / memory['joint']:>6.2f}"
-        )
-    return "\n".join(lines)
-
-
-def _check(setting: Setting, rounds: int, only: list[str] | None) -> None:
-    if setting.backbone not in backbone_names():
-        raise UserError(f"--backbone={setting.backbone}: allowed are {', '.join(backbone_names())}")
-    for key in ("image_size", "batch_size"):
-        if getattr(setting, key) < 2:
-            raise UserError(f"--{key.replace('_', '-')}={getattr(setting, key)}: at least 2")
-    if rounds < 1:
-        raise UserError(f"--rounds={rounds}: at least 1")
-    for name in only or []:
-        if name not in VARIANTS:
-            raise UserError(f"--only {name}: allowed are {', '.join(VARIANTS)}")
-    try:
-        torch.empty(1, device=setting.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device={setting.device}: not on this machine") from error
-
-
-def _config(setting: Setting, variant: str) -> Any:
-    joint_settings = {"temperature": 0.2, "mask": {"lr": 1e-3}, "meta": META.get(variant, {})}
-    kwargs: dict[str, Any] = {
-        "simclr": {"proj_hidden_dim": 2048, "proj_output_dim": 256, "temperature": 0.2},
-        "barlow_twins": {
-            "proj_hidden_dim": 2048,
-            "proj_output_dim": 2048,
-            "lamb": 0.005,
-            "scale_loss": 0.1,
-        },
-    }.get(variant, joint_settings)
-    backbone_kwargs = (
-        {}
-        if setting.backbone.startswith(("resnet", "wide", "convnext", "pool"))
-        else {"img_size": setting.image_size}
-    )
-    return OmegaConf.create(
-        {
-            "name": variant,
-            "method": variant if variant in ("simclr", "barlow_twins") else "metamask",
-            "backbone": {"name": setting.backbone, "kwargs": backbone_kwargs},
-            "method_kwargs": kwargs,
-            "data": {
-                # solo-learn gives its ResNets the 3×3 stem for these data only
-                "dataset": "cifar10" if setting.stem == "3x3" else "custom",
-                "num_classes": 10,
-                "num_large_crops": 2,
-                "num_small_crops": 0,
-            },
-            "max_epochs": 1,
-            "optimizer": {
-                "name": "sgd",
-                "batch_size": setting.batch_size,
-                "lr": 1e-3,
-                "weight_decay": 5e-4,
-                "classifier_lr": 1e-3,
-                "kwargs": {"momentum": 0.9},
-            },
-            "scheduler": {"name": "none"},
-            "performance": {"disable_channel_last": setting.device == "cpu"},
-        }
-    )
+    if setting.backbone.startswith(("resnet", "wide")):
+        stem = "3x3" if setting.stem == "3x3" else "standard"
+        overrides.append(f"backbone.stem={stem}")
+    if variant not in ("simclr", "barlow_twins"):  # the optimiser of the plain algorithm
+        settings = {"optimizer": "sgd", "lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
+        overrides += [f"method_kwargs.mask.{key}={value}" for key, value in settings.items()]
+        overrides.append("method_kwargs.scale_loss=0.1")
+    with quiet():
+        cfg = read_pretraining_config(compose_file(scripts_folder() / FILE, overrides))
+        return complete_pretrain_config(cfg)
 
 
 def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
@@ -170,12 +137,8 @@ def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
     torch.manual_seed(0)
     device = torch.device(setting.device)
     model: Any = build_method(_config(setting, variant)).to(device).train()
-    optimizer = torch.optim.SGD(
-        [{"params": list(group["params"])} for group in model.learnable_params],
-        lr=1e-3,
-        momentum=0.9,
-        weight_decay=5e-4,
-    )
+    groups = [{"params": list(group["params"])} for group in model.learnable_params]
+    optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
 
     def precision() -> Any:
         if setting.precision == "32":
@@ -216,7 +179,7 @@ def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return step, META.get(variant, {}).get("every_n_steps", 1)
+    return step, model.settings.meta.every_n_steps if hasattr(model, "mask") else 1
 
 
 def _two_models_update(model: Any, optimizer: torch.optim.SGD) -> Callable[[list[Tensor]], None]:
@@ -225,22 +188,23 @@ def _two_models_update(model: Any, optimizer: torch.optim.SGD) -> Callable[[list
     The yardstick for what the shared and graph-free passes of the package save.
     """
     twin = copy.deepcopy(torch.nn.ModuleDict({"f": model.backbone, "p": model.projector}))
-    own = torch.nn.ModuleDict({"f": model.backbone, "p": model.projector})
+    network = torch.nn.ModuleDict({"f": model.backbone, "p": model.projector})
     logits = torch.nn.Parameter(model.mask.logits.detach().clone())
-    mask_optimizer = torch.optim.SGD([logits], lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    mask_optimizer = torch.optim.SGD([logits], lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
 
-    def loss_of(network: Any, views: list[Tensor]) -> Tensor:
-        z = [network["p"](network["f"](x) * torch.sigmoid(logits)) for x in views]
-        return nt_xent(z[0], z[1], model.settings.temperature)
+    temperature = model.settings.temperature
+
+    def loss_of(model: Any, views: list[Tensor]) -> Tensor:
+        z = [model["p"](model["f"](x) * torch.sigmoid(logits)) for x in views]
+        return nt_xent(z[0], z[1], temperature)
 
     def update(views: list[Tensor]) -> None:
-        params = list(own.parameters())
-        lr, momentum, decay = 1e-3, 0.9, 5e-4
-        gradients = torch.autograd.grad(loss_of(own, views), params)
+        params = list(network.parameters())
+        gradients = torch.autograd.grad(loss_of(network, views), params)
         with torch.no_grad():
             for p, q, g in zip(params, twin.parameters(), gradients, strict=True):
                 buffer = optimizer.state[p]["momentum_buffer"]
-                q.copy_(p - lr * (g + decay * p + momentum * buffer))
+                q.copy_(p - LR * (g + DECAY * p + MOMENTUM * buffer))
         *v, direct = torch.autograd.grad(loss_of(twin, views), [*twin.parameters(), logits])
         radius = 1e-2 / torch.cat([g.flatten() for g in v]).norm()
         sides = []
@@ -248,11 +212,11 @@ def _two_models_update(model: Any, optimizer: torch.optim.SGD) -> Callable[[list
             with torch.no_grad():
                 for p, g in zip(params, v, strict=True):
                     p.add_(g, alpha=float(factor * radius))
-            sides.append(torch.autograd.grad(loss_of(own, views), logits)[0])
+            sides.append(torch.autograd.grad(loss_of(network, views), logits)[0])
         with torch.no_grad():
             for p, g in zip(params, v, strict=True):
                 p.add_(g, alpha=float(radius))
-        logits.grad = direct - lr * (sides[0] - sides[1]) / (2 * radius)
+        logits.grad = direct - LR * (sides[0] - sides[1]) / (2 * radius)
         mask_optimizer.step()
 
     return update

@@ -109,26 +109,29 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
 def _run(folder: Path) -> None:
     task = read_json(folder / TASK)
     assert task is not None
-    config, evaluations = OmegaConf.create(task["config"]), task["evaluations"]
+    config, names = OmegaConf.create(task["config"]), task["evaluations"]
     result: dict[str, Any] = {"epochs": config.max_epochs, "commit": _commit()}
     result |= {name: version_of(name) for name in PACKAGES}
     result["python"] = platform.python_version()
-    trained = None
     if "untrained" in config:
-        result |= _untrained(config, evaluations)
-    else:
-        trained = _pretrain(folder)
-        assert trained.checkpoint is not None  # the benchmark turns checkpoints on
-        if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
-            torch.distributed.destroy_process_group()
-        result |= _evaluate(trained.checkpoint, evaluations, config)
-        result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
-        result |= read_json(folder / COSTS) or {}
-        result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
+        backbone = _untrained(config)
+        result |= _measured(names, backbone, config)
+        result["parameters"] = sum(p.numel() for p in backbone.parameters())
+        write_json(folder / RESULT, {**result, "device": _device(config)})
+        return
+    trained = _pretrain(folder)
+    assert trained.checkpoint is not None  # the benchmark turns checkpoints on
+    if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
+        torch.distributed.destroy_process_group()
+    backbone, checkpoint = load_backbone(trained.checkpoint, masked=False)
+    result |= _measured(names, backbone, checkpoint.config, checkpoint.mask)
+    result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
+    result |= read_json(folder / COSTS) or {}
+    result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
     write_json(folder / RESULT, result)
-    if trained is not None and not task["keep_checkpoints"]:
-        for checkpoint in trained.folder.glob("*.ckpt"):
-            checkpoint.unlink()
+    if not task["keep_checkpoints"]:
+        for path in trained.folder.glob("*.ckpt"):
+            path.unlink()
 
 
 def forecast(folder: Path) -> None:
@@ -183,25 +186,12 @@ def _pretrain(folder: Path) -> FitResult:
     return pretrain_run(cfg, reuse_finished=True, callbacks=(Costs(folder),))
 
 
-def _untrained(config: Any, names: list[str]) -> dict[str, Any]:
-    """What an untrained backbone, or the pixels, are worth."""
-    if config.untrained == "random":
-        pl.seed_everything(config.seed)
-        backbone = build_backbone(config)
-    else:
-        backbone = Pixels()
-    device = _device(config)
-    if config.data.get("no_labels", False):
-        workers = config.data.num_workers
-        loader = evaluation_loader(config, "train", labels=None, num_workers=workers)
-        features, _ = extract_features(backbone, loader, device)
-        measured = _label_free(names, features, None)
-    else:
-        measured = _accuracies(names, *_features(backbone, config, device))
-    return measured | {
-        "parameters": sum(p.numel() for p in backbone.parameters()),
-        "device": device,
-    }
+def _untrained(config: Any) -> nn.Module:
+    """An untrained backbone, or the pixels."""
+    if config.untrained == "pixels":
+        return Pixels()
+    pl.seed_everything(config.seed)
+    return build_backbone(config)
 
 
 class Pixels(nn.Module):
@@ -217,58 +207,38 @@ def _device(config: Any) -> str:
     return "cpu" if config.get("accelerator") == "cpu" else pick_device("auto")
 
 
-def _features(backbone: nn.Module, config: Any, device: str) -> list[Tensor]:
-    """Features and labels of the training images, and of the validation images."""
-    transform = evaluation_transform(config)
-    found: list[Tensor] = []
-    for dataset in classification_datasets(config, transform, transform):
-        loader = plain_loader(dataset, 256, config.data.num_workers)
-        found += extract_features(backbone, loader, device)
-    return found
-
-
-def _evaluate(checkpoint: Path, names: list[str], config: Any) -> dict[str, float]:
+def _measured(
+    names: list[str], backbone: nn.Module, config: Any, mask: Tensor | None = None
+) -> dict[str, float]:
     """What is measured; of a method with a mask, ``…_plain`` is of the features without it."""
-    backbone, read = load_backbone(checkpoint, masked=False)
-    assert read.config is not None
-    if read.config.data.get("no_labels", False):
-        workers = read.config.data.num_workers
-        loader = evaluation_loader(read.config, "train", labels=None, num_workers=workers)
-        unlabelled, _ = extract_features(backbone, loader, _device(config))
-        return _label_free(names, unlabelled, read.mask)
-    features = _features(backbone, read.config, _device(config))
-    plain = _accuracies(names, *features)
-    if read.mask is None:
+    device, workers = _device(config), config.data.num_workers
+    if config.data.get("no_labels", False):
+        loaders = [evaluation_loader(config, "train", labels=None, num_workers=workers)]
+    else:
+        transform = evaluation_transform(config)
+        datasets = classification_datasets(config, transform, transform)
+        loaders = [plain_loader(dataset, 256, workers) for dataset in datasets]
+    splits = [extract_features(backbone, loader, device) for loader in loaders]
+    plain = _accuracies(names, splits)
+    if mask is None:
         return plain
-    train, train_labels, val, val_labels = features
-    masked = _accuracies(names, train * read.mask, train_labels, val * read.mask, val_labels)
+    masked = _accuracies(names, [(features * mask, labels) for features, labels in splits])
     titles = {"linear_C": "linear_plain_C"}
     return masked | {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
 
 
-def _accuracies(names: list[str], *features: Tensor) -> dict[str, float]:
+def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Accuracies in percent, RankMe, and the C that the linear probe chose."""
-    train, train_labels, val, val_labels = features
+    tensors: Any = [tensor for split in splits for tensor in split]
     measured = {}
     if "knn" in names:
-        measured["knn"] = percent(knn_hits(train, train_labels, val, val_labels)[0])
-    measured |= _label_free(names, train, None)
+        measured["knn"] = percent(knn_hits(*tensors)[0])
+    if "rankme" in names:
+        measured["rankme"] = effective_rank(second_moments(tensors[0]))
     if "linear" in names:
-        correct, c = linear_probe(train, train_labels, val, val_labels)
+        correct, c = linear_probe(*tensors)
         measured |= {"linear": percent(correct), "linear_C": c}
     return measured
-
-
-def _label_free(names: list[str], features: Tensor, mask: Tensor | None) -> dict[str, float]:
-    """RankMe of the masked features where there is a mask, beside that of the plain ones."""
-    if "rankme" not in names:
-        return {}
-    second = second_moments(features)
-    if mask is None:
-        return {"rankme": effective_rank(second)}
-    weights = mask.double()
-    masked = second * weights * weights[:, None]
-    return {"rankme": effective_rank(masked), "rankme_plain": effective_rank(second)}
 
 
 def _curve(folder: Path) -> str:

@@ -1,45 +1,29 @@
-"""The command ``metamask-solo demo``, on a small data folder in place of the digits."""
+"""The command ``metamask-solo demo``: the benchmark of demo.yaml."""
 
-import csv
-import shutil
 from pathlib import Path
 
 import pytest
 
-from metamask_solo.commands import demo
-from metamask_solo.data import digits
+from metamask_solo.__main__ import main
+from metamask_solo.benchmark.plan import read_plan
+from metamask_solo.commands import benchmark
 
 
-@pytest.fixture
-def small_digits(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(name: str, out: Path) -> bool:
-        shutil.copytree(images, out / name, dirs_exist_ok=True)
-        return True
-
-    monkeypatch.setattr(digits, "write_dataset", write)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("small_digits")
-def test_a_table_figures_and_no_work_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dataset", ["digits", "textured-digits"])
+def test_demo_is_a_benchmark_of_one_seed(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--epochs", "1", "--out", str(tmp_path)]
-    arguments += ["optimizer.batch_size=10", "data.num_workers=0", "+num_sanity_val_steps=0"]
+    commands: list[list[str]] = []
+    monkeypatch.setattr(benchmark, "main", lambda argv: commands.append(argv) or 0)
+    out = tmp_path / "a b"
+    arguments = ["--dataset", dataset, "--epochs", "1", "--out", str(out)]
+    assert main(["demo", *arguments, "optimizer.batch_size=16"]) == 0
 
-    assert demo.main(arguments) == 0
-
-    with (tmp_path / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == [
-        *("random", "pixels", "metamask", "simclr", "barlow_twins")
-    ]
-    # percentages of the 10 validation images
-    assert all(float(row[name]) in range(0, 101, 10) for row in rows for name in ("knn", "linear"))
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
-    assert "One seed shows no difference: take at least three" in printed
-    assert (tmp_path / "results.md").read_text() in printed
-
-    assert demo.main(arguments) == 0
-    assert "5 runs, 5 finished before" in capsys.readouterr().out
+    ((name, *keys),) = commands
+    plan = read_plan(name, keys)
+    methods = ["random", "pixels", "metamask", "simclr", "barlow_twins"]
+    assert [(run.method, run.seed) for run in plan.runs] == [(method, 5) for method in methods]
+    assert (plan.out, plan.file.data) == (out, dataset)
+    config = plan.runs[-1].config
+    assert (config["max_epochs"], config["optimizer"]["batch_size"]) == (1, 16)
+    assert config["data"]["train_path"] == str(out / "datasets" / dataset / "train")
