@@ -140,7 +140,8 @@ def detectable_effect(error: float, freedom: int, family: int) -> float:
     """
     # the t-test of `freedom + 1` values whose mean has this error
     size = TTestPower().solve_power(nobs=freedom + 1, alpha=LEVEL / family, power=POWER)
-    return float(size * np.sqrt(freedom + 1) * error)
+    # an array, and no number, where its first way to search fails
+    return float(np.ravel(size)[0] * np.sqrt(freedom + 1) * error)
 
 
 def detectable_with(model: Model, pairs: Sequence[Pair], family: int, seeds: int) -> float:
