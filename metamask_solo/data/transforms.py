@@ -24,6 +24,7 @@ IMAGENETS = ("imagenet", "imagenet100")
 LARGEST_WHOLE = 96
 LONGEST_STRIP = 16  # long side over short side
 PROBE = "data.augmentations"  # where the config of a probe has its settings
+TRAINING_KEYS = ("crop_min_scale", "horizontal_flip")
 READING_KEYS = ("background", "exif_orientation")
 
 
@@ -81,17 +82,17 @@ def image_settings(cfg: DictConfig) -> ImageSettings:
         size=int(size),
         mean=tuple(float(x) for x in mean),
         std=tuple(float(x) for x in std),
-        crop_min_scale=float(OmegaConf.select(cfg, f"{PROBE}.crop_min_scale", default=0.08)),
-        horizontal_flip=float(OmegaConf.select(cfg, f"{PROBE}.horizontal_flip", default=0.5)),
+        crop_min_scale=float(_setting(cfg, "crop_min_scale", 0.08, "rrc.crop_min_scale")),
+        horizontal_flip=float(_setting(cfg, "horizontal_flip", 0.5, "horizontal_flip.prob")),
         interpolation="bilinear" if dataset in IMAGENETS else "bicubic",
     )
 
 
-def _setting(cfg: DictConfig, key: str, default: Any) -> Any:
+def _setting(cfg: DictConfig, key: str, default: Any, pretraining: str = "") -> Any:
     """A value of a probe's config, or of the first pipeline of a pretraining config."""
-    pretraining = OmegaConf.select(cfg, f"augmentations[0].{key}", default=default)
-    value = OmegaConf.select(cfg, f"{PROBE}.{key}", default=pretraining)
-    return default if value is None else value
+    keys = (f"{PROBE}.{key}", f"augmentations[0].{pretraining or key}")
+    values = (OmegaConf.select(cfg, k, default=None) for k in keys)
+    return next((value for value in values if value is not None), default)
 
 
 def complete_image_settings(cfg: DictConfig, run: DictConfig | None) -> None:
@@ -108,14 +109,7 @@ def complete_image_settings(cfg: DictConfig, run: DictConfig | None) -> None:
     values: dict[str, Any] = {f"{PROBE}.crop_size": settings.size}
     if cfg.data.dataset == "custom":
         values |= {f"{PROBE}.mean": list(settings.mean), f"{PROBE}.std": list(settings.std)}
-        pipeline, probed = "augmentations[0]", OmegaConf.select(run, PROBE, default=None)
-        for key, of_pretraining, value in (
-            ("crop_min_scale", "rrc.crop_min_scale", settings.crop_min_scale),
-            ("horizontal_flip", "horizontal_flip.prob", settings.horizontal_flip),
-        ):
-            pretrained = OmegaConf.select(run, f"{pipeline}.{of_pretraining}", default=None)
-            # a fine-tuned run has settings of its own
-            values[f"{PROBE}.{key}"] = value if probed or pretrained is None else pretrained
+        values |= {f"{PROBE}.{k}": getattr(settings, k) for k in TRAINING_KEYS}
     values |= {f"data.{k}": OmegaConf.select(run, f"data.{k}", default=None) for k in READING_KEYS}
     for key, value in values.items():
         if value is not None and OmegaConf.select(cfg, key, default=None) is None:
