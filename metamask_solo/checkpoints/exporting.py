@@ -136,14 +136,13 @@ def write_library(
                 model.fc = nn.Identity()
     except (AttributeError, TypeError) as error:
         raise UserError(f"--{form}: has no model for solo-learn's {name}") from error
-    state = backbone.state_dict()
-    head = _head(model) if form == "timm" and classes else "fc"
-    if classifier is not None:
-        state |= {f"{head}.{part}": value for part, value in classifier.state_dict().items()}
+    state, whole = backbone.state_dict(), nn.Sequential(backbone)
     dtype = next(backbone.parameters()).dtype
-    expected = backbone(images.to(dtype))
     if classifier is not None:
-        expected = classifier.to(dtype)(expected)
+        head = _head(model) if form == "timm" else "fc"
+        state |= {f"{head}.{part}": value for part, value in classifier.state_dict().items()}
+        whole.append(classifier.to(dtype))
+    expected = whole(images.to(dtype))
     try:
         model.load_state_dict(state)
         off = (model.eval().to(dtype)(images.to(dtype)) - expected).abs().max()
