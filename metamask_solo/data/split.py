@@ -87,7 +87,9 @@ def split_folder(
     split_before = earlier.get("folder", "")
     if there and not force and os.path.realpath(split_before) != os.path.realpath(source):
         what = f"the split of another folder ({split_before})" if split_before else "other links"
-        raise UserError(f"--out={out}: holds {what}; give another --out, or --force to replace it")
+        raise UserError(
+            f"out={out}: holds {what}; give another folder, or replace it (data split --force)"
+        )
     same = all(earlier.get(key) == value for key, value in settings.items())
     sides = {Path(*link.parts[1:]): link.parts[0] for link in there} if same else {}
 

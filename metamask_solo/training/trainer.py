@@ -289,7 +289,7 @@ def _trainer_line(error: Exception, said: dict[str, Any]) -> str:
     """What Lightning says of an argument, behind the argument's name where it names one."""
     line = _lines(error)[0]
     named = [name for name in trainer_arguments() if re.search(rf"\b{name}\b", line, re.IGNORECASE)]
-    key = max(named, key=len, default="trainer")
+    key = max(named, key=len, default="accelerator" if "backend" in line else "trainer")
     return f"{key}={said[key]}: {line}" if key in said else f"{key}: {line}"
 
 
