@@ -284,8 +284,9 @@ def test_a_folded_checkpoint_serves_the_hosts_tools(images: Path, tmp_path: Path
     assert (content["state_dict"]["mask.logits"] == 1).all()
     assert "optimizer_states" not in content
     args = json.loads((tmp_path / "folded/args.json").read_text())
-    assert args["method_kwargs"]["mask"] == {"kind": "linear", "initial_logit": None}
-    assert args["method_kwargs"]["meta"] == {"enabled": False}
+    mask = {"kind": "linear", "initial_logit": None}
+    assert mask.items() <= args["method_kwargs"]["mask"].items()  # GitHub main's has the defaults
+    assert args["method_kwargs"]["meta"]["enabled"] is False
     with pytest.raises(UserError, match=r"folded\.ckpt: its mask is folded already"):
         fold_checkpoint(folded.path, tmp_path / "again")
     assert not (tmp_path / "again").exists()
