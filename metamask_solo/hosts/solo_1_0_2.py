@@ -8,6 +8,7 @@ behaviour is refused (:mod:`metamask_solo.hosts.faults`).
 To drop this release, delete this file, ``pl_bolts.py`` and its branch in ``hosts/__init__.py``.
 """
 
+import difflib
 import distutils.util  # noqa: F401  DINO uses it, but imports distutils alone
 import functools
 import os
@@ -33,7 +34,7 @@ from torch.nn import functional as F
 from metamask_solo.errors import UserError
 from metamask_solo.hosts.shared import UpdatingMetric, log_nothing_of_labels
 from metamask_solo.hosts.stem import SMALL, set_image_size, stem
-from metamask_solo.validation import Settings, validated
+from metamask_solo.validation import Settings, unknown, validated
 
 RELEASE = "1.0.2"
 OPTIMIZERS: dict[str, Any] = {
@@ -168,6 +169,9 @@ class PluginMethod(Lightning2, BaseMethod):
     def __init__(self, **kwargs: Any):
         names = self.settings_model.model_fields.keys() & kwargs.keys()
         settings = {name: kwargs.pop(name) for name in names}
+        for name in kwargs:  # the base class takes any keyword, so only a misspelt one is seen
+            if difflib.get_close_matches(name, self.settings_model.model_fields, cutoff=0.8):
+                raise unknown(name, self.settings_model.model_fields)
         super().__init__(**kwargs)
         if self.lars:
             raise UserError("lars=True: does not work in this release; GitHub main has it")

@@ -278,6 +278,7 @@ def test_keywords_of_the_release() -> None:
     assert MetaMask(**base, **SMALL_HEADS, **script).settings.alpha == 10
     for wrong, words in (
         ({"lars": True}, "lars=True"),
+        ({"alhpa": 3}, "alhpa: unknown setting; did you mean alpha"),
         ({"mask": {"lrr": 3}}, "^mask.lrr: unknown setting; did you mean mask.lr"),
     ):
         with pytest.raises(UserError, match=words):
