@@ -154,7 +154,9 @@ def forecast(folder: Path) -> None:
     else:
         each, images, evaluated = _time_steps(cfg, folder, batch)
     every = cfg.get("check_val_every_n_epoch") or 1
-    training = cfg.max_epochs * (images + evaluated / 6 / every)
+    limit = cfg.get("limit_train_batches") or 1.0
+    trained = images * limit if isinstance(limit, float) else min(images, limit * batch)
+    training = cfg.max_epochs * (trained + evaluated / 6 / every)
     seconds = STARTING + each * (training + (images + evaluated) / 6)
     write_json(folder / RESULT, {"seconds": seconds})
 
