@@ -244,12 +244,12 @@ def compose_method(
     """The config of a method: its file, all overrides, and the setting."""
     method = benchmark.methods[name]
     scripts = scripts_folder() / "pretrain"
-    places = (
+    candidates = (
         folder / method.config,
         user_path(method.config),
         packaged(method.config, scripts),
     )
-    path = next((path for path in places if path.is_file()), None)
+    path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise UserError(
             f"config={method.config}: no such file here, beside the benchmark's file, or in "

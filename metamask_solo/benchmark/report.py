@@ -47,21 +47,24 @@ def sections(
     """Titles and what stands below them: paragraphs, lists and tables of text."""
     runs = rows[rows.status == "finished"]
     failed = rows[rows.status == "failed"]
-    found: list[Section] = []
+    content: list[Section] = []
     if len(runs) and benchmark.searched:
-        found = [("Results", _results(benchmark, runs)), ("Best settings", _best(benchmark, runs))]
+        content = [
+            ("Results", _results(benchmark, runs)),
+            ("Best settings", _best(benchmark, runs)),
+        ]
     elif len(runs):
         pairs = [pair for pair in benchmark.pairs if {*pair} <= {*runs.method}]
         same = benchmark.same
-        found = [
+        content = [
             ("Answer", [[*notes, *answer(runs, pairs, benchmark.measured, same)]]),
             ("Results", _results(benchmark, runs)),
             ("Differences", _differences(benchmark, runs, pairs)),
         ]
     if len(failed):
         lines = [f"{run.variant}, seed {run.seed}: {run.error}" for run in failed.itertuples()]
-        found.append(("Failed runs", [lines]))
-    return [(title, blocks) for title, blocks in found if blocks]
+        content.append(("Failed runs", [lines]))
+    return [(title, blocks) for title, blocks in content if blocks]
 
 
 def summary(benchmark: BenchmarkFile, rows: pd.DataFrame) -> str:
@@ -157,10 +160,10 @@ def _title(measure: str) -> str:
     return f"{NAMES[name]}{unit}{', no mask' if plain else ''}"
 
 
-def markdown(title: str, line: str, found: Sequence[Section], figures: Sequence[str] = ()) -> str:
+def markdown(title: str, line: str, content: Sequence[Section], figures: Sequence[str] = ()) -> str:
     """The report as Markdown."""
     parts = [f"# {title}", line]
-    for name, blocks in found:
+    for name, blocks in content:
         parts += [f"## {name}", *(markdown_block(block) for block in blocks)]
     parts += [f"![{name}]({name}.png)" for name in figures]
     return "\n\n".join(parts) + "\n"
@@ -176,13 +179,13 @@ def markdown_block(block: Block) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (block.columns, rule, *block.to_numpy()))
 
 
-def page(title: str, line: str, found: Sequence[Section], figures: Mapping[str, bytes]) -> str:
+def page(title: str, line: str, content: Sequence[Section], figures: Mapping[str, bytes]) -> str:
     """The report as one HTML page with its figures inside."""
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p><small>{html.escape(line)}</small></p>"]
-    for name, blocks in found:
+    for name, blocks in content:
         parts += [f"<h2>{html.escape(name)}</h2>", *map(_html_block, blocks)]
-    for name, content in figures.items():
-        data = base64.b64encode(content).decode()
+    for name, png in figures.items():
+        data = base64.b64encode(png).decode()
         parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')
     head = f"<meta charset='utf-8'><title>{html.escape(title)}</title><style>{STYLE}</style>"
     return "\n".join(["<!doctype html>", f"<html lang='en'>{head}", *parts, "</html>", ""])

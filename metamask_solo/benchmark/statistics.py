@@ -51,8 +51,8 @@ class Model:
     def contrasts(self, pairs: Sequence[Pair]) -> NDArray[np.float64]:
         """One method minus another as weights of the coefficients, shape (pairs, coefficients)."""
         weights = pd.DataFrame(0.0, index=range(len(pairs)), columns=self.fit.params.index)
-        for line, (one, other) in enumerate(pairs):
-            for method, sign in ((one, 1.0), (other, -1.0)):
+        for line, (method_1, method_2) in enumerate(pairs):
+            for method, sign in ((method_1, 1.0), (method_2, -1.0)):
                 if f"method_{method}" in weights:  # the first method has no coefficient
                     weights.loc[line, f"method_{method}"] = sign
         return weights.to_numpy()
@@ -185,11 +185,11 @@ def best_method(
     best = str(means.idxmax())
     twins = {best, *same} if best in set(same) else {best}
     rivals = []
-    for other in means.index.difference(list(twins)):
+    for rival in means.index.difference(list(twins)):
         clear = False
-        if model is not None and model.compares((best, other)):
-            clear = difference(model, (best, other), max(family, 1))["low"] > 0
-        rivals += [] if clear else [str(other)]
+        if model is not None and model.compares((best, rival)):
+            clear = difference(model, (best, rival), max(family, 1))["low"] > 0
+        rivals += [] if clear else [str(rival)]
     return best, rivals
 
 

@@ -79,19 +79,19 @@ def split_folder(
     images = read_folder(folder, "", labels)
     source = os.path.abspath(folder)
     settings = {"made_by": SPLIT_COMMAND, "folder": source, "val": share, "seed": seed}
-    there = _links(out)
+    links = _links(out)
     try:
         earlier = json.loads((out / SPLIT_FILE).read_text())
     except (OSError, ValueError):
         earlier = {}
     split_before = earlier.get("folder", "")
-    if there and not force and os.path.realpath(split_before) != os.path.realpath(source):
+    if links and not force and os.path.realpath(split_before) != os.path.realpath(source):
         what = f"the split of another folder ({split_before})" if split_before else "other links"
         raise UserError(
             f"out={out}: holds {what}; give another folder, or replace it (data split --force)"
         )
     same = all(earlier.get(key) == value for key, value in settings.items())
-    sides = {Path(*link.parts[1:]): link.parts[0] for link in there} if same else {}
+    sides = {Path(*link.parts[1:]): link.parts[0] for link in links} if same else {}
 
     wanted: dict[Path, str] = {}
     for label, samples in groupby(images.samples, lambda sample: sample[1]):
@@ -107,11 +107,11 @@ def split_folder(
             raise UserError(f"{where}: has 1 image; train and val need one each")
         for link, side in _sides(list(targets), share, seed, sides).items():
             wanted[Path(side, link)] = targets[link]
-    if there != wanted:
+    if links != wanted:
         _write(out, wanted, settings | {"notes": images.notes})
     train, val = (read_folder(out / side, "", labels) for side in SPLITS)
     notes = [*images.notes, *pair_notes(train, val)]
-    return Split(out, len(train), len(val), images.classes, notes, there != wanted)
+    return Split(out, len(train), len(val), images.classes, notes, links != wanted)
 
 
 def _sides(links: list[Path], share: float, seed: int, earlier: dict[Path, str]) -> dict[Path, str]:

@@ -257,7 +257,7 @@ def build_trainer(
         for name in trainer_arguments() & values.keys()
         if values[name] is not None or name == "check_val_every_n_epoch"
     }
-    said = dict(arguments)
+    asked = dict(arguments)
     if not trains_on_gpu(arguments):  # [0, 1] names GPUs; the CPU takes a number
         arguments["devices"] = len(values["devices"])
     if arguments.get("strategy") == "ddp":
@@ -276,7 +276,7 @@ def build_trainer(
         }
         trainer = pl.Trainer(**arguments)
     except Exception as error:  # whatever it does with a value of the wrong type
-        raise UserError(_trainer_line(error, said)) from error
+        raise UserError(_trainer_line(error, asked)) from error
     if folder is not None and "profiler" in arguments:
         trainer.profiler.dirpath, trainer.profiler.filename = folder, "profile"
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -285,12 +285,12 @@ def build_trainer(
     return trainer
 
 
-def _trainer_line(error: Exception, said: dict[str, Any]) -> str:
+def _trainer_line(error: Exception, asked: dict[str, Any]) -> str:
     """What Lightning says of an argument, behind the argument's name where it names one."""
     line = _lines(error)[0]
     named = [name for name in trainer_arguments() if re.search(rf"\b{name}\b", line, re.IGNORECASE)]
     key = max(named, key=len, default="accelerator" if "backend" in line else "trainer")
-    return f"{key}={said[key]}: {line}" if key in said else f"{key}: {line}"
+    return f"{key}={asked[key]}: {line}" if key in asked else f"{key}: {line}"
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Any]:

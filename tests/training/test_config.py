@@ -97,7 +97,7 @@ def test_numbers_paths_and_nulls_are_taken_as_they_are_meant(
     assert checked.seed == 7 and checked.optimizer.lr == 0.1
     assert checked.data.train_path == str(images / "train")
     assert "knn_eval" not in checked and "base_tau" not in checked.momentum
-    assert cfg.seed == "7" and cfg.data.train_path.startswith("~")  # the config given is left alone
+    assert cfg.seed == "7" and cfg.data.train_path.startswith("~")  # the config is left alone
 
 
 def test_half_precision_on_a_cpu_is_what_it_is(
@@ -108,14 +108,14 @@ def test_half_precision_on_a_cpu_is_what_it_is(
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("devices", "expected"),
     [("3", [0, 1, 2]), (2, [0, 1]), ("2,", [2]), ([1, 3], [1, 3]), ("auto", [0, 1, 2, 3])],
 )
 def test_devices_become_a_list_whose_length_scales_the_rates(
-    given: Any, expected: list[int], images: Path, monkeypatch: pytest.MonkeyPatch
+    devices: Any, expected: list[int], images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    checked = read_pretraining_config(changed(images, devices=given, accelerator="auto"))
+    checked = read_pretraining_config(changed(images, devices=devices, accelerator="auto"))
     assert checked.devices == expected
     completed = complete_pretrain_config(checked.copy())
     assert completed.optimizer.lr == pytest.approx(0.5 * 10 * len(expected) / 256)
