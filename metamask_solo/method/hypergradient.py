@@ -13,19 +13,20 @@ gradient (forward mode over reverse mode), ``double_backward`` differentiates th
 ``finite_difference`` takes a central difference, and ``first_order`` leaves it out.
 
 What a loss must be: a function of its parameters and its logits, and beyond these only of torch's
-default random numbers and of what the modules that it calls hold: buffers and plain attributes.
-Each evaluation starts from the same random numbers and the same modules, and leaves both as they
-were. Lists and other containers that a loss writes to, noise from a generator of its own,
-TorchScript, and hooks that change gradients are not followed.
+default random numbers and of what the modules that it calls hold: buffers, frozen parameters and
+plain attributes. Each evaluation starts from the same random numbers and the same modules, and
+leaves both as they were. Lists and other containers that a loss writes to, noise from a generator
+of its own, TorchScript, and hooks that change gradients are not followed.
 """
 
 import copy
 import inspect
 import itertools
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 from unittest import mock
 
@@ -38,8 +39,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metamask_solo.errors import UserError
 
@@ -54,6 +56,7 @@ CHECKPOINTING = (
     "compute again at other parameters: turn them off for the hypergradient"
 )
 GIVE_RATE = "give the trial step a rate of its own (lr, in a run meta.trial_lr): 1e-3 to start with"
+ONE_AT_A_TIME = threading.RLock()  # forward mode and what is patched are of all threads
 
 
 def hypergradient(
@@ -78,7 +81,8 @@ def hypergradient(
         step: differentiable function (params, gradients) → moved params, of the parameters that
             the loss reaches; :func:`optimizer_step` makes one of an optimiser.
         method: ``exact``; ``double_backward``: the same value for more time and memory, for what
-            PyTorch has no forward mode of; ``finite_difference``; ``first_order``.
+            PyTorch has no forward mode of; ``finite_difference``: for steps like SGD's;
+            ``first_order``.
         outer_loss_fn: the loss after the trial step, such as that of another batch; None: the same.
         radius: of ``finite_difference``: how far the parameters move to either side (norm).
 
@@ -87,7 +91,7 @@ def hypergradient(
 
     Raises:
         UserError: an argument is wrong; the loss reaches no parameter or no logits; the step has no
-            derivative; or this way cannot differentiate the loss.
+            derivative; or this way cannot differentiate the loss, or would lose its digits.
 
     Example:
         >>> w, a = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])
@@ -98,14 +102,18 @@ def hypergradient(
     if method not in METHODS:
         raise UserError(f"method={method!r}: allowed are {', '.join(METHODS)}")
     moving = {n: p for n, p in params.items() if p.requires_grad} or dict(params)
-    originals = [t for t in (*moving.values(), logits) if t.requires_grad]
+    if not moving:
+        raise UserError("there is no parameter to move: none that is given requires grad")
+    originals = [*(p for p in moving.values() if p.requires_grad), logits]
     now, a = {n: p.detach() for n, p in moving.items()}, _leaf(logits)
 
-    def evaluate(loss: LossFunction, values: Params, forward: bool = False) -> Tensor:
-        with _same_function([*values.values(), a], forward):
+    def evaluate(loss: LossFunction, values: Params) -> Tensor:
+        with _same_function([*values.values(), a], {id(logits): a}):
             value = loss({**params, **values}, a)
         if any(t._version for t in (*values.values(), a)):
             raise UserError("the loss writes to a parameter: do so before or after the step")
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UserError("the loss must be a tensor of one number")
         return value
 
     def differentiate(
@@ -113,7 +121,8 @@ def hypergradient(
     ) -> tuple[Tensor, Params]:
         """The derivative of a loss in the logits, and in those named parameters it reaches."""
         leaves = {n: _leaf(t) for n, t in theta.items()}
-        value = evaluate(loss, leaves)
+        with _no_own_gradient(method) if create_graph else nullcontext():
+            value = evaluate(loss, leaves)
         inputs = [a, *originals, *(leaves[n] for n in names)]
         partial, *rest = _grad(value, inputs, create_graph=create_graph)
         strays, derivatives = rest[: len(originals)], rest[len(originals) :]
@@ -129,10 +138,12 @@ def hypergradient(
             raise UserError("the loss reaches none of the parameters: it must compute with them")
         return partial, reached
 
-    with torch.enable_grad():
+    with ONE_AT_A_TIME, torch.enable_grad(), ExitStack() as stack:
+        stack.callback(logits.requires_grad_, logits.requires_grad)
+        logits.requires_grad_()  # so that a loss that computes with these themselves is seen
         _, gradient = differentiate(loss_fn, now, now, method == "double_backward")
         g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
-        moved = step({n: now[n] for n in g}, g)
+        moved = step({n: now[n].clone() for n in g}, g)
         theta_plus = now | {n: moved[n].detach() for n in g}
         after = () if method == "first_order" else g
         direct, v = differentiate(outer_loss_fn or loss_fn, theta_plus, after)
@@ -149,7 +160,7 @@ def hypergradient(
             if method == "exact":
                 del gradient
                 mixed = _tangent_of_gradient(
-                    lambda duals: evaluate(loss_fn, duals, forward=True), now, unit, g, a
+                    lambda duals: evaluate(loss_fn, duals), now, unit, g, a
                 )
             elif method == "double_backward":
                 _refuse_once_differentiable(gradient.values())
@@ -160,6 +171,12 @@ def hypergradient(
                     near = now | {n: now[n] + r * d for n, d in unit.items()}
                     sides.append(differentiate(loss_fn, near, ())[0])
                 mixed = (sides[0] - sides[1]) / (2 * radius)
+                eps = max(torch.finfo(t.dtype).eps for t in (a, *now.values()))
+                if norm * eps * _norm(sides) / (2 * radius) > 0.1 * _norm([direct + norm * mixed]):
+                    raise UserError(
+                        "finite_difference: a tenth of the result would be rounding, as with "
+                        "adaptive optimisers: use method='exact' or 'double_backward'"
+                    )
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -177,8 +194,9 @@ def optimizer_step(
     of it. The optimiser is read when the step is called, and never changed.
 
     Args:
-        optimizer: one whose step is torch's own and takes ``differentiable=True``: all but LBFGS,
-            SparseAdam, Adafactor and Muon. Others, such as LARS, need ``lr``.
+        optimizer: one whose step is torch's own, has no hooks and takes ``differentiable=True``:
+            all but LBFGS, SparseAdam, Adafactor and Muon. Others, such as LARS, need ``lr``, as do
+            Adam and its like for parameters in float16.
         params: the parameters by name; each is in one group of the optimiser.
         lr: None, or a rate: the step is then Θ − lr · (g + weight_decay · Θ), with the weight decay
             of the parameter's group.
@@ -204,11 +222,15 @@ def optimizer_step(
             n: now[n] - lr * (g + decay[n] * now[n]) for n, g in gradients.items()
         }
 
+    def is_of_torch(function: Any) -> bool:  # functools.wraps copies the module's name
+        return function.__globals__["__name__"].startswith("torch.")
+
     # without torch's profiling and no_grad around it
-    own_step: Any = inspect.unwrap(type(optimizer).step)
+    own_step: Any = inspect.unwrap(type(optimizer).step, stop=lambda f: not is_of_torch(f))
     differentiable = all("differentiable" in group for group in optimizer.param_groups)
-    if not (differentiable and own_step.__module__.startswith("torch.optim")):
-        kind = type(optimizer).__name__
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if not (differentiable and is_of_torch(own_step)) or hooks:
+        kind = type(optimizer).__name__ + (" with hooks" if hooks else "")
         raise UserError(f"optimizer: PyTorch cannot differentiate the step of {kind}; {GIVE_RATE}")
 
     def step(now: Params, gradients: Params) -> Params:
@@ -225,8 +247,12 @@ def optimizer_step(
                     group["dampening"] = 0
             elif not isinstance(optimizer, torch.optim.Rprop):
                 # a root of squares, as Adam's, has no slope at 0, where dead units have their
-                # gradient; the step has one, and this is far below every epsilon
-                g = g + 1e-16 * (g == 0).to(g.dtype)
+                # gradient, nor where squares underflow; the step has one, and ``small`` is far
+                # below every epsilon
+                if g.dtype == torch.float16:
+                    raise UserError(f"optimizer: its squares underflow in float16; {GIVE_RATE}")
+                small = 1e3 * torch.finfo(g.dtype).tiny ** 0.5
+                g = torch.where(g.abs() < small, g + (small - g).detach(), g)
             p.grad = g
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dim() < p.dim():
@@ -252,9 +278,8 @@ class _Holder(nn.ModuleList):
     def forward(self, loss: Callable[[], Tensor], tensors: dict[int, Tensor]) -> Tensor:
         for module in self.modules():
             for name, p in module._parameters.items():
-                if p is not None:  # a frozen one may be an average that the loss updates
-                    copied: Any = tensors.setdefault(id(p), p.detach().clone())
-                    module._parameters[name] = copied
+                swapped: Any = tensors.get(id(p), p)
+                module._parameters[name] = swapped
         return loss()
 
 
@@ -279,7 +304,8 @@ def mask_hypergradient(
 
     Args:
         loss: calls the modules and the mask, and returns the scalar loss of the trial step.
-        modules: what the trial step moves: every parameter that requires grad, but for the mask's.
+        modules: what the trial step moves: every parameter that requires grad, but for the logits;
+            those of the mask's module move, too.
         mask: a :class:`metamask_solo.DimensionalMask`, any module with ``logits``, or a parameter
             of one of the modules.
         optimizer_or_step: the optimiser whose next step on ``loss`` is the trial step; or a
@@ -317,9 +343,7 @@ def mask_hypergradient(
         raise UserError(f"lr={lr}: a step that is a function has its own rate")
 
     def on_modules(closure: Callable[[], Tensor]) -> LossFunction:
-        return lambda values, a: holder(
-            closure, {id(params[n]): t for n, t in values.items()} | {id(logits): a}
-        )
+        return lambda values, a: holder(closure, {id(params[n]): t for n, t in values.items()})
 
     outer = None if outer_loss is None else on_modules(outer_loss)
     return hypergradient(
@@ -399,16 +423,15 @@ def _tangent_of_gradient(
     with forward_ad.dual_level():
         duals = {n: t.clone() for n, t in now.items()}
         duals |= {n: forward_ad.make_dual(duals[n], d) for n, d in unit.items()}
-        value = loss(duals)
+        with _no_own_gradient("exact"), _ForwardMode() as mode:
+            value = loss(duals)
         (partial,) = _grad(value, [a], create_graph=True)
         slope = forward_ad.unpack_dual(value).tangent
         mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
     # The tangent of the loss is ⟨g, unit⟩. It is not, where an operator has no or a wrong forward
     # mode, or where the loss is no function of its arguments.
-    types = {value.dtype, a.dtype, *(t.dtype for t in now.values())}
-    if torch.is_autocast_enabled(value.device.type):
-        types.add(torch.get_autocast_dtype(value.device.type))
-    allowed = 4 * max(torch.finfo(t).eps for t in types) ** 0.5 * _norm(g.values())
+    eps = max(mode.eps, *(torch.finfo(t.dtype).eps for t in (a, *now.values())))
+    allowed = 4 * eps**0.5 * _norm(g.values())
     expected = _dot({n: d.detach().double() for n, d in g.items()}, unit)
     if (expected - (0.0 if slope is None else slope)).abs() > allowed:  # false for NaN, to be seen
         raise UserError(
@@ -432,27 +455,31 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _same_function(tensors: Iterable[Tensor], forward: bool) -> Iterator[None]:
+def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterator[None]:
     """Evaluations within such blocks are of one function, and leave the state before them behind.
 
-    Random numbers are those of before; each module that is called works on copies of its buffers;
-    kernels are those that have all derivatives; no other process is waited for.
+    Random numbers are those of before; each module that is called works on copies of its buffers
+    and frozen parameters; kernels are those that have all derivatives; no other process is waited
+    for.
 
     Args:
         tensors: parameters and logits, on the devices that draw random numbers.
-        forward: whether parameters are dual numbers.
+        held: what a module that is called holds instead of a tensor, by the tensor's identity.
     """
     kept: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
-    copies: dict[int, Tensor] = {}
+    copies = dict(held)  # tied tensors stay tied
 
-    def copy_buffers(called: nn.Module, args: Any) -> None:
+    def copy_state(called: nn.Module, args: Any) -> None:
         for module in called.modules() if called not in kept else ():
             if module not in kept:  # a part may be called by its forward, past a hook
-                holders = vars(module), module._parameters, module._buffers
+                holders: Any = vars(module), module._parameters, module._buffers
                 kept[module] = [(holder, dict(holder)) for holder in holders]
-                for name, buffer in module._buffers.items():
-                    if buffer is not None:  # tied buffers stay tied
-                        module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+                for holder in holders[1:]:
+                    for name, t in holder.items():
+                        # a parameter that a _Holder put there is no nn.Parameter
+                        frozen = isinstance(t, nn.Parameter) and not t.requires_grad
+                        if frozen or id(t) in copies or (holder is holders[2] and t is not None):
+                            holder[name] = copies.setdefault(id(t), t.clone())
 
     def put_back() -> None:
         for holder, content in itertools.chain(*kept.values()):
@@ -465,7 +492,7 @@ def _same_function(tensors: Iterable[Tensor], forward: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng({t.device.index for t in tensors if t.is_cuda}))
         stack.callback(put_back)
-        stack.callback(register_module_forward_pre_hook(copy_buffers).remove)
+        stack.callback(register_module_forward_pre_hook(copy_state).remove)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         for owner, name, value in (
             (torch.backends.mha, "_is_fastpath_enabled", False),  # it has no derivatives
@@ -478,8 +505,6 @@ def _same_function(tensors: Iterable[Tensor], forward: bool) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             stack.enter_context(_NoCollectives())
-        if forward:
-            stack.enter_context(_ForwardMode())
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTING):
                 yield
@@ -489,8 +514,53 @@ def _same_function(tensors: Iterable[Tensor], forward: bool) -> Iterator[None]:
             raise
 
 
+@contextmanager
+def _no_own_gradient(method: Method) -> Iterator[None]:
+    """Refuses a loss with a gradient in it: its second derivative is wrong for normalisations."""
+    run, thread = torch.autograd._engine_run_backward, threading.get_ident()
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        create_graph = args[3]
+        if threading.get_ident() == thread and (create_graph or method == "exact"):
+            others = _others("double_backward" if create_graph else method)
+            raise UserError(f"{method}: the loss takes a gradient of its own; {others}")
+        return run(*args, **kwargs)
+
+    with mock.patch.object(torch.autograd, "_engine_run_backward", refuse):
+        yield
+
+
+def _floats(tree: Any) -> list[Tensor]:
+    tensors = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+    return [t for t in tensors if t.is_floating_point() or t.is_complex()]
+
+
+def _has_tangent(t: Tensor) -> bool:
+    return forward_ad.unpack_dual(t).tangent is not None
+
+
+def _depends(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> bool:
+    """Whether an output without a tangent depends, in reverse mode, on an input with one."""
+    inputs = _floats((args, kwargs))
+    if not any(map(_has_tangent, inputs)):
+        return False
+    leaves = {id(t): t.detach().requires_grad_(_has_tangent(t)).clone() for t in inputs}
+    args, kwargs = tree_map(lambda t: leaves.get(id(t), t), (args, kwargs))
+    devices = {t.device.index for t in inputs if t.is_cuda}
+    with torch.random.fork_rng(devices), forward_ad._set_fwd_grad_enabled(False):
+        again = _floats(func(*args, **kwargs))
+    pairs = zip(again, outputs, strict=True)
+    return any(new.requires_grad and not _has_tangent(old) for new, old in pairs)
+
+
 class _ForwardMode(TorchFunctionMode):
-    """What is computed where gradients are off is a constant, as it is in reverse mode."""
+    """What is computed where gradients are off is a constant, as it is in reverse mode.
+
+    A function that drops a tangent is refused, one whose result would have a gradient in reverse
+    mode. ``eps`` is the coarsest rounding of what was computed.
+    """
+
+    eps = 0.0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -499,16 +569,24 @@ class _ForwardMode(TorchFunctionMode):
         if not torch.is_grad_enabled():
             with forward_ad._set_fwd_grad_enabled(False):
                 return func(*args, **kwargs)
-        if func is torch.autograd.grad:
-            # the forward mode of a second derivative is wrong for normalisations
-            raise UserError(f"exact: the loss takes a gradient of its own; {_others('exact')}")
-        if func is F.mse_loss and kwargs["reduction"] == "mean" and kwargs.get("weight") is None:
+        options = {k: v for k, v in kwargs.items() if v is not None}
+        if func is F.mse_loss and options == {"reduction": "mean"}:
             # against a constant target, the forward mode of the mean's gradient fails
-            return func(*args, **{**kwargs, "reduction": "none"}).mean()
-        if func is torch._weight_norm:  # its kernel has no forward mode; this is its definition
-            v, g, dim = (*args, 0)[:3]
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return func(*args, **kwargs)
+            result = func(*args, **{**kwargs, "reduction": "none"}).mean()
+        elif func is torch._weight_norm:
+            v, g, dim = (*args, 0)[:3]  # its kernel has no forward mode; this is its definition
+            norm = v.norm() if dim == -1 else torch.norm_except_dim(v, 2, dim)
+            result = v * (g / norm)
+        else:
+            result = func(*args, **kwargs)
+        outputs = _floats(result)
+        self.eps = max([self.eps, *(torch.finfo(t.dtype).eps for t in outputs)])
+        if not all(map(_has_tangent, outputs)) and _depends(func, args, kwargs, outputs):
+            raise UserError(
+                f"exact: {resolve_name(func) or func} has no forward mode, so the loss has "
+                f"another derivative in forward mode than in reverse mode; {_others('exact')}"
+            )
+        return result
 
 
 class _NoCollectives(TorchDispatchMode):

@@ -5,6 +5,7 @@ written out, and central differences over ``optimizer.step()`` itself.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -145,6 +146,7 @@ OPTIMIZERS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
     "sgd momentum decay": (optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}),
     "sgd nesterov": (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "sgd dampening": (optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.4}),
+    "subclass": (type("Plain", (optim.SGD,), {}), {"lr": 0.1}),
     "sgd maximize": (optim.SGD, {"lr": 0.1, "momentum": 0.9, "maximize": True}),
     "adam decay": (optim.Adam, {"weight_decay": 0.1, "eps": 1e-3}),
     "amsgrad": (optim.Adam, {"amsgrad": True, "eps": 1e-3}),
@@ -187,13 +189,15 @@ def test_the_trial_step_is_the_optimisers_own_next_step(name: str, steps: int) -
         torch.testing.assert_close(virtual[n], p.detach(), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("dead_units", [True, False])
-def test_gradients_of_zero_have_their_slope_under_adam(dead_units: bool) -> None:
+@pytest.mark.parametrize("kind", ["dead units", "tiny", "linear"])
+def test_gradients_of_zero_have_their_slope_under_adam(kind: str) -> None:
     """Its root has none at 0. Behind a linear mask at 0 the mask moves such gradients."""
     network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8))
     setting = Setting(network)
-    if dead_units:
+    if kind == "dead units":
         network[0].bias.data[:3] = -100.0
+    elif kind == "tiny":  # not 0, but their squares are
+        setting.x = torch.where(torch.arange(6) == 2, 1e-200, X)
     else:
         setting.mask = DimensionalMask(8, "linear", 0.0).double()
     optimizer = optim.AdamW(network.parameters(), lr=0.05, eps=1e-2)
@@ -228,11 +232,25 @@ class Detached(optim.SGD):
             p.add_(p.grad / (1 + p.grad.detach().norm()), alpha=-1.0)
 
 
+class Wrapped(optim.SGD):
+    @functools.wraps(optim.SGD.step)
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        Detached.step(self)  # type: ignore[arg-type]
+
+
+def with_a_hook(params: Any) -> optim.Optimizer:
+    optimizer = optim.SGD(params, lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: None)
+    return optimizer
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda p: Detached(p, 0.1), "the step of Detached.*1e-3"),
+        (lambda p: Wrapped(p, 0.1), "the step of Wrapped.*1e-3"),
+        (with_a_hook, "the step of SGD with hooks.*1e-3"),
         (lambda p: timm.optim.create_optimizer_v2(list(p), "lars", lr=0.1), "Lars.*1e-3"),
         (lambda p: optim.LBFGS(p), "LBFGS.*1e-3"),
         (lambda p: optim.Adafactor(p), "Adafactor.*1e-3"),
@@ -284,6 +302,25 @@ def test_first_order_and_finite_difference_are_their_formulas() -> None:
     exact = hypergradient(pure, named, a, step)
     errors = [relative(difference, exact) for difference in by_radius.values()]
     assert errors[1] < errors[0] / 50  # second order: a tenth of the radius, a hundredth
+
+
+def test_a_difference_that_would_be_rounding_is_refused() -> None:
+    """In single precision, of an input that only the second batch has: Adam's step is steep."""
+    setting = Setting(mlp())
+    setting.network.float(), setting.mask.float()
+    setting.x = torch.where(torch.arange(6) == 2, 0.0, X).float()
+    setting.target = setting.target.float()
+    second = copy.copy(setting)
+    second.x = X.float()
+    exact, difference = (
+        setting.hypergradient(method, outer_loss=second.loss)
+        for method in ("exact", "finite_difference")
+    )
+    assert relative(difference, exact) < 1e-3
+    for adaptive in (optim.Adam, optim.RMSprop):
+        with pytest.raises(UserError, match="rounding.*'exact' or 'double_backward'"):
+            optimizer = adaptive(setting.network.parameters())
+            setting.hypergradient("finite_difference", optimizer, outer_loss=second.loss)
 
 
 @settings(max_examples=40, deadline=None)
@@ -390,7 +427,7 @@ def frozen() -> nn.Module:
 
 
 def channels_last() -> nn.Module:
-    layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Dropout(), nn.Flatten()
+    layers = nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Dropout(), nn.Flatten()
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore
 
 
@@ -421,6 +458,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "dropout in another layout": (Transposed, X),
     "batch norm": (lambda: after(nn.BatchNorm1d(8)), X),
     "weight norm": (lambda: after(nn.utils.weight_norm(nn.Linear(8, 8))), X),
+    "weight norm of all": (lambda: after(nn.utils.weight_norm(nn.Linear(8, 8), dim=None)), X),
     "spectral norm": (lambda: after(parametrizations.spectral_norm(nn.Linear(8, 8))), X),
     "gru": (lambda: Last(nn.GRU(8, 8)), TOKENS),
     "no grad inside": (lambda: mlp(NoGradCentre), X),
@@ -460,9 +498,11 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "nuclear norm": lambda u: torch.linalg.svdvals(u).sum(),
     "cumprod": lambda u: (u + 1).cumprod(1).sum(),
     "mean squared error": lambda u: F.mse_loss(u, EYE[:5]) + nn.MSELoss()(u, u.detach() + 1),
+    "squared errors by an old name": lambda u: F.mse_loss(u, EYE[:5], reduce=False).sum(),
 }
 
 
+@pytest.mark.filterwarnings("ignore:size_average")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name: str) -> None:
     Setting(mlp(), loss_of=LOSSES[name]).check()
@@ -528,40 +568,63 @@ def inverse(x: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(x.t() @ x + 16 * torch.eye(16).double()))
 
 
-def penalty(x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        at = x.detach().requires_grad_()
-        slope = torch.autograd.grad(at.pow(3).sum(), at, create_graph=True)[0]
-    return x * slope.pow(2).sum()
-
-
 GENERATOR = torch.Generator().manual_seed(0)
-LOST = "another derivative in forward mode"
+DROPPED, WRONG = "has no forward mode|jvp is not implemented", "another derivative in forward mode"
+
+
+def rotated(p: Any, g: Any) -> Any:
+    """A step across the gradient, along which the loss itself does not change."""
+    return {n: p[n] - 1e-9 * torch.cat([d[len(d) // 2 :], -d[: len(d) // 2]]) for n, d in g.items()}
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (cubed, LOST),
-        (deformed, LOST),
-        (aligned, LOST),
-        (products, LOST),
-        (inverse, LOST),
-        (lambda x: x * (torch.rand(x.shape, generator=GENERATOR) > 0.3), LOST),
+        (cubed, DROPPED),
+        (deformed, DROPPED),
+        (aligned, DROPPED),
+        (products, DROPPED),
+        (inverse, WRONG),
+        (lambda x: x * (torch.rand(x.shape, generator=GENERATOR) > 0.3), WRONG),
         (on_grid, "grid_sampler_2d"),
         (lambda x: torch.cdist(x, x.detach()[:4] + 1), "_cdist_forward"),
         (Doubled.apply, "jvp"),
-        (penalty, "a gradient of its own"),
     ],
 )
 def test_lost_tangents_are_refused(function: Any, words: str) -> None:
     """And a difference goes on, which the message names."""
     setting = Setting(Calls(function))
-    with pytest.raises(UserError, match=f"{words}.*'double_backward' or 'finite_diff") as caught:
-        setting.hypergradient()
+    step = rotated if words == DROPPED else None
+    with pytest.raises(UserError, match=f"({words}).*'double_backward' or 'finite_diff") as caught:
+        setting.hypergradient(step=step)
     assert "\n" not in str(caught.value)
     assert setting.hypergradient("finite_difference").isfinite().all()
+
+
+def slope_of(u: Tensor, by: str, create_graph: bool = True) -> Tensor:
+    """The gradient of a function with a normalisation in it, by two calls."""
+    u = u * 1.0
+    value = (F.layer_norm(u, [8]) @ EYE[::2].t().cumsum(0)).tanh().pow(2).sum()
+    if by == "grad":
+        return torch.autograd.grad(value, u, create_graph=create_graph)[0]
+    u.retain_grad()
+    value.backward(create_graph=create_graph, inputs=[u])
+    return u.grad  # type: ignore[return-value]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("by", ["grad", "backward"])
+def test_a_loss_with_a_gradient_of_its_own(by: str) -> None:
+    """Its further derivatives in PyTorch are wrong for a normalisation; a difference goes on."""
+    setting = Setting(mlp(), loss_of=lambda u: u.pow(2).mean() + slope_of(u, by).pow(2).mean())
+    for method in ("exact", "double_backward"):
+        with pytest.raises(UserError, match=f"{method}.*own; use method='finite_difference'"):
+            setting.hypergradient(method)
+    expected = setting.over_real_steps(optim.SGD(setting.network.parameters(), LR))
+    assert relative(setting.hypergradient("finite_difference", radius=1e-4), expected) <= 1e-5
+    setting.loss_of = lambda u: (u * slope_of(u, by, create_graph=False)).sum()
+    setting.check("double_backward")  # which has it as a constant
 
 
 def test_double_backward_takes_and_says_what_it_can() -> None:
@@ -633,6 +696,59 @@ def test_a_queue_and_a_moving_average_of_the_module_whose_method_is_the_loss() -
         assert all(torch.equal(t, before[n]) for n, t in after_it.state_dict().items())
 
 
+class Student(nn.Module):
+    """Its forward moves an average, which no list of modules names; two masks have one tensor."""
+
+    def __init__(self, network: nn.Module, mask: DimensionalMask):
+        super().__init__()
+        self.network, self.mask, self.twin = network, mask, copy.deepcopy(mask)
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.twin.logits = mask.logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for p, q in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                p.lerp_(2 * q, 0.5)
+        return (self.mask(self.network(x)).tanh() * self.twin(self.average(x))).sum()
+
+
+@pytest.mark.parametrize("method", ["exact", "double_backward"])
+def test_frozen_parameters_and_tied_logits_of_a_module_that_is_called(method: Any) -> None:
+    setting = Setting(mlp())
+    network, student = setting.network, Student(setting.network, setting.mask)
+    before = copy.deepcopy(student.state_dict())
+    params, a = dict(network.named_parameters()), setting.mask.logits.detach().requires_grad_()
+
+    def loss(p: Mapping[str, Tensor]) -> Tensor:
+        average = {n: before[f"average.{n}"].lerp(2 * t.detach(), 0.5) for n, t in p.items()}
+        one, two = (functional_call(network, dict(q), (X,)) * a.sigmoid() for q in (p, average))
+        return (one.tanh() * two).sum()
+
+    g = torch.autograd.grad(loss(params), list(params.values()), create_graph=True)
+    moved = {n: p - LR * d for (n, p), d in zip(params.items(), g, strict=True)}
+    (expected,) = torch.autograd.grad(loss(moved), a)
+    for modules in (student, network):
+        result = mask_hypergradient(lambda: student(X), modules, setting.mask, sgd(LR), method)
+        assert relative(result, expected) <= 1e-10
+    assert all(torch.equal(t, before[n]) for n, t in student.state_dict().items())
+    assert not setting.mask.logits.requires_grad
+    with pytest.raises(UserError, match="was there before"):  # a module that is not called
+        mask = student.twin
+        product = lambda: setting.loss() * mask.mask().sum()  # noqa: E731
+        mask_hypergradient(product, network, setting.mask, sgd(LR), method)
+
+
+@every_method
+def test_a_step_that_writes_to_its_parameters(method: Any) -> None:
+    setting = Setting(mlp())
+    before = copy.deepcopy(setting.network.state_dict())
+    written = setting.hypergradient(
+        method, lambda p, g: {n: p[n].add_(d, alpha=-LR) for n, d in g.items()}
+    )
+    torch.testing.assert_close(written, setting.hypergradient(method))
+    assert all(torch.equal(t, before[n]) for n, t in setting.network.state_dict().items())
+
+
 @every_method
 def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method: Any) -> None:
     w, a, module = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]), nn.Linear(2, 1)
@@ -676,6 +792,22 @@ def test_attention_in_low_precision(mixed: bool) -> None:
     assert float(F.cosine_similarity(result.double(), expected, dim=0)) > 0.98
 
 
+def test_autocast_inside_the_loss() -> None:
+    """The check knows the precision that the loss computes in."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        table, mask = nn.Embedding(200, 16), DimensionalMask(16)
+        network = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
+        rows = torch.randint(200, (16, 6))
+
+        def loss() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                u = F.normalize(network(mask(table(rows).mean(1))))  # noqa: B023
+                return F.cross_entropy(u @ u.t() / 0.2, torch.arange(16))
+
+        assert mask_hypergradient(loss, [table, network], mask, sgd(0.1)).isfinite().all()
+
+
 class Reads(torch.overrides.TorchFunctionMode):
     """Counts the values that are read off tensors, for which a GPU would stop."""
 
@@ -705,3 +837,12 @@ def test_wrong_arguments() -> None:
         setting.hypergradient(lr=0.1)
     with pytest.raises(UserError, match="mask: must be a module with logits"):
         mask_hypergradient(setting.loss, setting.network, nn.Identity(), sgd(0.1))
+    for modules in ([], nn.Linear(6, 8).requires_grad_(False)):
+        with pytest.raises(UserError, match="no parameter to move"):
+            mask_hypergradient(setting.loss, modules, setting.mask, sgd(0.1))  # type: ignore
+    for loss_of in (lambda u: u, lambda u: None):
+        with pytest.raises(UserError, match="a tensor of one number"):
+            Setting(mlp(), loss_of=loss_of).hypergradient()
+    half = nn.Parameter(torch.ones(2, dtype=torch.float16))
+    with pytest.raises(UserError, match="float16.*1e-3"):
+        optimizer_step(optim.Adam([half]), {"w": half})({"w": half}, {"w": half})
