@@ -108,7 +108,8 @@ def hypergradient(
     now, a = {n: p.detach() for n, p in moving.items()}, _leaf(logits)
 
     def evaluate(loss: LossFunction, values: Params) -> Tensor:
-        with _same_function([*values.values(), a], {id(logits): a}):
+        held = {id(params[n]): t for n, t in values.items()} | {id(logits): a}
+        with _same_function([*values.values(), a], held):
             value = loss({**params, **values}, a)
         if any(t._version for t in (*values.values(), a)):
             raise UserError("the loss writes to a parameter: do so before or after the step")
@@ -269,17 +270,9 @@ def optimizer_step(
 
 
 class _Holder(nn.ModuleList):
-    """Modules that hold other parameters while a loss is called.
+    """Modules that a loss need not call: it is called in their place."""
 
-    The parameters are swapped by identity, wherever modules hold them, since functional_call is
-    wrong for a module under two names. Being called itself, it is put back by the evaluation.
-    """
-
-    def forward(self, loss: Callable[[], Tensor], tensors: dict[int, Tensor]) -> Tensor:
-        for module in self.modules():
-            for name, p in module._parameters.items():
-                swapped: Any = tensors.get(id(p), p)
-                module._parameters[name] = swapped
+    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
         return loss()
 
 
@@ -343,7 +336,7 @@ def mask_hypergradient(
         raise UserError(f"lr={lr}: a step that is a function has its own rate")
 
     def on_modules(closure: Callable[[], Tensor]) -> LossFunction:
-        return lambda values, a: holder(closure, {id(params[n]): t for n, t in values.items()})
+        return lambda values, a: holder(closure)
 
     outer = None if outer_loss is None else on_modules(outer_loss)
     return hypergradient(
@@ -459,8 +452,9 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
     """Evaluations within such blocks are of one function, and leave the state before them behind.
 
     Random numbers are those of before; each module that is called works on copies of its buffers
-    and frozen parameters; kernels are those that have all derivatives; no other process is waited
-    for.
+    and frozen parameters, and on the parameters of this evaluation, put in by identity, since
+    functional_call is wrong for a module under two names; kernels are those that have all
+    derivatives; no other process is waited for.
 
     Args:
         tensors: parameters and logits, on the devices that draw random numbers.
@@ -476,13 +470,12 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
                 kept[module] = [(holder, dict(holder)) for holder in holders]
                 for holder in holders[1:]:
                     for name, t in holder.items():
-                        # a parameter that a _Holder put there is no nn.Parameter
                         frozen = isinstance(t, nn.Parameter) and not t.requires_grad
                         if frozen or id(t) in copies or (holder is holders[2] and t is not None):
                             holder[name] = copies.setdefault(id(t), t.clone())
 
     def put_back() -> None:
-        for holder, content in itertools.chain(*kept.values()):
+        for holder, content in itertools.chain(*reversed(kept.values())):  # copies share theirs
             holder.clear()
             holder.update(content)
 
@@ -520,37 +513,33 @@ def _no_own_gradient(method: Method) -> Iterator[None]:
     run, thread = torch.autograd._engine_run_backward, threading.get_ident()
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        create_graph = args[3]
-        if threading.get_ident() == thread and (create_graph or method == "exact"):
-            others = _others("double_backward" if create_graph else method)
-            raise UserError(f"{method}: the loss takes a gradient of its own; {others}")
+        if threading.get_ident() == thread and (method == "exact" or args[3]):  # create_graph
+            raise UserError(f"{method}: the loss takes a gradient of its own; {_others(method)}")
         return run(*args, **kwargs)
 
     with mock.patch.object(torch.autograd, "_engine_run_backward", refuse):
         yield
 
 
-def _floats(tree: Any) -> list[Tensor]:
+def _with_tangents(tree: Any) -> list[tuple[Tensor, bool]]:
+    """The tensors that may have a tangent, but for those inside of a vmap, and whether each has."""
     tensors = [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
-    return [t for t in tensors if t.is_floating_point() or t.is_complex()]
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    floats = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+    return [(t, forward_ad.unpack_dual(t).tangent is not None) for t in floats if not wrapped(t)]
 
 
-def _has_tangent(t: Tensor) -> bool:
-    return forward_ad.unpack_dual(t).tangent is not None
-
-
-def _depends(func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> bool:
+def _drops_a_tangent(func: Any, args: Any, kwargs: Any, outputs: list[tuple[Tensor, bool]]) -> bool:
     """Whether an output without a tangent depends, in reverse mode, on an input with one."""
-    inputs = _floats((args, kwargs))
-    if not any(map(_has_tangent, inputs)):
+    inputs = [] if all(has for _, has in outputs) else _with_tangents((args, kwargs))
+    if not any(has for _, has in inputs):
         return False
-    leaves = {id(t): t.detach().requires_grad_(_has_tangent(t)).clone() for t in inputs}
+    leaves = {id(t): t.detach().requires_grad_(has).clone() for t, has in inputs}
     args, kwargs = tree_map(lambda t: leaves.get(id(t), t), (args, kwargs))
-    devices = {t.device.index for t in inputs if t.is_cuda}
+    devices = {t.device.index for t, _ in inputs if t.is_cuda}
     with torch.random.fork_rng(devices), forward_ad._set_fwd_grad_enabled(False):
-        again = _floats(func(*args, **kwargs))
-    pairs = zip(again, outputs, strict=True)
-    return any(new.requires_grad and not _has_tangent(old) for new, old in pairs)
+        again = _with_tangents(func(*args, **kwargs))
+    return any(t.requires_grad and not has for (t, _), (_, has) in zip(again, outputs, strict=True))
 
 
 class _ForwardMode(TorchFunctionMode):
@@ -579,9 +568,9 @@ class _ForwardMode(TorchFunctionMode):
             result = v * (g / norm)
         else:
             result = func(*args, **kwargs)
-        outputs = _floats(result)
-        self.eps = max([self.eps, *(torch.finfo(t.dtype).eps for t in outputs)])
-        if not all(map(_has_tangent, outputs)) and _depends(func, args, kwargs, outputs):
+        outputs = _with_tangents(result)
+        self.eps = max([self.eps, *(torch.finfo(t.dtype).eps for t, _ in outputs)])
+        if _drops_a_tangent(func, args, kwargs, outputs):
             raise UserError(
                 f"exact: {resolve_name(func) or func} has no forward mode, so the loss has "
                 f"another derivative in forward mode than in reverse mode; {_others('exact')}"

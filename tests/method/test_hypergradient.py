@@ -305,22 +305,19 @@ def test_first_order_and_finite_difference_are_their_formulas() -> None:
 
 
 def test_a_difference_that_would_be_rounding_is_refused() -> None:
-    """In single precision, of an input that only the second batch has: Adam's step is steep."""
+    """Of an input that only the second batch has, Adam's step is steep."""
     setting = Setting(mlp())
     setting.network.float(), setting.mask.float()
     setting.x = torch.where(torch.arange(6) == 2, 0.0, X).float()
     setting.target = setting.target.float()
     second = copy.copy(setting)
     second.x = X.float()
-    exact, difference = (
-        setting.hypergradient(method, outer_loss=second.loss)
-        for method in ("exact", "finite_difference")
-    )
+    exact = setting.hypergradient("exact", outer_loss=second.loss)
+    difference = setting.hypergradient("finite_difference", outer_loss=second.loss)
     assert relative(difference, exact) < 1e-3
-    for adaptive in (optim.Adam, optim.RMSprop):
-        with pytest.raises(UserError, match="rounding.*'exact' or 'double_backward'"):
-            optimizer = adaptive(setting.network.parameters())
-            setting.hypergradient("finite_difference", optimizer, outer_loss=second.loss)
+    adam = optim.Adam(setting.network.parameters())
+    with pytest.raises(UserError, match="rounding.*'exact' or 'double_backward'"):
+        setting.hypergradient("finite_difference", adam, outer_loss=second.loss)
 
 
 @settings(max_examples=40, deadline=None)
@@ -498,6 +495,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "nuclear norm": lambda u: torch.linalg.svdvals(u).sum(),
     "cumprod": lambda u: (u + 1).cumprod(1).sum(),
     "mean squared error": lambda u: F.mse_loss(u, EYE[:5]) + nn.MSELoss()(u, u.detach() + 1),
+    "vmap": lambda u: torch.vmap(lambda row: (row.tanh() * row.detach()).sum())(u).sum(),
     "squared errors by an old name": lambda u: F.mse_loss(u, EYE[:5], reduce=False).sum(),
 }
 
@@ -619,7 +617,7 @@ def test_a_loss_with_a_gradient_of_its_own(by: str) -> None:
     """Its further derivatives in PyTorch are wrong for a normalisation; a difference goes on."""
     setting = Setting(mlp(), loss_of=lambda u: u.pow(2).mean() + slope_of(u, by).pow(2).mean())
     for method in ("exact", "double_backward"):
-        with pytest.raises(UserError, match=f"{method}.*own; use method='finite_difference'"):
+        with pytest.raises(UserError, match=f"{method}.*own; use.*'finite_difference'"):
             setting.hypergradient(method)
     expected = setting.over_real_steps(optim.SGD(setting.network.parameters(), LR))
     assert relative(setting.hypergradient("finite_difference", radius=1e-4), expected) <= 1e-5
@@ -701,9 +699,8 @@ class Student(nn.Module):
 
     def __init__(self, network: nn.Module, mask: DimensionalMask):
         super().__init__()
-        self.network, self.mask, self.twin = network, mask, copy.deepcopy(mask)
+        self.network, self.mask, self.twin = network, mask, copy.copy(mask)
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.twin.logits = mask.logits
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -732,20 +729,15 @@ def test_frozen_parameters_and_tied_logits_of_a_module_that_is_called(method: An
         assert relative(result, expected) <= 1e-10
     assert all(torch.equal(t, before[n]) for n, t in student.state_dict().items())
     assert not setting.mask.logits.requires_grad
-    with pytest.raises(UserError, match="was there before"):  # a module that is not called
-        mask = student.twin
-        product = lambda: setting.loss() * mask.mask().sum()  # noqa: E731
-        mask_hypergradient(product, network, setting.mask, sgd(LR), method)
+    setting.loss_of = lambda u: (u * student.twin.mask()).sum()  # a module that is not called
+    with pytest.raises(UserError, match="was there before"):
+        setting.hypergradient(method)
 
 
-@every_method
-def test_a_step_that_writes_to_its_parameters(method: Any) -> None:
+def test_a_step_that_writes_to_its_parameters() -> None:
     setting = Setting(mlp())
     before = copy.deepcopy(setting.network.state_dict())
-    written = setting.hypergradient(
-        method, lambda p, g: {n: p[n].add_(d, alpha=-LR) for n, d in g.items()}
-    )
-    torch.testing.assert_close(written, setting.hypergradient(method))
+    setting.hypergradient(step=lambda p, g: {n: p[n].add_(d, alpha=-LR) for n, d in g.items()})
     assert all(torch.equal(t, before[n]) for n, t in setting.network.state_dict().items())
 
 
@@ -753,9 +745,12 @@ def test_a_step_that_writes_to_its_parameters(method: Any) -> None:
 def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method: Any) -> None:
     w, a, module = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]), nn.Linear(2, 1)
     params = dict(module.named_parameters())
-    for moving in (params, {n: p.detach() for n, p in params.items()}):
-        with pytest.raises(UserError, match="none of the parameters|was there before"):
-            hypergradient(lambda p, a: module(w * a).sum(), moving, a, sgd(0.1), method)
+    before = {n: p.detach() for n, p in params.items()}
+    with pytest.raises(UserError, match="none of the parameters"):
+        hypergradient(lambda p, a: module(w * a).sum(), before, a, sgd(0.1), method)
+    by_call = hypergradient(lambda p, a: module(w * a).sin(), params, a, sgd(0.1), method)
+    loss = lambda p, a: functional_call(module, p, (w * a,)).sin()  # noqa: E731
+    assert torch.equal(by_call, hypergradient(loss, params, a, sgd(0.1), method))
     with pytest.raises(UserError, match="does not depend on the logits"):
         hypergradient(lambda p, a: (p["w"] ** 2).sum(), {"w": w}, a, sgd(0.1), method)
     setting = Setting(mlp())
@@ -794,8 +789,8 @@ def test_attention_in_low_precision(mixed: bool) -> None:
 
 def test_autocast_inside_the_loss() -> None:
     """The check knows the precision that the loss computes in."""
-    for seed in range(8):
-        torch.manual_seed(seed)
+    torch.manual_seed(0)
+    for _ in range(8):
         table, mask = nn.Embedding(200, 16), DimensionalMask(16)
         network = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
         rows = torch.randint(200, (16, 6))
