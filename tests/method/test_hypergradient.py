@@ -699,8 +699,9 @@ class Student(nn.Module):
 
     def __init__(self, network: nn.Module, mask: DimensionalMask):
         super().__init__()
-        self.network, self.mask, self.twin = network, mask, copy.copy(mask)
+        self.network, self.mask, self.twin = network, mask, copy.deepcopy(mask)
         self.average = copy.deepcopy(network).requires_grad_(False)
+        self.twin.logits = mask.logits
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
