@@ -75,7 +75,8 @@ def hypergradient(
 
     Args:
         loss_fn: function of (params, logits) that returns a scalar tensor, the loss of the trial
-            step. It must compute with the tensors that it is given; see the module's docstring.
+            step. It must compute with the tensors that it is given, which a module that it calls
+            holds instead of ``params`` and ``logits``; see the module's docstring.
         params: parameter name to tensor, each once. If some require grad, only these move.
         logits: the mask logits a, usually of shape (D,).
         step: differentiable function (params, gradients) → moved params, of the parameters that
@@ -160,9 +161,7 @@ def hypergradient(
         try:
             if method == "exact":
                 del gradient
-                mixed = _tangent_of_gradient(
-                    lambda duals: evaluate(loss_fn, duals), now, unit, g, a
-                )
+                mixed = _tangent_of_gradient(lambda p: evaluate(loss_fn, p), now, unit, g, a)
             elif method == "double_backward":
                 _refuse_once_differentiable(gradient.values())
                 (mixed,) = _grad(_dot(gradient, unit), [a])
@@ -174,10 +173,8 @@ def hypergradient(
                 mixed = (sides[0] - sides[1]) / (2 * radius)
                 eps = max(torch.finfo(t.dtype).eps for t in (a, *now.values()))
                 if norm * eps * _norm(sides) / (2 * radius) > 0.1 * _norm([direct + norm * mixed]):
-                    raise UserError(
-                        "finite_difference: a tenth of the result would be rounding, as with "
-                        "adaptive optimisers: use method='exact' or 'double_backward'"
-                    )
+                    why = "a tenth of the result would be rounding, as with adaptive optimisers"
+                    raise UserError(f"{method}: {why}: use method='exact' or 'double_backward'")
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:

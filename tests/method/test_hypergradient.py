@@ -67,7 +67,7 @@ class Setting:
         return self.loss_of(self.mask(self.network(self.x)))  # type: ignore[no-any-return]
 
     def hypergradient(self, method: Any = "exact", step: Any = None, **kwargs: Any) -> Tensor:
-        step = step or sgd(LR)
+        step = step or (lambda p, g: {n: p[n].sub_(LR * d) for n, d in g.items()})  # in place
         return mask_hypergradient(self.loss, self.network, self.mask, step, method, **kwargs)
 
     def expected(self, outer_x: Tensor | None = None) -> Tensor:
@@ -232,16 +232,15 @@ class Detached(optim.SGD):
             p.add_(p.grad / (1 + p.grad.detach().norm()), alpha=-1.0)
 
 
-class Wrapped(optim.SGD):
-    @functools.wraps(optim.SGD.step)
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        Detached.step(self)  # type: ignore[arg-type]
-
-
 def with_a_hook(params: Any) -> optim.Optimizer:
     optimizer = optim.SGD(params, lr=0.1)
     optimizer.register_step_post_hook(lambda *_: None)
     return optimizer
+
+
+def wrapped(params: Any) -> optim.Optimizer:
+    step = functools.wraps(optim.SGD.step)(lambda self: Detached.step(self))
+    return type("Wrapped", (optim.SGD,), {"step": step})(params, 0.1)  # type: ignore
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -249,7 +248,7 @@ def with_a_hook(params: Any) -> optim.Optimizer:
     ("make", "words"),
     [
         (lambda p: Detached(p, 0.1), "the step of Detached.*1e-3"),
-        (lambda p: Wrapped(p, 0.1), "the step of Wrapped.*1e-3"),
+        (wrapped, "the step of Wrapped.*1e-3"),
         (with_a_hook, "the step of SGD with hooks.*1e-3"),
         (lambda p: timm.optim.create_optimizer_v2(list(p), "lars", lr=0.1), "Lars.*1e-3"),
         (lambda p: optim.LBFGS(p), "LBFGS.*1e-3"),
@@ -308,16 +307,12 @@ def test_a_difference_that_would_be_rounding_is_refused() -> None:
     """Of an input that only the second batch has, Adam's step is steep."""
     setting = Setting(mlp())
     setting.network.float(), setting.mask.float()
-    setting.x = torch.where(torch.arange(6) == 2, 0.0, X).float()
-    setting.target = setting.target.float()
+    setting.x, setting.target = X.float(), setting.target.float()
     second = copy.copy(setting)
-    second.x = X.float()
-    exact = setting.hypergradient("exact", outer_loss=second.loss)
-    difference = setting.hypergradient("finite_difference", outer_loss=second.loss)
-    assert relative(difference, exact) < 1e-3
-    adam = optim.Adam(setting.network.parameters())
+    setting.x = torch.where(torch.arange(6) == 2, 0.0, second.x)
     with pytest.raises(UserError, match="rounding.*'exact' or 'double_backward'"):
-        setting.hypergradient("finite_difference", adam, outer_loss=second.loss)
+        step = optim.Adam(setting.network.parameters())
+        setting.hypergradient("finite_difference", step, outer_loss=second.loss)
 
 
 @settings(max_examples=40, deadline=None)
@@ -601,7 +596,6 @@ def test_lost_tangents_are_refused(function: Any, words: str) -> None:
 
 
 def slope_of(u: Tensor, by: str, create_graph: bool = True) -> Tensor:
-    """The gradient of a function with a normalisation in it, by two calls."""
     u = u * 1.0
     value = (F.layer_norm(u, [8]) @ EYE[::2].t().cumsum(0)).tanh().pow(2).sum()
     if by == "grad":
@@ -704,9 +698,8 @@ class Student(nn.Module):
         self.twin.logits = mask.logits
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            for p, q in zip(self.average.parameters(), self.network.parameters(), strict=True):
-                p.lerp_(2 * q, 0.5)
+        for p, q in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            p.lerp_(2 * q.detach(), 0.5)
         return (self.mask(self.network(x)).tanh() * self.twin(self.average(x))).sum()
 
 
@@ -723,23 +716,16 @@ def test_frozen_parameters_and_tied_logits_of_a_module_that_is_called(method: An
         return (one.tanh() * two).sum()
 
     g = torch.autograd.grad(loss(params), list(params.values()), create_graph=True)
-    moved = {n: p - LR * d for (n, p), d in zip(params.items(), g, strict=True)}
+    moved = sgd(LR)(params, dict(zip(params, g, strict=True)))
     (expected,) = torch.autograd.grad(loss(moved), a)
     for modules in (student, network):
         result = mask_hypergradient(lambda: student(X), modules, setting.mask, sgd(LR), method)
         assert relative(result, expected) <= 1e-10
     assert all(torch.equal(t, before[n]) for n, t in student.state_dict().items())
     assert not setting.mask.logits.requires_grad
-    setting.loss_of = lambda u: (u * student.twin.mask()).sum()  # a module that is not called
+    setting.loss_of = lambda u: (u * student.twin.mask()).sum()
     with pytest.raises(UserError, match="was there before"):
-        setting.hypergradient(method)
-
-
-def test_a_step_that_writes_to_its_parameters() -> None:
-    setting = Setting(mlp())
-    before = copy.deepcopy(setting.network.state_dict())
-    setting.hypergradient(step=lambda p, g: {n: p[n].add_(d, alpha=-LR) for n, d in g.items()})
-    assert all(torch.equal(t, before[n]) for n, t in setting.network.state_dict().items())
+        setting.hypergradient(method)  # the twin is not called
 
 
 @every_method
@@ -749,9 +735,9 @@ def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method:
     before = {n: p.detach() for n, p in params.items()}
     with pytest.raises(UserError, match="none of the parameters"):
         hypergradient(lambda p, a: module(w * a).sum(), before, a, sgd(0.1), method)
-    by_call = hypergradient(lambda p, a: module(w * a).sin(), params, a, sgd(0.1), method)
-    loss = lambda p, a: functional_call(module, p, (w * a,)).sin()  # noqa: E731
-    assert torch.equal(by_call, hypergradient(loss, params, a, sgd(0.1), method))
+    held = hypergradient(lambda p, a: module(w * a).sin(), params, a, sgd(0.1), method)
+    pure = lambda p, a: functional_call(module, p, (w * a,)).sin()  # noqa: E731
+    assert torch.equal(held, hypergradient(pure, params, a, sgd(0.1), method))
     with pytest.raises(UserError, match="does not depend on the logits"):
         hypergradient(lambda p, a: (p["w"] ** 2).sum(), {"w": w}, a, sgd(0.1), method)
     setting = Setting(mlp())
@@ -792,9 +778,8 @@ def test_autocast_inside_the_loss() -> None:
     """The check knows the precision that the loss computes in."""
     torch.manual_seed(0)
     for _ in range(8):
-        table, mask = nn.Embedding(200, 16), DimensionalMask(16)
+        table, mask, rows = nn.Embedding(200, 16), DimensionalMask(16), torch.randint(200, (16, 6))
         network = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
-        rows = torch.randint(200, (16, 6))
 
         def loss() -> Tensor:
             with torch.autocast("cpu", torch.bfloat16):
@@ -833,12 +818,10 @@ def test_wrong_arguments() -> None:
         setting.hypergradient(lr=0.1)
     with pytest.raises(UserError, match="mask: must be a module with logits"):
         mask_hypergradient(setting.loss, setting.network, nn.Identity(), sgd(0.1))
-    for modules in ([], nn.Linear(6, 8).requires_grad_(False)):
-        with pytest.raises(UserError, match="no parameter to move"):
-            mask_hypergradient(setting.loss, modules, setting.mask, sgd(0.1))  # type: ignore
-    for loss_of in (lambda u: u, lambda u: None):
-        with pytest.raises(UserError, match="a tensor of one number"):
-            Setting(mlp(), loss_of=loss_of).hypergradient()
-    half = nn.Parameter(torch.ones(2, dtype=torch.float16))
+    with pytest.raises(UserError, match="no parameter to move"):
+        mask_hypergradient(setting.loss, [], setting.mask, sgd(0.1))
+    with pytest.raises(UserError, match="a tensor of one number"):
+        Setting(mlp(), loss_of=lambda u: u).hypergradient()
+    half = {"w": nn.Parameter(torch.ones(2).half())}
     with pytest.raises(UserError, match="float16.*1e-3"):
-        optimizer_step(optim.Adam([half]), {"w": half})({"w": half}, {"w": half})
+        optimizer_step(optim.Adam(half.values()), half)(half, half)  # type: ignore
