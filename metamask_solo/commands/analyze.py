@@ -53,7 +53,10 @@ def main(argv: list[str]) -> int:
     if classes == 1:
         raise UserError("data: only 1 class; at least 2 are needed")
     if not labelled:
-        say("no train/ and val/ with class folders: only redundancy and mask are measured")
+        say(
+            "no train/ and val/ with class folders: only redundancy and mask are measured; for "
+            "accuracies, split class folders by metamask-solo data split, and give datasets/custom"
+        )
     photographs = loading.read_background(data, images["train"].files) if labelled else None
     check_output(arguments.out)
     measured = []

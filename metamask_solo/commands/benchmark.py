@@ -14,7 +14,9 @@ def main(argv: list[str]) -> int:
         f"and a linear probe on held-out images, and writes {RESULTS}, {MARKDOWN}, {PAGE} and "
         "figures to one folder. A second call runs what is missing: a finished run is kept, an "
         "interrupted one continues. On images of your own: metamask-solo benchmark custom "
-        "data=FOLDER, where FOLDER holds train/ and val/, class folders, or images without labels.",
+        "data=FOLDER, where FOLDER holds train/ and val/, class folders, or directly images "
+        "without labels. Images without labels in sub-folders: data.train_path=FOLDER "
+        "data.no_labels=True.",
         epilog=_packaged_files(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
     loader = reader.loader(arguments.split, None, arguments.samples, arguments.seed)
     images: Any = loader.dataset
     if len(images) <= NEIGHBOURS:
-        raise UserError(f"{len(images)} images: UMAP needs more than {NEIGHBOURS}")
+        raise UserError(
+            f"{len(images)} images: UMAP needs more than {NEIGHBOURS}; give more by --data"
+        )
     features, labels = reader.extract(loader)
     if is_collapsed(features):
         raise UserError(

@@ -217,7 +217,8 @@ def _doubts_of_classes(
     if several and all(len(top) == 2 for top in tops):
         notes.append(
             "no class folder holds an image itself, all lie in folders below: is this one level "
-            f"too high, and {root}/{min(several)} the folder of the classes?"
+            f"too high, and {root}/{min(several)} the folder of the classes? For images without "
+            "labels, give data.no_labels=True"
         )
     return notes
 

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.errors import RunStopped, UserError
-from metamask_solo.training.endings import override
+from metamask_solo.training.endings import config_path, override, scripts_folder
 
 if TYPE_CHECKING:
     from metamask_solo.training.resume import FitResult
@@ -315,10 +315,13 @@ def _absolute(path: str) -> str:
     """--config-path from the working folder; Hydra would start at this file's folder."""
     if "://" in path:
         return path
-    path = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isdir(path):
-        raise UserError(f"--config-path={path}: no such folder")
-    return path
+    absolute = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(absolute):
+        group = path.removeprefix("scripts/").rstrip("/")
+        packaged = group != path and (scripts_folder() / group).is_dir()
+        hint = f"; the package has {config_path(group)}" if packaged else ""
+        raise UserError(f"--config-path={path}: no such folder{hint}")
+    return absolute
 
 
 def reason(error: Exception) -> str:

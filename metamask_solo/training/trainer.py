@@ -52,7 +52,7 @@ OF_NO_USE = re.compile(
     r"LeafSpec|torch\.jit\.|eval mode|weights_only|across ranks is zero|the logging interval|"
     r"not empty|FLOP|lr_scheduler\.step\(\)|Importing from timm|torch\.cuda\.amp|You're resuming|"
     r"Tip:|litlogger|litmodels|available|Trainer\.fit. stopped|no .val_dataloader|gpu backend|"
-    r"Automatic Mixed Precision"
+    r"Automatic Mixed Precision|worker processes"
 )
 
 

@@ -72,13 +72,19 @@ def test_what_cannot_work_is_one_line(
 
 
 def test_a_file_that_cannot_be_read_is_one_line(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "latin.yaml").write_bytes("name: Größe\n".encode("latin-1"))
     (tmp_path / "odd.yaml").write_text("name: {a\n")
     assert "UTF-8" in refused(capsys, command(images, file="latin", folder=str(tmp_path)))
     assert "odd.yaml" in refused(capsys, command(images, file="odd", folder=str(tmp_path)))
     assert "no such folder" in refused(capsys, command(images, folder=str(tmp_path / "nowhere")))
+    monkeypatch.chdir(tmp_path)
+    packaged = refused(capsys, command(images, folder="scripts/pretrain/digits"))
+    assert "no such folder; the package has pkg://metamask_solo.scripts.pretrain.digits" in packaged
     assert "nothing" in refused(capsys, command(images, file="nothing"))
     assert "--config-name: missing" in refused(capsys, ["pretrain", "--config-path", DIGITS])
 

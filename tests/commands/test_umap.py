@@ -125,7 +125,7 @@ def test_without_umap_learn_it_says_how_to_install_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--split", "train", "--samples", "15"], "15 images: UMAP needs more than 15"),
+        (["--split", "train", "--samples", "15"], "15 images: UMAP needs more than 15; give"),
         (["--samples", "0"], "--samples=0"),
         (["--out", "plot.gif"], "--out=plot.gif: must end in .png"),
     ],

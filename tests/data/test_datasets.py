@@ -142,6 +142,7 @@ def test_what_is_left_out_and_doubted_is_noted(data: Path) -> None:
     one_class, level = read_folder(data, "--data").notes[:2]
     assert "only 1 class (photos), so every accuracy is 100 %" in one_class
     assert f"one level too high, and {data}/photos the folder of the classes?" in level
+    assert level.endswith("data.no_labels=True")
 
 
 def test_a_folder_images_in_each_class_is_usual(data: Path) -> None:

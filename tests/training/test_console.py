@@ -32,6 +32,7 @@ def test_what_a_user_can_act_on_is_still_shown() -> None:
         with quiet():
             warnings.warn("Found 70 module(s) in eval mode at the start of training.", stacklevel=1)
             warnings.warn("`torch.jit.script` is deprecated.", FutureWarning, stacklevel=1)
+            warnings.warn("This DataLoader will create 4 worker processes in total.", stacklevel=1)
             warnings.warn("num_workers may be a bottleneck", stacklevel=1)
     assert [str(w.message) for w in caught] == ["num_workers may be a bottleneck"]
 
