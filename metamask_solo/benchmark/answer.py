@@ -2,6 +2,8 @@
 
 | sentence about | appears | says |
 |---|---|---|
+| MetaMask | for each comparison of a mask that is updated | whether it helps, if known |
+| images | with fewer than 500 images to measure on | the standard error of one accuracy |
 | learning | beside an untrained backbone or the pixels | which methods are above them |
 | best | with two methods or more | the best method in each measure, clearly or not |
 | effect | for each comparison | clearly better or worse, or what is excluded |
@@ -12,6 +14,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 
 from metamask_solo.benchmark.schema import LABEL_FREE, NAMES, UNTRAINED_NAMES
@@ -26,6 +29,8 @@ from metamask_solo.benchmark.statistics import (
     noise_floor,
 )
 
+FEW = 500  # images to measure on
+WIDE = 0.25  # between the weights of a mask that moved well
 STILL = 0.02  # a mask whose weights differ by less did not move
 UPDATED = "logged/hypergradient_norm"  # logged where a mask is updated
 MORE_SEEDS = (5, 10, 20)
@@ -46,10 +51,19 @@ def answer(
     trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
     accuracies = [measure for measure in measures if measure not in LABEL_FREE]
     family = len(pairs) * len(measures)
-    sentences = [*_learning(trained, untrained, accuracies)]
-    if trained.method.nunique() > 1 and trained.seed.nunique() > 1:
+    several = trained.method.nunique() > 1 and trained.seed.nunique() > 1
+    effects = compare(trained, pairs, measures)
+    updated = {*trained[trained[UPDATED].notna()].method} if UPDATED in trained else set()
+    asked = [pair for pair in pairs if accuracies and set(pair) & updated == {pair[0]}]
+    sentences = [
+        *_verdicts(trained, asked, effects, accuracies),
+        *_images(trained),
+        *_learning(trained, untrained, accuracies),
+    ]
+    if several:
         sentences += _best(trained, accuracies, family, same)
-        sentences += _effects(compare(trained, pairs, measures))
+        answered = [pair in asked for pair in zip(effects.method, effects.baseline, strict=True)]
+        sentences += _effects(effects[~np.array(answered, dtype=bool)])
     sentences += _masks(trained)
     sentences += _power(trained, pairs, measures, family)
     if len(same) == 2:
@@ -60,6 +74,41 @@ def answer(
             "one is not always better."
         )
     return sentences
+
+
+def _verdicts(
+    trained: pd.DataFrame, pairs: Sequence[Pair], effects: pd.DataFrame, measures: Sequence[str]
+) -> Iterator[str]:
+    for method, baseline in pairs:
+        lines = effects[(effects.method == method) & (effects.baseline == baseline)]
+        if lines.empty:
+            means = trained.groupby("method")[list(measures)].mean()
+            if {method, baseline} <= {*means.index}:
+                change = means.loc[method] - means.loc[baseline]
+                texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
+                yield (
+                    f"Does MetaMask help? That is not known: too few seeds. {method} minus "
+                    f"{baseline} is {_list(texts)}."
+                )
+            continue
+        better = bool((lines.clear & (lines.difference > 0)).any())
+        worse = bool((lines.clear & (lines.difference < 0)).any())
+        verdict = {
+            (True, False): "Yes.",
+            (False, True): "No, it harms.",
+            (True, True): "In part.",
+            (False, False): "No effect is to be seen.",
+        }[better, worse]
+        yield " ".join(["Does MetaMask help?", verdict, *_effects(lines)])
+
+
+def _images(trained: pd.DataFrame) -> Iterator[str]:
+    count = trained.val_images.min() if "val_images" in trained else np.nan
+    if count < FEW:
+        yield (
+            f"There are only {count:.0f} images to measure on: one accuracy has a standard error "
+            f"of up to {50 / np.sqrt(count):.1f} points."
+        )
 
 
 def _learning(
@@ -77,15 +126,18 @@ def _learning(
             learned.append(NAMES[measure])
         elif means.max() <= values.max():
             failed = True
-            yield f"In {NAMES[measure]}, no method is above {_list(titles)}."
+            yield f"In {NAMES[measure]}, no method's mean is above {_list(titles)}."
         else:
             verb = "is" if len(behind) == 1 else "are"
-            yield f"In {NAMES[measure]}, {_list(behind.index)} {verb} not above {_list(titles)}."
+            yield (
+                f"In {NAMES[measure]}, {_list(behind.index)} {verb} in the mean not above "
+                f"{_list(titles)}."
+            )
     if failed:
         yield "Where no method is above: train longer, on more images, or augment otherwise."
     if learned:
         titles = [f"the {UNTRAINED_NAMES[name]}" for name in untrained.method.unique()]
-        yield f"In {_list(learned)}, every method is above {_list(titles)}."
+        yield f"In {_list(learned)}, every method's mean is above {_list(titles)}."
 
 
 def _best(
@@ -134,15 +186,17 @@ def _masks(trained: pd.DataFrame) -> Iterator[str]:
         return
     moved: list[str] = []
     still: list[str] = []
+    widest = 1e-3
     for method, runs in trained[trained[UPDATED].notna()].groupby("method", sort=False):
         low, high = runs["logged/mask_min"].min(), runs["logged/mask_max"].max()
         (moved if high - low >= STILL else still).append(f"{method} ({low:.3f} to {high:.3f})")
+        widest = max(widest, high - low)
     if moved:
         yield f"The mask moved, to the weights of {_list(moved)}."
     if still:
         yield (
-            f"The mask did not move in {_list(still)}: raise method_kwargs.mask.lr, or train "
-            "longer."
+            f"The mask did not move in {_list(still)}: train longer, or raise "
+            f"method_kwargs.mask.lr (about {WIDE / widest:.0f}-fold)."
         )
 
 
@@ -168,16 +222,17 @@ def _power(
         freedom = model.freedom
         for texts, count in ((now, seeds), (would, more)):
             effect = detectable_with(model, known, family, count)
-            texts.append(f"{effect:.1f} in {NAMES[measure]}")
+            size = "100 (none at all)" if effect > 100 else f"{effect:.1f}"
+            texts.append(f"{size} in {NAMES[measure]}")
     if not now:
         return
     if seeds < LEAST_SEEDS or freedom < LEAST_FREEDOM:
         head = (
             f"{'Two' if seeds == 2 else seeds} seeds are too few to compare these methods: they "
-            f"show only differences above {_list(now)}"
+            f"show only differences above {_list(now)} points"
         )
     else:
-        head = f"{seeds} seeds show differences of {_list(now)} (minimum detectable effect)"
+        head = f"{seeds} seeds show differences of {_list(now)} points (minimum detectable effect)"
     yield f"{head}; {more} seeds would show {_list(would)}."
 
 

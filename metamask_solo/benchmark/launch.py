@@ -29,6 +29,18 @@ def pending_runs(plan: Plan) -> list[Run]:
     return [r for r in plan.runs if not (r.folder / RESULT).exists() and r.digest not in known]
 
 
+def check_batches(plan: Plan, runs: list[Run]) -> None:
+    """Raises UserError where a run's batch is larger than the images to train on."""
+    for run in runs:
+        batch = run.config.get("optimizer", {}).get("batch_size", 1)
+        if plan.images is not None and batch > plan.images:
+            lower = 2 ** max(0, plan.images.bit_length() - 2)
+            raise UserError(
+                f"methods.{run.method}: optimizer.batch_size={batch}: there are only {plan.images} "
+                f"training images; add overrides+=[optimizer.batch_size={lower}]"
+            )
+
+
 def execute(plan: Plan, runs: list[Run]) -> None:
     """Runs some of the plan's runs; a failed run leaves failed.json, and the rest goes on.
 
@@ -153,8 +165,8 @@ def _progress(runs: list[Run]) -> Iterator[None]:
             last = stop.wait(1.0)
             for run in filter(_outcome, list(running)):
                 running.remove(run)
+                bar.n += weights[run.folder]  # shown once, below the line
                 bar.write(f"{run}: {_outcome(run)}")
-                bar.update(weights[run.folder])
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -109,12 +109,14 @@ class Plan:
         out: the folder of the results.
         runs: all of them, the untrained first, then seed by seed.
         notes: what a reader of the report must know.
+        images: how many there are to train on, where they are a user's own.
     """
 
     file: BenchmarkFile
     out: Path
     runs: list[Run]
     notes: list[str]
+    images: int | None
 
 
 class Variant(NamedTuple):
@@ -164,10 +166,12 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
     planned += [(variant, seed) for seed in benchmark.seeds for variant in wanted]
     runs = [_run(v, seed, out) for v, seed in planned if seed in benchmark.seeds_of(v.method)]
     cfg = OmegaConf.create(variants[0].config)
+    images = None
     if not isinstance(data, str) and is_folder(cfg):
         with contextlib.redirect_stderr(io.StringIO()):  # the command says all notes
-            notes += _data_notes(cfg)
-    return Plan(benchmark, out, runs, [*dict.fromkeys(notes), *_differences(wanted)])
+            images, data_notes = _images_of(cfg)
+        notes += data_notes
+    return Plan(benchmark, out, runs, [*dict.fromkeys(notes), *_differences(wanted)], images)
 
 
 def _images(data: str | Folders | None, links: Path) -> tuple[str | Folders | None, list[str]]:
@@ -190,12 +194,14 @@ def _images(data: str | Folders | None, links: Path) -> tuple[str | Folders | No
     return data, notes
 
 
-def _data_notes(cfg: DictConfig) -> list[str]:
-    """What is left out or doubtful of a config's images, such as copies in both splits."""
+def _images_of(cfg: DictConfig) -> tuple[int, list[str]]:
+    """How many training images there are, and what is left out or doubtful of all images."""
     if cfg.data.get("no_labels", False):
-        return pretrain_dataset(cfg).notes
+        images = pretrain_dataset(cfg)
+        return len(images), images.notes
     transform = evaluation_transform(cfg)
-    return classification_datasets(cfg, transform, transform)[1].notes
+    train, val = classification_datasets(cfg, transform, transform)
+    return len(train), val.notes
 
 
 def override_list(setting: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from metamask_solo.evaluation.linear import CS, HELD_OUT
 HOW = {
     "knn": "kNN: k = 20, cosine distance, temperature 0.07",
     "linear": "linear: logistic regression on the features, divided by one number; its C, of "
-    f"{CS[0]:g} to {CS[-1]:g} and larger if the last is the best, is chosen on a "
+    f"{CS[0]:g} to {CS[-1]:g}, and larger while the largest is best, is chosen on a "
     f"{'fifth' if HELD_OUT == 5 else f'1/{HELD_OUT}'} of the training images",
     "rankme": "RankMe of the features of the training images",
 }
@@ -57,7 +57,8 @@ def sections(
         pairs = [pair for pair in benchmark.pairs if {*pair} <= {*runs.method}]
         same = benchmark.same
         content = [
-            ("Answer", [[*notes, *answer(runs, pairs, benchmark.measured, same)]]),
+            ("Answer", [answer(runs, pairs, benchmark.measured, same)]),
+            ("Notes", [list(notes)] if notes else []),
             ("Results", _results(benchmark, runs)),
             ("Differences", _differences(benchmark, runs, pairs)),
         ]
@@ -73,6 +74,9 @@ def summary(benchmark: BenchmarkFile, rows: pd.DataFrame) -> str:
     data = benchmark.data.train_path if isinstance(benchmark.data, Folders) else benchmark.data
     lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {data}" if data else "") + "."]
     finished = rows[rows.status == "finished"]
+    if "val_images" in finished and finished.val_images.notna().any():
+        counts = [f"{finished[f'{split}_images'].max():.0f}" for split in ("train", "val")]
+        lines.append(f"images: {counts[0]} for training, {counts[1]} to measure on.")
     for name in ("epochs", "device", "commit", *VERSIONS):
         values = finished[name].dropna().unique() if name in finished else []
         shown = [f"{value:.0f}" if name == "epochs" else str(value) for value in values if value]

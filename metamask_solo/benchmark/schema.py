@@ -115,7 +115,7 @@ class BenchmarkFile(Settings):
     @property
     def length(self) -> int | None:
         """Epochs of every run; None for those of each method's file."""
-        return QUICK_EPOCHS if self.quick else self.epochs
+        return self.epochs
 
     @property
     def without_labels(self) -> bool:
@@ -200,6 +200,8 @@ def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
         shared = [] if "overrides" in keys else content.get("overrides") or []
         for method in content["methods"].values():
             method["overrides"] = [*shared, *(method.get("overrides") or []), *last]
+        if content.get("quick") and "epochs" not in keys:
+            content["epochs"] = QUICK_EPOCHS
         if content.get("only") is not None:  # a method that the command line adds is wanted
             content["only"] += [name for name in content["methods"] if name not in in_file]
         if "baseline" in keys and "comparisons" not in keys:  # the command line wins

@@ -22,6 +22,7 @@ from metamask_solo.benchmark.results import RESULT, TASK, read_json, write_json
 from metamask_solo.benchmark.step_cost import peak_memory
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.loaders import classification_datasets, evaluation_loader, plain_loader
+from metamask_solo.data.split import SPLITS
 from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import (
@@ -222,11 +223,12 @@ def _measured(
         loaders = [plain_loader(dataset, 256, workers) for dataset in datasets]
     splits = [extract_features(backbone, loader, device) for loader in loaders]
     plain = _accuracies(names, splits)
+    images = {f"{side}_images": len(split[0]) for side, split in zip(SPLITS, splits, strict=False)}
     if mask is None:
-        return plain
+        return plain | images
     masked = _accuracies(names, [(features * mask, labels) for features, labels in splits])
     titles = {"linear_C": "linear_plain_C"}
-    return masked | {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
+    return masked | images | {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
 
 
 def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
 
     from metamask_solo.benchmark import results
-    from metamask_solo.benchmark.launch import execute, forecast, pending_runs
+    from metamask_solo.benchmark.launch import check_batches, execute, forecast, pending_runs
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.schema import read_file
     from metamask_solo.data.digits import write_dataset
@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
         finished = len(plan.runs) - len(pending)
         print(f"{plan.file.name}: {len(plan.runs)} runs, {finished} finished before")
         if pending:
+            check_batches(plan, pending)
             if isinstance(plan.file.data, str):
                 write_dataset(plan.file.data, plan.out / "datasets")
             print(forecast(plan, pending), flush=True)

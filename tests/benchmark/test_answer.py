@@ -29,23 +29,26 @@ def said(table: pd.DataFrame, measures: list[str] | None = None, **more: Any) ->
 
 
 def test_learning() -> None:
-    assert "kNN, every method is above the untrained backbone and the pixels." in said(
+    assert "kNN, every method's mean is above the untrained backbone and the pixels." in said(
         runs(random=30, pixels=40)
     )
     beaten = said(runs(random=30, pixels=60))
-    assert "In kNN, no method is above the untrained backbone (30." in beaten
+    assert "In kNN, no method's mean is above the untrained backbone (30." in beaten
     assert "and the pixels (60." in beaten and "train longer" in beaten
     some = said(runs(pixels=45, heads=40))
-    assert "In kNN, heads is not above the pixels (44." in some and "train longer" not in some
+    assert (
+        "In kNN, heads is in the mean not above the pixels (44." in some
+        and "train longer" not in some
+    )
     two = said(runs(pixels=45, heads=40, joint=40))
-    assert "In kNN, joint and heads are not above the pixels" in two
+    assert "In kNN, joint and heads are in the mean not above the pixels" in two
     assert "above the" not in said(runs())
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0.498, 0.502, "The mask did not move in heads (0.498 to 0.502): raise method_kwargs.mask"),
+        (0.498, 0.502, "The mask did not move in heads (0.498 to 0.502): train longer, or raise "),
         (0.38, 0.65, "The mask moved, to the weights of heads (0.380 to 0.650)."),
     ],
 )
@@ -65,6 +68,29 @@ def test_effects() -> None:
     assert ". Gains above" in open_ and " and losses above " in open_
     assert "heads is clearly better than joint: +5." in said(runs(heads=55))
     assert "heads is clearly worse than joint: -4." in said(runs(heads=45))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "mean", "expected"),
+    [
+        (5, 55.0, "Does MetaMask help? Yes. heads is clearly better than joint: +5."),
+        (5, 45.0, "Does MetaMask help? No, it harms. heads is clearly worse than joint: -4."),
+        (5, 50.0, "Does MetaMask help? No effect is to be seen. heads does not clearly differ"),
+        (2, 55.0, "Does MetaMask help? That is not known: too few seeds. heads minus joint is +5."),
+        (1, 55.0, "Does MetaMask help? That is not known: too few seeds. heads minus joint is +"),
+    ],
+)
+def test_the_first_sentence_is_about_metamask(seeds: int, mean: float, expected: str) -> None:
+    table = runs(seeds=seeds, heads=mean)
+    table[["logged/mask_min", "logged/mask_max"]] = 0.3, 0.7
+    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
+    text = said(table)
+    assert text.startswith(expected) and text.count("differ from joint") <= 2
+    table["val_images"] = 25
+    assert (
+        "only 25 images to measure on: one accuracy has a standard error of up to 10.0 points"
+        in (said(table))
+    )
 
 
 def test_power() -> None:
@@ -107,7 +133,7 @@ def test_several_measures_share_a_sentence() -> None:
     text = said(table, ["knn", "linear"])
     assert text.count("heads is clearly better") == 1 and " in kNN and +" in text
     assert "heads is best in kNN (55.0 %) and linear (60.0 %), clearly" in text
-    assert "In kNN and linear, every method is above the pixels." in text
+    assert "In kNN and linear, every method's mean is above the pixels." in text
 
 
 def test_without_labels_nothing_is_best() -> None:

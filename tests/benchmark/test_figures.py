@@ -58,7 +58,7 @@ def test_a_page_holds_answer_tables_and_figures() -> None:
     text = report.markdown("a & b", "line", sections, ["accuracy"])
     page = report.page("a & b", "line", sections, {"accuracy": b"png"})
 
-    assert text.startswith("# a & b\n\nline\n\n## Answer\n\n- <note>\n- ")
+    assert text.startswith("# a & b\n\nline\n\n## Answer\n\n- Does MetaMask help? ")
     assert "| simclr | 5 | 44.75 ± 0.24 | 49.12 ± 0.22 | – | – |" in text
     # the median of five seeds: one of them was paused for 20 minutes
     assert (
