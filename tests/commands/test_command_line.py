@@ -12,7 +12,7 @@ import torchvision
 from checkpoints_of_runs import write_run
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark.schema import read_file
+from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.hydra_app import compose_file
 
@@ -169,9 +169,9 @@ def test_a_tilde_is_the_home_folder_in_every_command(
     assert main(["pretrain", *checked, "optimizer.batch_size=10"]) == 0
     keys = ["out=~/out", "data={train_path: ~/data/train, val_path: ~/data/val}", "rows=~/rows.csv"]
     assert main(["benchmark", "~/bench.yaml", "--tables-only", "data=~/data", *keys[::2]]) == 1
-    benchmark = read_file("~/bench.yaml", keys)
-    assert benchmark.out == f"{home}/out" and benchmark.rows_file == home / "rows.csv"
-    assert benchmark.data.train_path == f"{home}/data/train"  # type: ignore[union-attr]
+    plan = read_plan("~/bench.yaml", keys)
+    assert plan.out == home / "out" and plan.file.rows_file == home / "rows.csv"
+    assert plan.file.data.train_path == f"{home}/data/train"  # type: ignore[union-attr]
     assert not list(here.iterdir())
     made = ("knn.json", "features.npy", "exported", "plot.png", "split")
     assert all((home / name).exists() for name in made)
