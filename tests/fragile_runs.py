@@ -43,7 +43,7 @@ class SmallBackbone(pl.Callback):  # type: ignore[name-defined]
 
 
 class SignalAt(pl.Callback):  # type: ignore[name-defined]
-    """Sends this process a signal when a moment comes for the n-th time, counted from 1.
+    """Sends the run and its workers a signal when a moment comes for the n-th time, from 1.
 
     Args:
         delay: seconds from that moment to the signal.
@@ -60,9 +60,9 @@ class SignalAt(pl.Callback):  # type: ignore[name-defined]
         if self.left == 0:
             self.left = -1
             if self.delay:
-                Timer(self.delay, os.kill, (os.getpid(), self.number)).start()
+                Timer(self.delay, os.killpg, (os.getpid(), self.number)).start()
             else:
-                os.kill(os.getpid(), self.number)
+                os.killpg(os.getpid(), self.number)
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
         compute_gradient, save_whole, rename = model.mask_gradient, torch.save, os.replace
@@ -114,6 +114,8 @@ def _body(log: Path, cfg: DictConfig, callbacks: tuple[Any, ...]) -> None:
     from metamask_solo.errors import RunStopped, UserError
     from metamask_solo.training.pretrain import pretrain_run
 
+    os.setsid()  # a group of its own, as a shell, Slurm or a container makes one
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a command
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

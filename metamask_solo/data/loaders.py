@@ -1,5 +1,6 @@
 """The data sets and loaders of a config, built alike on both releases of solo-learn."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,26 @@ def classification_datasets(
     return compare_splits(train, val, run_folder)
 
 
+def ignore_signals(worker: int) -> None:
+    """What a loader's worker does first: the run alone answers signals, and then ends its workers.
+
+    A terminal, ``timeout``, Slurm and containers send signals to the workers too. If they ended,
+    the run could not finish the step after which it saves.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 def plain_loader(dataset: Images, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """A loader in the order of the data set; draws nothing from the process's random numbers."""
-    generator = generator_of(0)
-    return DataLoader(dataset, batch_size, num_workers=num_workers, generator=generator)
+    return DataLoader(
+        dataset,
+        batch_size,
+        num_workers=num_workers,
+        generator=generator_of(0),
+        worker_init_fn=ignore_signals,
+    )
 
 
 def evaluation_loader(

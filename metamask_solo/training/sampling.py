@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from metamask_solo.data.datasets import Images
+from metamask_solo.data.loaders import ignore_signals
 from metamask_solo.data.seeds import Draw, Generator, image_seed
 from metamask_solo.errors import UserError
 
@@ -83,6 +84,7 @@ def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
         sampler=sampler,
         generator=sampler.generator,
         num_workers=workers,
+        worker_init_fn=ignore_signals,
         persistent_workers=workers > 0 and persistent is not False,
         pin_memory=torch.cuda.is_available(),
         drop_last=True,

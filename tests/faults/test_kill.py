@@ -96,9 +96,10 @@ def test_a_signal_saves_and_stops(
     tmp_path: Path,
     unbroken: dict[str, Any],
 ) -> None:
-    # without the signal, the second epoch would not be saved
-    cfg = fragile_config(images, tmp_path / "runs", checkpoint__frequency=2)
-    assert run(tmp_path / "first.txt", cfg, SignalAt(moment, n, number)) == 128 + number
+    # without the signal, the second epoch would not be saved; the signal reaches the workers too
+    cfg = fragile_config(images, tmp_path / "runs", checkpoint__frequency=2, data__num_workers=1)
+    code = run(tmp_path / "first.txt", cfg, SignalAt(moment, n, number))
+    assert code == 128 + number, (tmp_path / "first.txt").read_text()
     (checkpoint,) = (tmp_path / "runs").rglob("*.ckpt")
     last_line = (tmp_path / "first.txt").read_text().splitlines()[-1]
     assert last_line.startswith(f"stopped by {number.name} in epoch")
@@ -111,7 +112,7 @@ def test_a_signal_saves_and_stops(
 
 def test_sigterm_ends_the_command_with_143(images: Path, tmp_path: Path) -> None:
     """The real command line in a real process, told to stop as soon as it trains."""
-    cfg = fragile_config(images, tmp_path / "runs", max_epochs=20)
+    cfg = fragile_config(images, tmp_path / "runs", max_epochs=20, data__num_workers=1)
     (tmp_path / "run.yaml").write_text(OmegaConf.to_yaml(cfg))
     command = [sys.executable, "-m", "metamask_solo", "pretrain"]
     command += ["--config-path", str(tmp_path), "--config-name", "run.yaml"]
@@ -122,10 +123,11 @@ def test_sigterm_ends_the_command_with_143(images: Path, tmp_path: Path) -> None
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while process.poll() is None and not list(tmp_path.glob("runs/*/*/args.json")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
     assert "Traceback" not in errors
