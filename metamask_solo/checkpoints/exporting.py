@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import MASK_KEY, Checkpoint
+from metamask_solo.data.datasets import FINGERPRINTS, write_fingerprints
 from metamask_solo.data.transforms import timm_image_config
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
@@ -60,7 +61,7 @@ def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
             raise UserError(f"{out}: is a folder that holds {others[0]}; name a new one")
     elif form == "host":
         target = target / FOLDED_NAME if is_folder else target
-        written = [target, target.parent / "args.json"]
+        written = [target, target.parent / "args.json", target.parent / FINGERPRINTS]
         if target.parent.resolve() == source.parent.resolve():
             raise UserError(f"{out}: is in the folder of {source.name}; give another folder")
         if others := [file.name for file in target.parent.glob("*.ckpt") if file != target]:
@@ -90,6 +91,7 @@ def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> Non
     config = OmegaConf.merge(checkpoint.config, {"method_kwargs": fixed})
     with atomic_write(target) as file, atomic_write(target.parent / "args.json") as args:
         torch.save(content, file)
+        write_fingerprints(None, target.parent, checkpoint.path.parent)
         args.write_text(json.dumps(OmegaConf.to_container(config), indent=1))
 
 

@@ -381,38 +381,55 @@ def pair_notes(train: Any, val: Any) -> list[str]:
     return [f"{count} are copies of training images; accuracies are too high"] if copies else []
 
 
-def write_fingerprints(dataset: Images, run_folder: PathLike) -> None:
-    """Notes in a run's folder which images it was trained on, for :func:`overlap_notes`.
+def write_fingerprints(dataset: Any, run_folder: PathLike, *sources: PathLike) -> None:
+    """Notes beside a checkpoint which images it was trained on, for :func:`overlap_notes`.
 
-    Of at most ``MOST_COMPARED`` files, 8 bytes each in ``images.npy``; of others, nothing.
+    8 bytes for each file, in ``images.npy``; without any, no such file.
+
+    Args:
+        dataset: :class:`Images` to train on, or None; more than ``MOST_COMPARED``, and those of no
+            folder, are left out.
+        run_folder: where the checkpoint lies, or will lie.
+        sources: folders of the checkpoints that its weights come from; what is noted there counts.
     """
-    if dataset.samples and len(dataset) <= MOST_COMPARED:
-        with atomic_write(Path(run_folder) / FINGERPRINTS) as temporary, temporary.open("wb") as f:
-            np.save(f, _fingerprints(dataset.files))
+    known = [array for folder in sources if (array := _read_fingerprints(folder)) is not None]
+    if getattr(dataset, "samples", None) and len(dataset) <= MOST_COMPARED:
+        known.append(_fingerprints(dataset.files))
+    file = Path(run_folder) / FINGERPRINTS
+    if not known:
+        file.unlink(missing_ok=True)
+        return
+    with atomic_write(file) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.unique(np.concatenate(known)))
 
 
 def overlap_notes(dataset: Images, run_folder: PathLike) -> list[str]:
     """A sentence on images to evaluate on that a run was trained on, by the content of their files.
 
     Args:
-        run_folder: that of the run's checkpoint, or a folder in it.
+        run_folder: that of the run's checkpoint.
 
     Returns:
         Nothing where there are none, or where it cannot be known: more than ``MOST_COMPARED``
         images, no files, or a run that noted none.
     """
-    file = Path(run_folder) / FINGERPRINTS
-    file = file if file.is_file() else Path(run_folder).parent / FINGERPRINTS
-    if not file.is_file() or not dataset.samples or len(dataset) > MOST_COMPARED:
+    trained = _read_fingerprints(run_folder)
+    if trained is None or not dataset.samples or len(dataset) > MOST_COMPARED:
         return []
-    try:
-        trained = np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file}: damaged ({error}); without it, nothing is compared") from error
     overlap = np.isin(_fingerprints(dataset.files), trained).sum()
     where = shown(f"{dataset.root}: {overlap} of {_count(len(dataset), 'image')}")
     note = f"{where} to evaluate on were training images of {run_folder}; accuracies are too high"
     return [note] if overlap else []
+
+
+def _read_fingerprints(run_folder: PathLike) -> NDArray[np.uint64] | None:
+    file = Path(run_folder) / FINGERPRINTS
+    if not file.is_file():
+        return None
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file}: damaged ({error}); without it, nothing is compared") from error
 
 
 def _fingerprints(files: Sequence[PathLike]) -> NDArray[np.uint64]:

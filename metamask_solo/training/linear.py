@@ -11,7 +11,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
-from metamask_solo.data.datasets import Images, say, write_fingerprints
+from metamask_solo.data.datasets import Images, say
 from metamask_solo.data.loaders import (
     classification_dataset,
     classification_datasets,
@@ -58,8 +58,6 @@ def probe_run(cfg: DictConfig) -> FitResult:
     result = fit(model, cfg, train_loader, val_loader, "linear", (first,))
     if model.global_rank == 0:
         if result.folder.is_dir():
-            if cfg.finetune:
-                write_fingerprints(train_loader.dataset, result.folder)
             print_ending(f"folder: {result.folder}", ["plot", result.folder])
         print(result)
     loss, chance = result.metrics.get("train_loss", 0.0), math.log(cfg.data.num_classes)

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from metamask_solo.checkpoints.folding import fold_checkpoint
-from metamask_solo.data.datasets import pair_notes, say, write_fingerprints
+from metamask_solo.data.datasets import pair_notes, say
 from metamask_solo.data.loaders import (
     classification_dataset,
     count_classes,
@@ -59,7 +59,6 @@ def pretrain_run(
             except UserError as error:  # a mask that cannot be folded is no reason to fail the run
                 print(f"not folded: {error}")
         if result.folder.is_dir():  # fast_dev_run leaves nothing
-            write_fingerprints(train_loader.dataset, result.folder)
             measures = ["knn"] * (val_loader is not None) + ["umap"]
             commands = ["plot", *(measures if result.checkpoint else [])]
             print_ending(f"folder: {result.folder}", *([c, result.folder] for c in commands))

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw, newest_whole
+from metamask_solo.data.datasets import write_fingerprints
 from metamask_solo.data.loaders import loader_failure
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import HostState, pl
@@ -146,6 +147,10 @@ def fit(
     started = time.monotonic()
     writes = trainer.is_global_zero and not dry
     with running(folder) if writes else nullcontext():
+        if writes and checkpointer is not None:  # before the first checkpoint
+            started_from = [resume, cfg.get("pretrained_feature_extractor")]
+            sources = [Path(path).parent for path in started_from if path]
+            write_fingerprints(train_loader.dataset, folder, *sources)
         _train(trainer, model, train_loader, val_loader, resume, interruption)
         metrics = logged_metrics(trainer)
         if not metrics and checkpointer is not None:  # killed after its last checkpoint

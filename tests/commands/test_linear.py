@@ -1,16 +1,19 @@
 """``metamask-solo linear`` and ``finetune`` with the shipped files, and who reads their files."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints_of_runs import write_run
-from runs import write_images
+from runs import pretrain_config, train, write_images
 
 from metamask_solo.__main__ import main
+from metamask_solo.checkpoints import folding
 from metamask_solo.checkpoints.reading import load_backbone, load_raw, read_checkpoint
-from metamask_solo.data.datasets import Images, read_folder, write_fingerprints
+from metamask_solo.hosts import pl
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -169,12 +172,46 @@ def test_features_of_any_scale_train_alike_and_a_diverged_probe_says_so(
     assert "the probe diverged" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["linear", "finetune"])
-def test_images_that_the_run_was_trained_on_are_said(
-    command: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+class StopInEpoch1(pl.Callback):  # type: ignore[name-defined]
+    """Ends a run behind its first checkpoint, as a crash does."""
+
+    def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("kind", ["stopped", "folded", "linear", "finetune"])
+def test_images_that_a_checkpoint_was_trained_on_are_said(
+    kind: str,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    checkpoint = write_run(tmp_path / "run", images)
-    write_fingerprints(Images(read_folder(images / "val", "data"), None), checkpoint.parent)
-    overrides = small(checkpoint, images, tmp_path / "probes")
-    assert run(command, FOLDERS[0], *overrides, "--cfg-check") == 0
-    assert "10 of 10 images to evaluate on were training images of" in capsys.readouterr().err
+    with pytest.raises(InterruptedError):
+        train(pretrain_config(images, tmp_path, max_epochs=2), StopInEpoch1())
+    (checkpoint,) = tmp_path.glob("metamask/*/*.ckpt")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(images / "train", mixed / "train")
+    for split in ("train", "val"):
+        for image in (images / split).rglob("*.png"):
+            copy = mixed / "val" / image.parent.name / f"{split}-{image.name}"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, copy)
+    if kind == "folded":
+        monkeypatch.setattr(folding, "fold_mask", lambda *_: 0)  # the small network takes none
+        checkpoint = folding.fold_checkpoint(checkpoint, tmp_path / "folded").path
+    elif kind != "stopped":  # of a probe, its own training images count too
+        own = [f"data.train_path={images / 'val'}", f"data.val_path={images / 'train'}"]
+        own.append("optimizer.batch_size=10")
+        assert run(kind, "digits", *small(checkpoint.parent, images, tmp_path), *own) == 0
+        (checkpoint,) = tmp_path.glob("linear/*/*.ckpt")
+    count = 20 if kind in ("stopped", "folded") else 30
+    said = f"note: {mixed}/val: {count} of 30 images to evaluate on were training images of"
+    capsys.readouterr()
+    assert main(["knn", str(checkpoint), "--data", str(mixed), "--num-workers", "0"]) == 0
+    assert said in capsys.readouterr().err
+    for command in ("linear", "finetune"):
+        overrides = [*small(checkpoint.parent, mixed, tmp_path / "probes"), "--cfg-check"]
+        assert run(command, "digits", *overrides) == 0
+        assert said in capsys.readouterr().err
