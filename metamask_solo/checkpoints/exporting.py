@@ -31,7 +31,7 @@ TIMM_SIZES = {"vit": "_patch16_224", "swin": "_patch4_window7_224"}
 TOLERANCE = 1e-4  # of the largest feature, in single precision, after many layers
 
 
-def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
+def check_target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path, bool]:
     """What is to be written, after making sure that nothing of value stands in its place.
 
     Args:
@@ -41,7 +41,7 @@ def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
         force: whether files may be overwritten.
 
     Returns:
-        A file; a folder for timm.
+        A file, or a folder for timm; and whether it is such a folder.
 
     Raises:
         UserError: no format goes with the ending, or something must not be overwritten.
@@ -74,7 +74,7 @@ def check_target(source: Path, out: str | Path, form: str, force: bool) -> Path:
             raise UserError(f"{out}: is what to fold; give another file")
     if not force and any(file.exists() for file in written):
         raise UserError(f"{out}: exists already; --force overwrites it")
-    return target
+    return target, is_folder and form == "timm"
 
 
 def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> None:
@@ -97,7 +97,12 @@ def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> Non
 
 @torch.no_grad()
 def write_library(
-    form: str, backbone: nn.Module, checkpoint: Checkpoint, target: Path, images: Tensor
+    form: str,
+    backbone: nn.Module,
+    checkpoint: Checkpoint,
+    target: Path,
+    is_folder: bool,
+    images: Tensor,
 ) -> None:
     """Writes the model of a library that gives what backbone and classifier give.
 
@@ -105,7 +110,7 @@ def write_library(
         form: ``timm`` or ``torchvision``.
         backbone: with the weights to write.
         checkpoint: that they were read from.
-        target: from :func:`check_target`.
+        target: from :func:`check_target`, and so is ``is_folder``.
         images: what the model is tried on.
 
     Raises:
@@ -148,7 +153,7 @@ def write_library(
     try:
         model.load_state_dict(state)
         off = (model.eval().to(dtype)(images.to(dtype)) - expected).abs().max()
-        off /= expected.abs().max()
+        off /= expected.abs().max().clamp(min=torch.finfo(dtype).tiny)  # may all be 0
     except RuntimeError as error:
         raise UserError(
             f"--{form}: its {name} is another model than solo-learn's, with weights of other names "
@@ -156,7 +161,7 @@ def write_library(
         ) from error
     if not off <= TOLERANCE:
         raise UserError(f"--{form}: its {name} gives other features than solo-learn's ({off:.0e})")
-    if target.suffix in ENDINGS and not target.is_dir():
+    if not is_folder:
         _write_state(state, target)
         return
     first = next(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))

@@ -73,7 +73,7 @@ def fold_checkpoint(
     """
     backbone, checkpoint = load_backbone(path, masked=False)
     assert checkpoint.config is not None  # load_backbone needs it
-    target = check_target(checkpoint.path, out, form, force)
+    target, is_folder = check_target(checkpoint.path, out, form, force)
     if form == "host" and (checkpoint.folded or checkpoint.mask is None):
         reason = "its mask is folded already" if checkpoint.folded else "has no mask to fold"
         raise UserError(f"{checkpoint.path}: {reason} (method: {checkpoint.method})")
@@ -87,7 +87,8 @@ def fold_checkpoint(
     if form == "host":
         write_host(backbone, checkpoint, target)
     else:
-        write_library(form, backbone, checkpoint, target, random_images(backbone))
+        images = random_images(backbone)
+        write_library(form, backbone, checkpoint, target, is_folder, images)
     return Folded(target, dims, floored)
 
 

@@ -103,8 +103,20 @@ def test_other_endings_are_refused(out: str, form: str, reason: str, tmp_path: P
 @pytest.mark.parametrize("form", ["timm", "host"])
 def test_a_slash_makes_a_folder(form: str, tmp_path: Path) -> None:
     run, *_ = write_backbone_run(tmp_path / "run", "vit_tiny")
-    assert fold_checkpoint(run, f"{tmp_path}/v1.0/", form).dims == 192
-    assert (tmp_path / "v1.0").is_dir()
+    for name in ("v1.0", "tt.pth"):
+        assert fold_checkpoint(run, f"{tmp_path}/{name}/", form).dims == 192
+        assert (tmp_path / name).is_dir()
+
+
+@pytest.mark.parametrize("form", ["timm", "torchvision"])
+def test_a_collapsed_network_is_written(form: str, tmp_path: Path) -> None:
+    run, *_ = write_backbone_run(tmp_path / "run", "resnet18")
+    raw = torch.load(run, weights_only=True)
+    for name, tensor in raw["state_dict"].items():
+        if ".layer4." in name and name.endswith("bias"):
+            tensor.fill_(-1e6)  # all features are 0, behind the last ReLU
+    torch.save(raw, run)
+    assert fold_checkpoint(run, tmp_path / "m.pth", form).path.is_file()
 
 
 def test_a_fine_tuned_model_keeps_its_classifier_and_the_names_of_its_classes(
