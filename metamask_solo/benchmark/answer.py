@@ -79,27 +79,28 @@ def answer(
 def _verdicts(
     trained: pd.DataFrame, pairs: Sequence[Pair], effects: pd.DataFrame, measures: Sequence[str]
 ) -> Iterator[str]:
+    question = "Does MetaMask help? "
+    means = trained.groupby("method")[list(measures)].mean()
     for method, baseline in pairs:
+        if not {method, baseline} <= {*means.index}:
+            continue
         lines = effects[(effects.method == method) & (effects.baseline == baseline)]
         if lines.empty:
-            means = trained.groupby("method")[list(measures)].mean()
-            if {method, baseline} <= {*means.index}:
-                change = means.loc[method] - means.loc[baseline]
-                texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
-                yield (
-                    f"Does MetaMask help? That is not known: too few seeds. {method} minus "
-                    f"{baseline} is {_list(texts)}."
-                )
-            continue
-        better = bool((lines.clear & (lines.difference > 0)).any())
-        worse = bool((lines.clear & (lines.difference < 0)).any())
-        verdict = {
-            (True, False): "Yes.",
-            (False, True): "No, it harms.",
-            (True, True): "In part.",
-            (False, False): "No effect is to be seen.",
-        }[better, worse]
-        yield " ".join(["Does MetaMask help?", verdict, *_effects(lines)])
+            change = means.loc[method] - means.loc[baseline]
+            texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
+            verdict = f"That is not known: too few seeds. {method} minus {baseline} is "
+            yield f"{question}{verdict}{_list(texts)}."
+        else:
+            better = bool((lines.clear & (lines.difference > 0)).any())
+            worse = bool((lines.clear & (lines.difference < 0)).any())
+            verdict = {
+                (True, False): "Yes.",
+                (False, True): "No, it harms.",
+                (True, True): "In part.",
+                (False, False): "No effect is to be seen.",
+            }[better, worse]
+            yield " ".join([f"{question}{verdict}", *_effects(lines)])
+        question = ""
 
 
 def _images(trained: pd.DataFrame) -> Iterator[str]:
@@ -223,16 +224,16 @@ def _power(
         for texts, count in ((now, seeds), (would, more)):
             effect = detectable_with(model, known, family, count)
             size = "100 (none at all)" if effect > 100 else f"{effect:.1f}"
-            texts.append(f"{size} in {NAMES[measure]}")
+            texts.append(f"{size} {'in' if texts else 'points in'} {NAMES[measure]}")
     if not now:
         return
     if seeds < LEAST_SEEDS or freedom < LEAST_FREEDOM:
         head = (
             f"{'Two' if seeds == 2 else seeds} seeds are too few to compare these methods: they "
-            f"show only differences above {_list(now)} points"
+            f"show only differences above {_list(now)}"
         )
     else:
-        head = f"{seeds} seeds show differences of {_list(now)} points (minimum detectable effect)"
+        head = f"{seeds} seeds show differences of {_list(now)} (minimum detectable effect)"
     yield f"{head}; {more} seeds would show {_list(would)}."
 
 

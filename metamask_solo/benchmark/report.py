@@ -21,9 +21,9 @@ from metamask_solo.evaluation.linear import CS, HELD_OUT
 
 HOW = {
     "knn": "kNN: k = 20, cosine distance, temperature 0.07",
-    "linear": "linear: logistic regression on the features, divided by one number; its C, of "
-    f"{CS[0]:g} to {CS[-1]:g}, and larger while the largest is best, is chosen on a "
-    f"{'fifth' if HELD_OUT == 5 else f'1/{HELD_OUT}'} of the training images",
+    "linear": "linear: logistic regression on the features, divided by one number; its C is chosen "
+    f"on a {'fifth' if HELD_OUT == 5 else f'1/{HELD_OUT}'} of the training images, from {CS[0]:g} "
+    f"to {CS[-1]:g}, and further while the largest is best",
     "rankme": "RankMe of the features of the training images",
 }
 COSTS = {

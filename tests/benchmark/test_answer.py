@@ -97,7 +97,9 @@ def test_power() -> None:
     text = said(runs(seeds=1))
     assert "One seed shows no difference: take at least three" in text and "clearly" not in text
     text = said(runs(seeds=2))
-    assert "Two seeds are too few to compare these methods: they show only differences" in text
+    assert (
+        "Two seeds are too few to compare these methods: they show only differences above" in text
+    )
     assert "; 5 seeds would show" in text and "differ from" not in text
     text = said(runs(seeds=3))
     assert "3 seeds show differences of " in text and "; 5 seeds would show" in text
