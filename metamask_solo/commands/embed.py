@@ -33,16 +33,16 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--out={out}: {file} exists already; --force overwrites it")
     reader = feature_reader(arguments)
     loader = reader.loader(arguments.split, labels=None)
-    count, dims = _write_features(reader, loader, out, table)
-    print(f"{out}: {reader.kind} of {count} images, {dims} dimensions; names in {table}")
+    dims = _write_features(reader, loader, out, table)
+    print(f"{out}: {reader.kind} of {loader.dataset}, {dims} dimensions; names in {table}")
     print(
         f'next: features = numpy.load("{out}", mmap_mode="r"); names = pandas.read_csv("{table}")'
     )
     return 0
 
 
-def _write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[int, int]:
-    """Writes N × D features in single precision, and their files, labels and classes.
+def _write_features(reader: Any, loader: Any, out: Path, table: Path) -> int:
+    """Writes N × D features in single precision, and their files, labels and classes; returns D.
 
     The features go to the disk batch by batch, so memory does not grow with the images.
     """
@@ -76,7 +76,7 @@ def _write_features(reader: Any, loader: Any, out: Path, table: Path) -> tuple[i
             start = end
         array.flush()
         say_collapse(torch.from_numpy(array), label)
-    return array.shape
+    return int(array.shape[1])
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -55,11 +55,10 @@ def main(argv: list[str]) -> int:
     points = umap.UMAP(
         n_components=2, n_neighbors=NEIGHBOURS, random_state=arguments.seed, n_jobs=1
     ).fit_transform(features.numpy())
-    kind = f"{len(images)} {images.split} images".replace("  ", " ")
     classes = images.classes if images.labelled else []
-    title = f"{reader.checkpoint.path.name}\n{reader.kind} of {kind}"
+    title = f"{reader.checkpoint.path.name}\n{reader.kind} of {images}"
     draw_scatter(points, labels.numpy(), classes, title, arguments.out)
-    print(f"{arguments.out}: {kind}, {len(labels.unique()) if classes else 'no'} classes")
+    print(f"{arguments.out}: {images}, {len(labels.unique()) if classes else 'no'} classes")
     return 0
 
 

@@ -129,15 +129,20 @@ def read_folder(
     root = str(user_path(folder))
     files, notes = _walk(root, key)
     filled = {name for name, _, _ in files}
-    if labels or (labels is None and filled and "" not in filled):
+    beside = _images_such_as([name for label, _, name in files if not label])
+    if labels or (labels is None and filled and not beside):
         classes = check_folder(folder, key)
         if empty := [shown(name) for name in classes if name not in filled]:
             raise UserError("; ".join([f"{where}: class folder {empty[0]} holds no image", *notes]))
+        if beside:
+            notes.insert(0, f"{beside}, left out: beside the class folders, so of no class")
         notes = [*_doubts_of_classes(root, files, classes), *notes]
         number = {name: label for label, name in enumerate(classes)}
         samples = [(os.path.join(*path), number[name]) for name, *path in sorted(files) if name]
     else:
         samples = [(os.path.join(*path), NO_LABEL) for path in sorted(file[1:] for file in files)]
+        if labels is None and beside and len(filled) > 1:
+            notes.insert(0, f"{beside}, beside folders of images: so no image gets a label")
     if not samples:
         raise UserError("; ".join([f"{where}: holds no image", *notes]))
     notes = [*_notes_of_split(root), *(shown(f"{where}: {note}") for note in notes)]
@@ -200,14 +205,23 @@ def _walk(root: str, key: str) -> tuple[list[tuple[str, str, str]], list[str]]:
     return images, notes
 
 
+def split_notes(folder: PathLike, split: str) -> list[str]:
+    """A sentence on images that lie beside the folder of a split, and so are not read."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(ENDINGS)]
+    beside = _images_such_as([name for name in names if not name.startswith(".")])
+    return [shown(f"{folder}: {beside}, left out: beside {split}/")] if beside else []
+
+
+def _images_such_as(names: list[str]) -> str:
+    """How many images, and the first one's name; empty for none."""
+    return f"{_count(len(names), 'image')}, such as {min(names)}" if names else ""
+
+
 def _doubts_of_classes(
     root: str, images: list[tuple[str, str, str]], classes: list[str]
 ) -> list[str]:
-    """What is left out of class folders, and what is doubtful."""
+    """What is doubtful of class folders."""
     notes = []
-    if beside := sorted(name for label, _, name in images if not label):
-        count = f"{_count(len(beside), 'image')}, such as {beside[0]}"
-        notes.append(f"{count}, left out: beside the class folders, so of no class")
     if len(classes) == 1:
         notes.append(f"only 1 class ({classes[0]}), so every accuracy is 100 %")
     # a class, or a class and a folder in it; one folder "images" in each is usual, several are not
@@ -304,6 +318,10 @@ class Images(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __str__(self) -> str:
+        """How many images of which split, such as ``10 val images``."""
+        return _count(len(self), f"{self.split} image".strip())
 
     @property
     def files(self) -> list[str]:

@@ -18,6 +18,7 @@ from metamask_solo.data.datasets import (
     pair_notes,
     read_folder,
     say,
+    split_notes,
 )
 from metamask_solo.data.read_image import reading_rule
 from metamask_solo.data.seeds import generator_of
@@ -163,7 +164,7 @@ def evaluation_loader(
         root = user_path(data)
         split = split if labels or (root / split).is_dir() else ""
         source = read_folder(root / split, "--data", labels, reading_rule(cfg))
-        say(*source.notes)
+        say(*(split_notes(root, split) if split else []), *source.notes)
     else:
         if labels is not True and is_folder(cfg) and cfg.data.get(f"{split}_path") is None:
             split = "train"

@@ -40,7 +40,7 @@ def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_
 
 
 def test_images_without_labels_at_any_depth_and_with_odd_names(
-    run: Path, images: Path, tmp_path: Path
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["a" * 240 + ".png", 'b/c/with "quotes", commas\nand lines.png', "d/é.png"]
     for name in names:
@@ -50,6 +50,14 @@ def test_images_without_labels_at_any_depth_and_with_odd_names(
     assert table.columns.tolist() == ["file"]
     assert sorted(table["file"]) == sorted(str(tmp_path / "photos" / name) for name in names)
     assert len(features) == 3
+    printed = capsys.readouterr()
+    assert f"photos: 1 image, such as {names[0]}, beside folders of images" in printed.err
+    assert "f.npy: plain backbone features of 3 images, 512 dimensions" in printed.out
+    (tmp_path / "photos/b").rename(tmp_path / "photos/val")
+    assert len(embed(run, tmp_path / "g.npy", "--data", str(tmp_path / "photos"))[1]) == 1
+    printed = capsys.readouterr()
+    assert f"photos: 1 image, such as {names[0]}, left out: beside val/" in printed.err
+    assert "g.npy: masked backbone features of 1 val image, 512 dimensions" in printed.out
 
 
 def test_the_runs_own_data_are_the_default(run: Path, tmp_path: Path) -> None:
