@@ -334,5 +334,6 @@ def reason(error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return "; ".join(lines[:3]) if lines else type(cause).__name__
+    text = str(cause).partition("\nConfig search path:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines).replace(":; ", ": ") if lines else type(cause).__name__

@@ -56,6 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
         ("+logger=False", "logger=false: the command sets it itself"),
         ("hydra.job.chdir=True", "hydra.job.chdir=True: the paths of a run start where you are"),
         ("hydra/launcher=nowhere", "Could not find 'hydra/launcher/nowhere'"),
+        ("hydra/hydra_logging=no", "in 'hydra/hydra_logging': default; disabled; .*none$"),
     ],
 )
 def test_what_cannot_work_is_one_line(
