@@ -57,7 +57,7 @@ def _knn_is_not_of_one_epoch(run: Run) -> bool:
     # a limit of 1.0 is all batches, and of 1 it is one batch
     limits = [run.get(key, 1.0) for key in ("limit_val_batches", "val_check_interval")]
     whole = all(isinstance(limit, float) and limit == 1 for limit in limits)
-    each = run.get("check_val_every_n_epoch", 1) == 1 and not run.get("fast_dev_run")
+    each = run.get("check_val_every_n_epoch", 1) == 1
     validates = whole and each and run.labelled and run.get("data.val_path") is not None
     return run.get("knn_eval.enabled", False) and not validates
 

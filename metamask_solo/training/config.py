@@ -341,6 +341,8 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
         if names is not None and key not in names:
             below = [f"method_kwargs.{name}" for name in sorted(names)]
             raise unknown(f"method_kwargs.{key}", [*below, *known_keys(Pretraining)])
+    if cfg.get("fast_dev_run") and cfg.get("knn_eval") is not None:
+        cfg.knn_eval.enabled = False  # a batch is not the data that it must see
     check_folders(cfg)
     if cfg.data.get("val_path") is not None and cfg.optimizer.get("classifier_lr") is None:
         raise UserError("optimizer.classifier_lr: missing; data.val_path needs it")

@@ -109,7 +109,14 @@ def test_half_precision_on_a_cpu_is_what_it_is(
 
 @pytest.mark.parametrize(
     ("devices", "expected"),
-    [("3", [0, 1, 2]), (2, [0, 1]), ("2,", [2]), ([1, 3], [1, 3]), ("auto", [0, 1, 2, 3])],
+    [
+        ("3", [0, 1, 2]),
+        (2, [0, 1]),
+        ("2,", [2]),
+        ([1, 3], [1, 3]),
+        ("auto", [0, 1, 2, 3]),
+        (-1, [0, 1, 2, 3]),
+    ],
 )
 def test_devices_become_a_list_whose_length_scales_the_rates(
     devices: Any, expected: list[int], images: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,7 +126,8 @@ def test_devices_become_a_list_whose_length_scales_the_rates(
     assert checked.devices == expected
     completed = complete_pretrain_config(checked.copy())
     assert completed.optimizer.lr == pytest.approx(0.5 * 10 * len(expected) / 256)
-    assert read_pretraining_config(changed(images, devices="auto")).devices == [0]  # the CPU is one
+    for every in ("auto", -1, "-1"):  # the CPU is one
+        assert read_pretraining_config(changed(images, devices=every)).devices == [0]
 
 
 def test_a_module_of_ones_own_is_imported_first(

@@ -62,8 +62,10 @@ def test_validation_by_steps_alone(epochs: int | None, images: Path, tmp_path: P
 
 @pytest.mark.parametrize("steps", [True, 1])
 def test_a_fast_run_leaves_nothing(steps: Any, images: Path, tmp_path: Path) -> None:
-    result = pretrain_run(config(images, tmp_path, fast_dev_run=steps))
+    cfg = config(images, tmp_path, fast_dev_run=steps, knn_eval__enabled=True)
+    result = pretrain_run(cfg)
     assert result.checkpoint is None and "val_loss" in result.metrics
+    assert "val_knn_acc1" not in result.metrics
     assert not list(tmp_path.iterdir())
 
 
