@@ -1,5 +1,6 @@
-"""The method's two losses on one process; on several, see test_processes.py."""
+"""The method's two losses on one process; on several, see tests/training/test_processes.py."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,19 +29,18 @@ def drawn(n: int, dims: int, dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize(("n", "dims"), [(6, 5), (5, 6), (4, 4), (2, 3)])
-def test_barlow_twins_is_its_definition(n: int, dims: int) -> None:
-    got = value_and_gradients(lambda a, b: barlow_twins(a, b, 0.02, 0.1), *drawn(n, dims))
-    expected = value_and_gradients(lambda a, b: 0.1 * plain_barlow(a, b, 0.02), *drawn(n, dims))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize(("n", "dims"), [(6, 5), (2, 3)])
-def test_nt_xent_is_its_definition(n: int, dims: int) -> None:
-    got = value_and_gradients(lambda a, b: nt_xent(a, b, 0.3), *drawn(n, dims))
-    expected = value_and_gradients(lambda a, b: plain_nt_xent(a, b, 0.3), *drawn(n, dims))
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+@pytest.mark.parametrize(
+    ("loss", "definition"),
+    [
+        (partial(barlow_twins, lamb=0.02), partial(plain_barlow, lamb=0.02)),
+        (partial(nt_xent, temperature=0.3), partial(plain_nt_xent, temperature=0.3)),
+    ],
+    ids=["barlow_twins", "nt_xent"],
+)
+def test_a_loss_is_its_definition(loss: Any, definition: Any, n: int, dims: int) -> None:
+    views = drawn(n, dims)
+    result, expected = value_and_gradients(loss, *views), value_and_gradients(definition, *views)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("n", "dims"), [(128, 512), (256, 64)])
@@ -53,16 +53,16 @@ def test_barlow_twins_is_the_hosts_on_one_process(n: int, dims: int) -> None:
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    got = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, 0.1), *drawn(n, dims))
-    assert float(got[0]) == pytest.approx(float(expected[0]), rel=1e-15)
-    for a, b in zip(got[1:], expected[1:], strict=True):
+    result = value_and_gradients(lambda a, b: barlow_twins(a, b, 5e-3, 0.1), *drawn(n, dims))
+    assert float(result[0]) == pytest.approx(float(expected[0]), rel=1e-15)
+    for a, b in zip(result[1:], expected[1:], strict=True):
         assert float((a - b).norm() / b.norm()) < 1e-14
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize(
-    "loss", [barlow_twins, lambda a, b: nt_xent(a, b, 0.07)], ids=["barlow_twins", "nt_xent"]
+    "loss", [barlow_twins, partial(nt_xent, temperature=0.07)], ids=["barlow_twins", "nt_xent"]
 )
 def test_half_precision_is_computed_in_single(loss: Any, autocast: bool, half: torch.dtype) -> None:
     """Of projections in half precision, and of single ones under autocast."""
@@ -70,11 +70,11 @@ def test_half_precision_is_computed_in_single(loss: Any, autocast: bool, half: t
     views = drawn(16, 8, dtype)
     expected = value_and_gradients(loss, *(z.double() for z in views))
     with torch.autocast("cpu", half, enabled=autocast):
-        got = value_and_gradients(loss, *views)
-    assert got[0].dtype == torch.float32 and got[1].dtype == dtype
-    assert float(got[0]) == pytest.approx(float(expected[0]), rel=1e-5)
+        result = value_and_gradients(loss, *views)
+    assert result[0].dtype == torch.float32 and result[1].dtype == dtype
+    assert float(result[0]) == pytest.approx(float(expected[0]), rel=1e-5)
     tolerance = 1e-5 if autocast else torch.finfo(half).eps
-    for a, b in zip(got[1:], expected[1:], strict=True):
+    for a, b in zip(result[1:], expected[1:], strict=True):
         assert float((a.double() - b).norm() / b.norm()) < tolerance
 
 

@@ -28,15 +28,9 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tupl
         cfg.method_kwargs.temperature = 0.2
         cfg.checkpoint.enabled = False
         cfg.method_kwargs.meta = {"enabled": False}  # quick: the state is of a trained network
-        views = _LastViews()
-        model, _ = train(cfg, views, small=True)
-        states.append((model, views.views))
+        model, _ = train(cfg, small=True)
+        states.append((model, next(iter(model.trainer.train_dataloader))[1]))
     return states
-
-
-class _LastViews(pl.Callback):  # type: ignore[name-defined]
-    def on_train_batch_end(self, trainer: Any, model: Any, out: Any, batch: Any, i: int) -> None:
-        self.views = batch[1]
 
 
 @pytest.mark.parametrize("method", ["exact", "plain"])
