@@ -342,13 +342,12 @@ def test_exact_on_random_quadratics(seed: int, lr: float, decay: float, scale: f
 
 def test_an_outer_loss() -> None:
     """As in DARTS: the trial step on one batch, the loss after it on another."""
-    setting, second = Setting(mlp()), torch.randn(5, 6, dtype=torch.float64)
-    after_step = copy.copy(setting)
-    after_step.x = second
-    expected = setting.expected(second)
+    setting = Setting(mlp())
+    second = copy.copy(setting)
+    second.x = X.flip(1)
     for method in ("exact", "double_backward"):
-        result = setting.hypergradient(method, outer_loss=after_step.loss)
-        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-12)
+        result = setting.hypergradient(method, outer_loss=second.loss)
+        assert relative(result, setting.expected(second.x)) <= 1e-10
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -415,44 +414,29 @@ class MemoryBank(nn.Sequential):
         return h * self[1](h, h.tanh())  # type: ignore[no-any-return]
 
 
-class MovingAverage(nn.Module):
-    """Moves a frozen twin, a queue and a count as it runs."""
+class Stateful(nn.Module):
+    """Replaces a centre, as DINO's own loss does; writes to a frozen twin, a queue and a count."""
 
     def __init__(self, writes: bool = False) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 8)
         self.average = copy.deepcopy(self.layer).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(1, 8))
         self.register_buffer("queue", F.normalize(torch.randn(5, 8)))
         self.writes, self.calls = writes, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.normalize(F.linear(x, self.layer.weight, self.layer.bias))
+        h = F.linear(x, self.layer.weight, self.layer.bias)
+        target = ((h - self.center) / 0.4).softmax(-1).detach()
+        self.center = 0.9 * self.center + 0.1 * h.detach().mean(0, keepdim=True)
         self.calls += 1
         with torch.no_grad():
             self.average.weight.lerp_(2 * self.layer.weight, 0.5)
             if self.writes:
                 self.layer.weight.copy_(F.normalize(self.layer.weight))
-        value = F.cross_entropy(z @ self.queue.t().clone() / 0.5, torch.arange(5))
-        self.queue.copy_(z.detach())
-        return self.calls * value * z + F.linear(x, self.average.weight)
-
-
-class Dino(nn.Module):
-    """A centre that forward replaces, as DINO's own loss does, and a bank that it writes to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(6, 8)
-        self.register_buffer("center", torch.zeros(1, 8))
-        self.register_buffer("bank", torch.randn(10, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.layer(x)
-        target = ((h - self.center) / 0.4).softmax(-1).detach()
-        self.center = 0.9 * self.center + 0.1 * h.detach().mean(0, keepdim=True)
-        out = target * F.log_softmax(h / 0.1, dim=-1) + (h @ self.bank.t().clone()).softmax(1).sum()
-        self.bank[: len(h)] = h.detach()
-        return out + h
+        value = F.cross_entropy(h @ self.queue.t().clone(), torch.arange(5))
+        self.queue.copy_(F.normalize(h.detach()))
+        return self.calls * value * h + target * h + F.linear(x, self.average.weight)
 
 
 class BothModes(nn.Sequential):
@@ -512,9 +496,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "spectral norm": (lambda: after(parametrizations.spectral_norm(nn.Linear(8, 8))), X),
     "gru": (gru, TOKENS),
     "no grad inside": (lambda: mlp().append(Apply(centred_without_gradients)), X),
-    "a moving average": (MovingAverage, X),
     "memory bank": (lambda: MemoryBank(nn.Linear(6, 8), NTXentLoss(memory_bank_size=(8, 8))), X),
-    "buffers that forward replaces and writes to": (Dino, X),
     "both modes": (lambda: BothModes(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh()), X),
     "channels last": (channels_last, IMAGES),
     "tied": (tied, X),
@@ -605,11 +587,6 @@ def products(x: Tensor) -> Tensor:
     return torch.ones(2, 16, dtype=torch.float64).scatter_reduce(0, rows, x, "prod")
 
 
-def on_grid(x: Tensor) -> Tensor:
-    grid = torch.linspace(-1, 1, 18, dtype=x.dtype).view(1, 3, 3, 2).expand(len(x), -1, -1, -1)
-    return F.grid_sample(x.view(-1, 1, 4, 4), grid, align_corners=True).flatten(1)
-
-
 def inverse(x: Tensor) -> Tensor:
     return torch.cholesky_inverse(torch.linalg.cholesky(x.t() @ x + 16 * torch.eye(16).double()))
 
@@ -633,7 +610,6 @@ def rotated(p: Any, g: Any) -> Any:
         (products, DROPPED),
         (inverse, WRONG),
         (lambda x: x * (torch.rand(x.shape, generator=GENERATOR) > 0.3), WRONG),
-        (on_grid, "grid_sampler_2d"),
         (lambda x: torch.cdist(x, x.detach()[:4] + 1), "_cdist_forward"),
         (Doubled.apply, "jvp"),
     ],
@@ -648,27 +624,21 @@ def test_lost_tangents_are_refused(function: Any, words: str) -> None:
     assert setting.hypergradient("finite_difference").isfinite().all()
 
 
-def slope_of(u: Tensor, by: str, create_graph: bool = True) -> Tensor:
+def slope_of(u: Tensor, create_graph: bool = True) -> Tensor:
     u = u * 1.0
     value = (F.layer_norm(u, [8]) @ EYE[::2].t().cumsum(0)).tanh().pow(2).sum()
-    if by == "grad":
-        return torch.autograd.grad(value, u, create_graph=create_graph)[0]
-    u.retain_grad()
-    value.backward(create_graph=create_graph, inputs=[u])
-    return u.grad  # type: ignore[return-value]
+    return torch.autograd.grad(value, u, create_graph=create_graph)[0]
 
 
-@pytest.mark.filterwarnings("ignore:Using backward")
-@pytest.mark.parametrize("by", ["grad", "backward"])
-def test_a_loss_with_a_gradient_of_its_own(by: str) -> None:
+def test_a_loss_with_a_gradient_of_its_own() -> None:
     """Its further derivatives in PyTorch are wrong for a normalisation; a difference goes on."""
-    setting = Setting(mlp(), loss_of=lambda u: u.pow(2).mean() + slope_of(u, by).pow(2).mean())
+    setting = Setting(mlp(), loss_of=lambda u: u.pow(2).mean() + slope_of(u).pow(2).mean())
     for method in ("exact", "double_backward"):
         with pytest.raises(UserError, match=f"{method}.*own; use.*'finite_difference'"):
             setting.hypergradient(method)
     expected = setting.over_real_steps(optim.SGD(setting.network.parameters(), LR))
     assert relative(setting.hypergradient("finite_difference", radius=1e-4), expected) <= 1e-5
-    setting.loss_of = lambda u: (u * slope_of(u, by, create_graph=False)).sum()
+    setting.loss_of = lambda u: (u * slope_of(u, create_graph=False)).sum()
     setting.check("double_backward")  # which has it as a constant
 
 
@@ -700,10 +670,10 @@ def test_the_cache_of_parametrisations_is_of_the_parameters_that_are_held(method
 
 
 @pytest.mark.parametrize("called", [True, False])
-def test_a_module_that_moves_an_average_a_queue_and_a_count(called: bool) -> None:
+def test_a_module_with_a_state_of_its_own(called: bool) -> None:
     """Also as one whose loss is a method, as in a LightningModule, and past a list of modules."""
     torch.manual_seed(0)
-    setting, writing = Setting(MovingAverage()), Setting(MovingAverage(writes=True))
+    setting, writing = Setting(Stateful()), Setting(Stateful(writes=True))
     if not called:
         setting.run = writing.run = lambda network, x: network.forward(x)
     calls = setting.network.calls, writing.network.calls
@@ -753,14 +723,6 @@ def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method:
         )
 
 
-def test_a_compiled_module_runs_as_it_was_written() -> None:
-    setting = Setting(mlp())
-    expected, plain = setting.hypergradient(), setting.network
-    setting.network = torch.compile(plain, backend="aot_eager")  # type: ignore[assignment]
-    result = mask_hypergradient(setting.loss, plain, setting.mask, sgd(LR))
-    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
-
-
 @pytest.mark.parametrize("mixed", [True, False])
 def test_attention_in_low_precision(mixed: bool) -> None:
     """Its kernels round otherwise in forward mode: no reason to refuse it."""
@@ -777,21 +739,6 @@ def test_attention_in_low_precision(mixed: bool) -> None:
         assert setting.hypergradient("exact", adamw).isfinite().all()
     assert result.dtype == torch.float32
     assert float(F.cosine_similarity(result.double(), expected, dim=0)) > 0.98
-
-
-def test_autocast_inside_the_loss() -> None:
-    """The check knows the precision that the loss computes in."""
-    torch.manual_seed(0)
-    for _ in range(8):
-        table, mask, rows = nn.Embedding(200, 16), DimensionalMask(16), torch.randint(200, (16, 6))
-        network = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8))
-
-        def loss() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                u = F.normalize(network(mask(table(rows).mean(1))))  # noqa: B023
-                return F.cross_entropy(u @ u.t() / 0.2, torch.arange(16))
-
-        assert mask_hypergradient(loss, [table, network], mask, sgd(0.1)).isfinite().all()
 
 
 class Reads(torch.overrides.TorchFunctionMode):

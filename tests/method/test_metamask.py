@@ -12,10 +12,9 @@ import torch
 from definitions import plain_barlow, plain_nt_xent
 from omegaconf import DictConfig, OmegaConf
 from runs import SMALL_HEADS, pretrain_config, train
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from metamask_solo import MetaMask
+from metamask_solo import MetaMask, mask_hypergradient
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import METHODS, RELEASE, pl
 from metamask_solo.method import settings as settings_module
@@ -126,25 +125,14 @@ def test_updates_follow_the_steps_and_leave_everything_but_the_mask(
 
 
 def by_double_backward(model: Any, views: list[Tensor]) -> Tensor:
-    """The hypergradient of a sigmoid mask by definition, on copies of the network."""
-    network = nn.ModuleList([model.backbone, model.projector])
-    twin, optimizer = copy.deepcopy(network).requires_grad_(), model.trainer.optimizers[0]
-    logits = model.mask.logits.detach().clone().requires_grad_()
-    twin.forward = lambda x: twin[1](twin[0](x) * torch.sigmoid(logits))  # type: ignore
+    """The hypergradient of the loss as it is defined, by the other exact way."""
+    modules, optimizer = [model.backbone, model.projector], model.trainer.optimizers[0]
 
-    def loss(params: dict[str, Tensor]) -> Tensor:
-        z1, z2 = (functional_call(twin, params, (x,)) for x in views)
+    def loss() -> Tensor:
+        z1, z2 = (model.projector(model.mask(model.backbone(x))) for x in views)
         return plain_nt_xent(z1, z2, model.settings.temperature)
 
-    params = dict(twin.named_parameters())
-    gradient = torch.autograd.grad(loss(params), list(params.values()), create_graph=True)
-    moved = {}
-    for (name, p), g, original in zip(params.items(), gradient, network.parameters(), strict=True):
-        (group,) = [x for x in optimizer.param_groups if any(original is q for q in x["params"])]
-        buffer = optimizer.state[original].get("momentum_buffer", 0.0)
-        step = group["momentum"] * buffer + g + group["weight_decay"] * p
-        moved[name] = p - group["lr"] * step
-    return torch.autograd.grad(loss(moved), logits)[0]
+    return mask_hypergradient(loss, modules, model.mask, optimizer, "double_backward")
 
 
 @pytest.mark.slow
