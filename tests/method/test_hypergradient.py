@@ -439,17 +439,6 @@ class Stateful(nn.Module):
         return self.calls * value * h + target * h + F.linear(x, self.average.weight)
 
 
-class BothModes(nn.Sequential):
-    """A second pass by the running statistics that the first one has just changed."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        first = super().forward(x)
-        self.eval()
-        second = super().forward(x)
-        self.train()
-        return first + 2 * second
-
-
 def tied() -> nn.Module:
     one, two = nn.Linear(8, 8), nn.Linear(8, 8)
     two.weight = one.weight
@@ -497,7 +486,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "gru": (gru, TOKENS),
     "no grad inside": (lambda: mlp().append(Apply(centred_without_gradients)), X),
     "memory bank": (lambda: MemoryBank(nn.Linear(6, 8), NTXentLoss(memory_bank_size=(8, 8))), X),
-    "both modes": (lambda: BothModes(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh()), X),
     "channels last": (channels_last, IMAGES),
     "tied": (tied, X),
     "frozen": (lambda: nn.Sequential(nn.Linear(6, 8).requires_grad_(False), *mlp()[1:]), X),
@@ -534,11 +522,9 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "mean squared error": lambda u: F.mse_loss(u, EYE[:5]) + nn.MSELoss()(u, u.detach() + 1),
     "lightly's Barlow Twins": lambda u: BarlowTwinsLoss()(u, u.detach().tanh() + u**2),
     "vmap": lambda u: torch.vmap(lambda row: (row.tanh() * row.detach()).sum())(u).sum(),
-    "squared errors by an old name": lambda u: F.mse_loss(u, EYE[:5], reduce=False).sum(),
 }
 
 
-@pytest.mark.filterwarnings("ignore:size_average")
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses(name: str) -> None:
     Setting(mlp(), loss_of=LOSSES[name]).check()

@@ -23,16 +23,19 @@ def gradients(count: int) -> list[Tensor]:
     return list(torch.randn(count, 5, generator=torch.Generator().manual_seed(0)))
 
 
+def move(optimizer: MaskOptimizer, gradient: Tensor) -> Tensor:
+    before = optimizer.mask.logits.clone()
+    optimizer.step(gradient)
+    return before - optimizer.mask.logits
+
+
 @pytest.mark.parametrize("planned", [2.0, 7 / 3, 5.0])
 def test_the_cosine_falls_to_zero_over_the_planned_updates(planned: float) -> None:
     moved = mask_optimizer(schedule="cosine", lr=0.5)
     moved.start(0, planned)
-    rates = []
-    for _ in range(int(planned)):
-        before = moved.mask.logits.clone()
-        moved.step(torch.ones(5))
-        rates.append(float((before - moved.mask.logits)[0]))
-    expected = [0.25 * (1 + math.cos(math.pi * i / int(planned))) for i in range(int(planned))]
+    updates = range(int(planned))
+    rates = [float(move(moved, torch.ones(5))[0]) for _ in updates]
+    expected = [0.25 * (1 + math.cos(math.pi * i / len(updates))) for i in updates]
     assert rates == pytest.approx(expected)
 
 
@@ -62,10 +65,7 @@ def test_a_new_fit_starts_anew() -> None:
     twice = mask_optimizer(schedule="cosine", lr=0.5)
     for _ in range(2):
         twice.start(0, 3)
-        before = twice.mask.logits.clone()
-        for gradient in gradients(3):
-            twice.step(gradient)
-        assert float((twice.mask.logits - before).abs().max()) > 0.05
+        assert float(sum(move(twice, g) for g in gradients(3)).abs().max()) > 0.05
         assert twice.updates == 3
     # a checkpoint from before any fit, such as that of lr_find, has no optimiser to continue with
     twice.load_state_dict(mask_optimizer(schedule="cosine").state_dict())
@@ -81,9 +81,7 @@ def test_a_longer_run_follows_the_cosine_and_the_rate_of_its_file() -> None:
     longer = mask_optimizer(schedule="cosine", lr=0.5)
     longer.load_state_dict(first.state_dict())
     longer.start(4, 8)
-    before = longer.mask.logits.clone()
-    longer.step(torch.ones(5))
-    torch.testing.assert_close(before - longer.mask.logits, torch.full((5,), 0.25))
+    torch.testing.assert_close(move(longer, torch.ones(5)), torch.full((5,), 0.25))
 
 
 def test_what_cannot_go_on_is_refused() -> None:
@@ -99,5 +97,4 @@ def test_what_cannot_go_on_is_refused() -> None:
 def test_a_clipped_gradient_has_the_norm_that_was_asked_for() -> None:
     clipped = mask_optimizer(clip_grad=1e-3, lr=1.0)
     clipped.start(0, 10)
-    clipped.step(gradients(1)[0])
-    assert float(clipped.mask.logits.norm()) == pytest.approx(1e-3, rel=1e-4)
+    assert float(move(clipped, gradients(1)[0]).norm()) == pytest.approx(1e-3, rel=1e-4)

@@ -143,16 +143,16 @@ def test_a_whole_run_in_double_precision(config: Config) -> None:
     cfg.method_kwargs.mask = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1}
     losses: list[tuple[float, float]] = []
 
-    class Losses(pl.Callback):  # type: ignore[name-defined]
-        def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, i: int) -> None:
-            twin = copy.deepcopy(model)
-            u = [twin.backbone(x.double()) * torch.sigmoid(twin.mask.logits) for x in batch[1]]
-            barlow = 0.1 * plain_barlow(*(twin.redundancy_projector(x) for x in u), 0.02)
-            contrastive = plain_nt_xent(*(twin.projector(x) for x in u), 0.3)
-            losses.append((float(barlow), float(contrastive)))
+    def by_definition(trainer: Any, model: Any, batch: Any, i: int) -> None:
+        twin = copy.deepcopy(model)
+        u = [twin.backbone(x.double()) * torch.sigmoid(twin.mask.logits) for x in batch[1]]
+        barlow = 0.1 * plain_barlow(*(twin.redundancy_projector(x) for x in u), 0.02)
+        contrastive = plain_nt_xent(*(twin.projector(x) for x in u), 0.3)
+        losses.append((float(barlow), float(contrastive)))
 
     updates = Updates(by_double_backward)
-    model, result = train(cfg, Losses(), updates, small=True)
+    first = pl.callbacks.LambdaCallback(on_train_batch_start=by_definition)
+    model, result = train(cfg, first, updates, small=True)
     logged = read_metrics(result.folder)
     for name, expected in zip(("barlow", "nce"), losses[0], strict=True):
         first = logged[f"train_{name}_loss_step"].dropna().iloc[0]
@@ -184,14 +184,14 @@ def test_a_whole_run_in_double_precision(config: Config) -> None:
 
 @pytest.mark.slow
 def test_a_bad_hypergradient_is_skipped_counted_and_logged(config: Config) -> None:
-    class Poison(pl.Callback):  # type: ignore[name-defined]
-        def on_train_start(self, trainer: Any, model: Any) -> None:
-            gradient = model.mask_gradient
-            model.mask_gradient = lambda views: (
-                gradient(views) * (float("nan") if trainer.global_step == 1 else 1.0)
-            )
+    def poison(trainer: Any, model: Any) -> None:
+        gradient = model.mask_gradient
+        model.mask_gradient = lambda views: (
+            gradient(views) * (float("nan") if trainer.global_step == 1 else 1.0)
+        )
 
-    model, result = train(config(), Poison(), small=True)
+    poisoned = pl.callbacks.LambdaCallback(on_train_start=poison)
+    model, result = train(config(), poisoned, small=True)
     assert (model.mask_optimizer.updates, model.mask_optimizer.skipped) == (1, 1)
     assert model.mask.logits.isfinite().all()
     assert read_metrics(result.folder)["mask_skipped_updates"].dropna().iloc[-1] == 1.0
