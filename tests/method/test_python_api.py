@@ -36,14 +36,13 @@ def test_examples_of_docstrings(name: str) -> None:
 
 
 class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
-    def __init__(self, manual: bool = True):
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         layers = nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 8)
         self.backbone, self.head = nn.Sequential(*layers), SimCLRProjectionHead(8, 16, 4)
         self.mask, self.criterion = DimensionalMask(8), NTXentLoss(temperature=0.2)
         self.mask_optimizer = torch.optim.SGD([self.mask.logits], lr=1.0)
-        self.automatic_optimization = not manual
 
     def loss(self, x: Tensor) -> Tensor:
         z1, z2 = (self.head(self.mask(self.backbone(view))) for view in x.unbind(1))
@@ -53,21 +52,11 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         params = [p for p in self.parameters() if p.requires_grad]
         return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        if self.automatic_optimization:
-            return self.loss(batch[0])
-        self.whole_step(batch[0], self.optimizers())
-        return None
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch[0])
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.automatic_optimization:
-            self.step_mask(batch[0], self.optimizers())
-
-    def whole_step(self, x: Tensor, optimizer: Any) -> None:
-        optimizer.zero_grad()
-        self.loss(x).backward()
-        optimizer.step()
-        self.step_mask(x, optimizer)
+        self.step_mask(batch[0], self.optimizers())
 
     def step_mask(self, x: Tensor, optimizer: Any) -> None:
         self.mask.logits.grad = mask_hypergradient(lambda: self.loss(x), self, self.mask, optimizer)
@@ -76,14 +65,15 @@ class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
 
 def test_a_plain_loop_and_lightning_take_the_same_steps() -> None:
     x = torch.randn(24, 2, 6, generator=torch.Generator().manual_seed(0))
-    plain = Module()
+    plain, module = Module(), Module()
     optimizer = plain.configure_optimizers()
     for batch in x.split(8):
-        plain.whole_step(batch, optimizer)
+        optimizer.zero_grad()
+        plain.loss(batch).backward()
+        optimizer.step()
+        plain.step_mask(batch, optimizer)
     assert float((plain.mask.logits - DimensionalMask(8).logits).abs().max()) > 1e-5
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    for manual in (False, True):
-        module = Module(manual)
-        trainer = pl.Trainer(max_epochs=1, accelerator="cpu", **dict.fromkeys(quiet, False))
-        trainer.fit(module, DataLoader(TensorDataset(x), batch_size=8))
-        torch.testing.assert_close(module.mask.logits, plain.mask.logits, rtol=1e-5, atol=1e-7)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", **dict.fromkeys(quiet, False))
+    trainer.fit(module, DataLoader(TensorDataset(x), batch_size=8))
+    torch.testing.assert_close(module.mask.logits, plain.mask.logits, rtol=1e-5, atol=1e-7)
