@@ -255,7 +255,6 @@ def wrapped(params: Any) -> optim.Optimizer:
         (with_a_hook, "the step of SGD with hooks.*1e-3"),
         (lambda p: timm.optim.create_optimizer_v2(list(p), "lars", lr=0.1), "Lars.*1e-3"),
         (lambda p: optim.LBFGS(p), "LBFGS.*1e-3"),
-        (lambda p: optim.Adafactor(p), "Adafactor.*1e-3"),
         (lambda p: optim.SGD(list(p)[:1], lr=0.1), "'0.0.bias' is in no group"),
         (lambda p: lambda now, g: {n: now[n] - d.detach() for n, d in g.items()}, "no derivative"),
     ],
@@ -292,18 +291,18 @@ def test_first_order_and_finite_difference_are_their_formulas() -> None:
     v, direct = partials(step(named, dict(zip(named, g, strict=True))))
     assert relative(hypergradient(pure, named, a, step, "first_order"), direct) <= 1e-12
     size = radius / torch.cat([d.flatten() for d in v]).norm()
-    sides = [
-        partials({n: p + s * size * d for (n, p), d in zip(named.items(), v, strict=True)})[1]
-        for s in (1, -1)
-    ]
-    official = direct - lr * (sides[0] - sides[1]) / (2 * size)
-    by_radius = {
-        r: hypergradient(pure, named, a, step, "finite_difference", radius=r) for r in (1e-1, 1e-2)
-    }
-    assert relative(by_radius[radius], official) <= 1e-9
+    near, far = (
+        partials({n: p + r * d for (n, p), d in zip(named.items(), v, strict=True)})[1]
+        for r in (size, -size)
+    )
+    official = direct - lr * (near - far) / (2 * size)
+    rough, fine = (
+        hypergradient(pure, named, a, step, "finite_difference", radius=r) for r in (0.1, radius)
+    )
+    assert relative(fine, official) <= 1e-9
     exact = hypergradient(pure, named, a, step)
-    errors = [relative(difference, exact) for difference in by_radius.values()]
-    assert errors[1] < errors[0] / 50  # second order: a tenth of the radius, a hundredth
+    # second order: a tenth of the radius, a hundredth
+    assert relative(fine, exact) < relative(rough, exact) / 50
 
 
 def test_a_difference_that_would_be_rounding_is_refused() -> None:
@@ -318,11 +317,8 @@ def test_a_difference_that_would_be_rounding_is_refused() -> None:
         setting.hypergradient("finite_difference", step, outer_loss=second.loss)
 
 
-SCALES = [1e-30, 1e-12, 1.0, 1e15]
-
-
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 9999), st.floats(0, 0.5), st.floats(0, 0.1), st.sampled_from(SCALES))
+@given(st.integers(0, 99), st.floats(0, 0.5), st.floats(0, 0.1), st.sampled_from([1e-30, 1, 1e15]))
 def test_exact_on_random_quadratics(seed: int, lr: float, decay: float, scale: float) -> None:
     """L = ½ wᵀ diag(a) w + bᵀ w has its hypergradient in closed form, at any size."""
     rng = torch.Generator().manual_seed(seed)
@@ -452,10 +448,10 @@ def channels_last() -> nn.Module:
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore
 
 
-def resnet() -> nn.Module:
-    network = torchvision.models.resnet18()
+def resnet(make: Callable[[], Any] = torchvision.models.resnet18) -> nn.Module:
+    network = make()
     network.fc = nn.Identity()
-    return network
+    return network  # type: ignore[no-any-return]
 
 
 def vit() -> nn.Module:
@@ -730,11 +726,10 @@ class Reads(torch.overrides.TorchFunctionMode):
 
 def test_an_update_rarely_waits_for_the_device() -> None:
     """Six times at most, however many layers."""
-    network = torchvision.models.resnet50()
-    network.fc = nn.Identity()
-    setting = Setting(network, IMAGES[:2])
+    setting = Setting(resnet(torchvision.models.resnet50), IMAGES[:2])
+    optimizer = optim.SGD(setting.network.parameters(), 0.1, momentum=0.9)
     with Reads() as reads:
-        setting.hypergradient("exact", optim.SGD(network.parameters(), 0.1, momentum=0.9))
+        setting.hypergradient("exact", optimizer)
     assert reads.count <= 6
 
 

@@ -61,15 +61,11 @@ def test_half_precision_is_computed_in_single(loss: Any, autocast: bool, half: t
         assert float((a.double() - b).norm() / b.norm()) < tolerance
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((torch.ones(4, 3), torch.ones(5, 3)), "two views of the same images"),
-        ((torch.ones(4), torch.ones(4)), "must be N × D"),
-        ((torch.ones(1, 3),) * 2, "a batch of 1"),
-    ],
-)
-def test_errors_say_what_is_wrong(arguments: tuple[Any, ...], words: str) -> None:
+def test_errors_say_what_is_wrong() -> None:
     for loss in (barlow_twins, nt_xent):
-        with pytest.raises(ValueError, match=words):
-            loss(*arguments, 0.1)
+        with pytest.raises(ValueError, match="two views of the same images"):
+            loss(torch.ones(4, 3), torch.ones(5, 3), 0.1)
+        with pytest.raises(ValueError, match="must be N × D"):
+            loss(torch.ones(4), torch.ones(4), 0.1)
+        with pytest.raises(ValueError, match="a batch of 1"):
+            loss(torch.ones(1, 3), torch.ones(1, 3), 0.1)
