@@ -67,7 +67,6 @@ def test_a_small_spread_of_the_mask_is_not_rounded_away(autocast: bool, error: f
 
 def test_the_kind_is_part_of_the_state() -> None:
     state = DimensionalMask(3, "linear").state_dict()
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
     with pytest.raises(UserError, match="kind=sigmoid: the state is that of a linear mask"):
         DimensionalMask(3, "sigmoid").load_state_dict(state)
     DimensionalMask(3, "linear").load_state_dict(state)

@@ -1,7 +1,4 @@
-"""The parts used without the method: docstrings, a plain loop, Lightning, lightly's loss and head.
-
-docs/python.md itself runs in tests/docs.
-"""
+"""The parts without the method, in a plain loop and in Lightning; tests/docs runs the page."""
 
 import doctest
 import importlib
@@ -19,12 +16,10 @@ import metamask_solo
 from metamask_solo import DimensionalMask, mask_hypergradient
 from metamask_solo.hosts import pl
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-
 
 def test_the_page_names_every_public_name() -> None:
-    missing = [n for n in metamask_solo.__all__ if n != "MetaMask" and n not in PAGE.read_text()]
-    assert missing == []
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    assert [n for n in metamask_solo.__all__ if n != "MetaMask" and n not in page] == []
 
 
 @pytest.mark.parametrize("name", ["hypergradient", "mask", "losses"])
