@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.errors import RunStopped
+from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.callbacks import FiniteLoss
 
@@ -60,7 +60,10 @@ def test_a_nan_pixel_stops_the_run_and_spoils_no_checkpoint(
 def test_weights_that_are_not_finite_are_not_saved(
     cause: str, images: Path, tmp_path: Path
 ) -> None:
-    """Of grey images no feature varies, and each BatchNorm multiplies gradients by 300."""
+    """Of grey images no feature varies, and each BatchNorm multiplies gradients by 300.
+
+    On one of the releases, the check of the hypergradient sees the rounding one step before.
+    """
     shutil.copytree(images, tmp_path / "data")
     cfg = pretrain_config(tmp_path / "data", tmp_path / "runs", max_epochs=2)
     if cause == "constant features":
@@ -68,7 +71,8 @@ def test_weights_that_are_not_finite_are_not_saved(
             Image.new("RGB", (32, 32), (120, 120, 120)).save(path)
     else:
         cfg.optimizer.lr = 1e30
-    with pytest.raises(RunStopped, match=r"step 2: .*not finite.*; there is no checkpoint"):
+    stopped = r"step 2: .*not finite.*; there is no checkpoint|exact: .* another derivative"
+    with pytest.raises((RunStopped, UserError), match=stopped):
         train(cfg)
     assert_finite(tmp_path / "runs", 0)
 
