@@ -51,7 +51,6 @@ def answer(
     trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
     accuracies = [measure for measure in measures if measure not in LABEL_FREE]
     family = len(pairs) * len(measures)
-    several = trained.method.nunique() > 1 and trained.seed.nunique() > 1
     effects = compare(trained, pairs, measures)
     updated = {*trained[trained[UPDATED].notna()].method} if UPDATED in trained else set()
     asked = [pair for pair in pairs if accuracies and set(pair) & updated == {pair[0]}]
@@ -60,7 +59,7 @@ def answer(
         *_images(trained),
         *_learning(trained, untrained, accuracies),
     ]
-    if several:
+    if trained.method.nunique() > 1 and trained.seed.nunique() > 1:
         sentences += _best(trained, accuracies, family, same)
         answered = [pair in asked for pair in zip(effects.method, effects.baseline, strict=True)]
         sentences += _effects(effects[~np.array(answered, dtype=bool)])

@@ -31,9 +31,11 @@ def pending_runs(plan: Plan) -> list[Run]:
 
 def check_batches(plan: Plan, runs: list[Run]) -> None:
     """Raises UserError where a run's batch is larger than the images to train on."""
+    if plan.images is None:
+        return
     for run in runs:
         batch = run.config.get("optimizer", {}).get("batch_size", 1)
-        if plan.images is not None and batch > plan.images:
+        if batch > plan.images:
             lower = 2 ** max(0, plan.images.bit_length() - 2)
             raise UserError(
                 f"methods.{run.method}: optimizer.batch_size={batch}: there are only {plan.images} "

@@ -272,8 +272,8 @@ def compose_method(
         cfg.precision = "32"  # a CPU without bf16 takes many times as long in half precision
         for pipeline in cfg.augmentations:
             pipeline.crop_size = QUICK_PIXELS
-    if benchmark.length is not None:
-        cfg.max_epochs = benchmark.length
+    if benchmark.epochs is not None:
+        cfg.max_epochs = benchmark.epochs
     if benchmark.without_labels:
         OmegaConf.update(cfg, "knn_eval.enabled", False, force_add=True)
     cfg.seed = benchmark.seeds[0]

@@ -113,11 +113,6 @@ class BenchmarkFile(Settings):
     keep_checkpoints: bool = True
 
     @property
-    def length(self) -> int | None:
-        """Epochs of every run; None for those of each method's file."""
-        return self.epochs
-
-    @property
     def without_labels(self) -> bool:
         """Whether the images have no labels."""
         return isinstance(self.data, Folders) and self.data.no_labels

@@ -148,11 +148,9 @@ def forecast(folder: Path) -> None:
     for key, value in task["changes"].items():
         OmegaConf.update(cfg, key, value)
     batch = cfg.optimizer.batch_size
-    if _device(cfg) == "cpu":
-        each, images, evaluated = _time_steps(cfg, folder, min(batch, 16))
-        if batch > 16 and each * batch * TIMED < 180:
-            each, images, evaluated = _time_steps(cfg, folder, batch)
-    else:
+    first = min(batch, 16) if _device(cfg) == "cpu" else batch
+    each, images, evaluated = _time_steps(cfg, folder, first)
+    if first < batch and each * batch * TIMED < 180:
         each, images, evaluated = _time_steps(cfg, folder, batch)
     every = cfg.get("check_val_every_n_epoch") or 1
     limit = cfg.get("limit_train_batches") or 1.0

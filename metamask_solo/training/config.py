@@ -390,12 +390,13 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     if run.backbone.stem == "3x3" and not run.backbone.name.startswith("resnet"):
         raise UserError(f"backbone.stem=3x3: only a ResNet has one, not {run.backbone.name}")
     _check_optimizer(run.optimizer)
+    level = logging.root.manager.disable
     logging.disable(logging.INFO)  # the trainer that trains says its devices
     try:
         with torch_as_before():
             build_trainer(checked, [], [])
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     return checked
 
 
