@@ -12,26 +12,24 @@ from metamask_solo.errors import UserError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside ``path``, and moves it to ``path`` when the block succeeds.
+    """Gives a path beside ``path``, and moves what the block makes there to ``path``.
 
-    If the block raises, ``path`` is left as it was and the temporary file is removed.
+    The block makes a file, which replaces one that is there, or a folder where there is none. If
+    the block raises, ``path`` is left as it was and nothing else stays.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
     path = Path(path)
+    scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
-        _sync(temporary)
-        os.replace(temporary, path)
+        scratch = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        made = Path(scratch, "made")
+        yield made
+        if made.is_file():
+            _sync(made)
+        os.replace(made, path)
         _sync(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
@@ -41,41 +39,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             raise
         raise UserError(f"{path}: cannot be written (is the disk full?)") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes the temporary files that a killed process left of files named as ``pattern``."""
+    """Removes what a killed process left of files named as ``pattern``."""
     for leftover in folder.glob(f".{pattern}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Like :func:`atomic_write` for a folder that does not exist yet."""
-    path = Path(path)
-    if path.exists():
-        raise UserError(f"{path}: exists already")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from metamask_solo.atomic_files import atomic_folder
+from metamask_solo.atomic_files import atomic_write
 from metamask_solo.errors import UserError
 from metamask_solo.paths import user_path
 
@@ -110,7 +110,7 @@ def write_dataset(name: str, out: str | Path = "datasets", force: bool = False) 
         if not force:
             raise UserError(f"{folder}: damaged, edited or of another version; --force replaces it")
         shutil.rmtree(folder)  # refuses a link
-    with atomic_folder(folder) as temporary:
+    with atomic_write(folder) as temporary:
         _write_images(name, temporary)
         text = json.dumps(_describe(name, temporary), indent=2)
         (temporary / MANIFEST).write_text(text + "\n")

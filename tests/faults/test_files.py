@@ -16,7 +16,7 @@ from runs import pretrain_config, train
 
 from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
-from metamask_solo.atomic_files import atomic_folder, atomic_write
+from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
@@ -73,8 +73,11 @@ def test_a_full_disk_at_any_moment_of_writing(
         torch.save({"a": torch.ones(3)}, path)
     assert target.read_text() == "before"
     if failing == "replace":
-        with pytest.raises(UserError, match="No space left"), atomic_folder(tmp_path / "data"):
-            pass
+        with (
+            pytest.raises(UserError, match="No space left"),
+            atomic_write(tmp_path / "data") as path,
+        ):
+            path.mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
 
 
