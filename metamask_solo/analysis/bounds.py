@@ -9,7 +9,7 @@ import math
 import numpy as np
 from scipy.special import logsumexp
 
-from metamask_solo.analysis.measures import Array, IntArray, blocks
+from metamask_solo.analysis.measures import Array, IntArray
 
 
 def bounds(
@@ -52,8 +52,7 @@ def bounds(
     means = np.eye(classes)[labels].T @ unit / each
     scores = unit @ means.T
     true_score = scores[np.arange(negatives), labels]
-    spread = [logsumexp(unit[rows] @ unit.T, axis=1) for rows in blocks(negatives, negatives)]
-    loss = float(np.mean(np.concatenate(spread)) - np.mean(true_score))
+    loss = float(np.mean(logsumexp(unit @ unit.T, axis=1)) - np.mean(true_score))
     cross_entropy = float(np.mean(logsumexp(scores, axis=1) - true_score))
     v = float(np.mean(np.sum((unit - means[labels]) ** 2, axis=1)))
     centre = loss - math.log(negatives / classes)

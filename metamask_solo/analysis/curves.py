@@ -45,7 +45,7 @@ def draw_runs(paths: Sequence[Path]) -> bytes:
         paths: of each run its folder, or a checkpoint in it.
 
     Raises:
-        UserError: there is no such run, or it logged nothing that is drawn.
+        UserError: there is no such run, or it logged no finite number that is drawn.
     """
     folders = [path if path.is_dir() else path.parent for path in paths]
     metrics = [_metrics(path, folder) for path, folder in zip(paths, folders, strict=True)]
@@ -57,13 +57,13 @@ def draw_runs(paths: Sequence[Path]) -> bytes:
     panels = []
     for column, title, unit in PANELS:
         curves = [_curve(rows, column) for rows in metrics]
-        if not all(curve.empty for curve in curves):
+        if any(curve.notna().any() for curve in curves):
             panels.append((title, unit, curves))
     histories = [(label, _mask_history(f)) for label, f in zip(labels, folders, strict=True)]
     masked = [(label, history) for label, history in histories if history is not None]
     count = len(panels) + len(masked)
     if not count:
-        raise UserError("the runs logged nothing of what is drawn")
+        raise UserError("the runs logged no finite number of what is drawn")
     with matplotlib.rc_context(STYLE):
         columns = min(COLUMNS, count)
         figure, axes = grid(-(-count // columns), columns, height=3.7)

@@ -110,9 +110,12 @@ def png(figure: Figure) -> bytes:
 
 def draw_figures(checkpoints: Sequence[Measures]) -> dict[str, bytes]:
     """All figures that these measures allow, by name, as PNG files; the same bytes every time."""
+    figures = {}
     with matplotlib.rc_context(STYLE):
-        figures = {name: draw(checkpoints) for name, draw in FIGURES.items()}
-        return {name: png(figure) for name, figure in figures.items() if figure is not None}
+        for name, (measure, draw) in FIGURES.items():
+            if drawn := [one for one in checkpoints if getattr(one, measure) is not None]:
+                figures[name] = png(draw(drawn))
+    return figures
 
 
 def draw_mask_history(axis: Axes, history: pd.DataFrame) -> None:
@@ -133,11 +136,9 @@ def draw_mask_history(axis: Axes, history: pd.DataFrame) -> None:
     axis.set_ylabel("mask weight m (dimensionless)")
 
 
-def correlation_figure(checkpoints: Sequence[Measures]) -> Figure | None:
+def correlation_figure(checkpoints: Sequence[Any]) -> Figure:
     """|correlation| of every pair of dimensions, one panel for each checkpoint."""
-    measured = [(one.name, one.redundancy["plain"]) for one in checkpoints if one.redundancy]
-    if not measured:
-        return None
+    measured = [(one.name, one.redundancy["plain"]) for one in checkpoints]
     columns = min(3, len(measured))
     width = 3.5 if columns > 1 else 4.6  # beside one panel alone stands the colour bar, too
     figure, axes = grid(-(-len(measured) // columns), columns, width, height=3.8)
@@ -169,22 +170,20 @@ def _cluster(correlation: Array) -> Any:
     return hierarchy.leaves_list(hierarchy.linkage(squareform(distance, checks=False), "average"))
 
 
-def spectrum_figure(checkpoints: Sequence[Measures]) -> Figure | None:
+def spectrum_figure(checkpoints: Sequence[Any]) -> Figure:
     """The singular values of plain and masked features."""
-    measured = [(one.name, one.redundancy) for one in checkpoints if one.redundancy]
-    if not measured:
-        return None
-    curves = sum(len(versions) for _, versions in measured)
+    curves = sum(len(one.redundancy) for one in checkpoints)
     figure, axes = grid(1, 1, width=7, height=PANEL - 0.9 + 0.19 * curves)  # with a legend below
     axis = axes[0, 0]
-    for number, (name, versions) in enumerate(measured):
-        for version, redundancy in versions.items():
+    for number, one in enumerate(checkpoints):
+        for version, redundancy in one.redundancy.items():
             singular = redundancy.singular_values
             relative = singular / max(singular[0], np.finfo(float).tiny)
             # the lines of plain and masked features may coincide
-            alpha = 0.4 if version == "plain" and len(versions) > 1 else 1.0
-            look = curve_look(number, len(measured)) | {"linestyle": LINES[version], "alpha": alpha}
-            label = f"{name}, {version}: RankMe {redundancy.rankme:.1f}"
+            alpha = 0.4 if version == "plain" and one.mask is not None else 1.0
+            look = curve_look(number, len(checkpoints))
+            look |= {"linestyle": LINES[version], "alpha": alpha}
+            label = f"{one.name}, {version}: RankMe {redundancy.rankme:.1f}"
             ranks = np.flatnonzero(relative > 1e-6)
             axis.plot(ranks + 1, relative[ranks], label=label, markevery=0.12, **look)
     axis.set(yscale="log", xlabel="rank k of the singular value (count)", ylabel="σₖ / σ₁ (ratio)")
@@ -193,17 +192,14 @@ def spectrum_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     return figure
 
 
-def subsets_figure(checkpoints: Sequence[Measures]) -> Figure | None:
+def subsets_figure(checkpoints: Sequence[Any]) -> Figure:
     """Accuracy against the share of dimensions kept: a row for each checkpoint."""
-    measured = [(one.name, one.subsets) for one in checkpoints if one.subsets]
-    if not measured:
-        return None
-    figure, axes = grid(len(measured), 2, height=3.7)
-    for (name, subsets), row in zip(measured, axes, strict=True):
+    figure, axes = grid(len(checkpoints), 2, height=3.7)
+    for one, row in zip(checkpoints, axes, strict=True):
         for (probe, title), axis in zip(SUBSET_PROBES.items(), row, strict=True):
-            _subset_panel(axis, subsets[probe])
+            _subset_panel(axis, one.subsets[probe])
             axis.set_ylabel(f"{title} accuracy\n(% of val images)")
-            axis.set_title(wrapped(name))
+            axis.set_title(wrapped(one.name))
     for column in axes.T:  # the same scale for all checkpoints
         limits = np.array([axis.get_ylim() for axis in column])
         for axis in column:
@@ -236,20 +232,18 @@ def _subset_panel(axis: Axes, curves: SubsetCurves) -> None:
     wins.set_xlabel("random draws better than all dimensions (%)", fontsize=8.5)
 
 
-def mask_figure(checkpoints: Sequence[Measures]) -> Figure | None:
-    """Histogram of the mask, and the mask over training; None without any mask."""
-    masks = [(one.name, one.mask, one.history) for one in checkpoints if one.mask is not None]
-    if not masks:
-        return None
-    figure, axes = grid(len(masks), 2, height=3.6)
-    for (name, mask, history), (histogram, over_time) in zip(masks, axes, strict=True):
+def mask_figure(checkpoints: Sequence[Any]) -> Figure:
+    """Histogram of the mask, and the mask over training."""
+    figure, axes = grid(len(checkpoints), 2, height=3.6)
+    for one, (histogram, over_time) in zip(checkpoints, axes, strict=True):
+        name, mask, history = wrapped(one.name), one.mask, one.history
         histogram.hist(mask, bins=40, color=SKY, edgecolor=BLUE, linewidth=0.6)
         least_span(histogram, mask, along="x")
         histogram.set(xlabel="mask weight m (dimensionless)", ylabel="number of dimensions (count)")
         histogram.xaxis.set_major_locator(MaxNLocator(6))
         histogram.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        histogram.set_title(f"{wrapped(name)}\nat the end: {mask.min():.4f} to {mask.max():.4f}")
-        over_time.set_title(f"{wrapped(name)}\nover training")
+        histogram.set_title(f"{name}\nat the end: {mask.min():.4f} to {mask.max():.4f}")
+        over_time.set_title(f"{name}\nover training")
         if history is not None:
             draw_mask_history(over_time, history)
             over_time.set_xlabel("optimiser step (count)")
@@ -263,40 +257,30 @@ def mask_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     return figure
 
 
-def information_figure(checkpoints: Sequence[Measures]) -> Figure | None:
-    """Mask weight of each dimension against what it tells; None if no mask ranks them."""
-    masked = [
-        (one.name, one.dimensions, one.information)
-        for one in checkpoints
-        if one.dimensions is not None and np.ptp(one.dimensions.weight) > 0
-    ]
-    if not masked:
-        return None
-    kinds = list(masked[0][2].index)  # type: ignore[union-attr]
-    figure, axes = grid(len(masked), len(kinds), width=4)
-    for (name, dimensions, information), row in zip(masked, axes, strict=True):
-        weights = dimensions.weight
+def information_figure(checkpoints: Sequence[Any]) -> Figure:
+    """Mask weight of each dimension against what it tells."""
+    kinds = list(checkpoints[0].information.index)
+    figure, axes = grid(len(checkpoints), len(kinds), width=4)
+    for one, row in zip(checkpoints, axes, strict=True):
+        weights = one.dimensions.weight
         for kind, axis in zip(kinds, row, strict=True):
-            axis.scatter(weights, dimensions[kind], s=9, alpha=0.5, color=BLUE, linewidths=0)
+            axis.scatter(weights, one.dimensions[kind], s=9, alpha=0.5, color=BLUE, linewidths=0)
             least_span(axis, weights, along="x")
             axis.set_xlabel(f"mask weight |m| ({weights.min():.4f} to {weights.max():.4f})")
             axis.set_ylabel(INFORMATION[kind])
             axis.set_ylim(bottom=0)
             axis.xaxis.set_major_locator(MaxNLocator(4))
-            of = information.loc[kind]  # type: ignore[union-attr]
+            of = one.information.loc[kind]
             title = f"ρ = {of.rho:+.2f} (95 % interval {of.low:+.2f} to {of.high:+.2f})"
             title = title.replace("-", "\N{MINUS SIGN}")
             title = "ρ not defined: constant" if math.isnan(of.rho) else title
-            axis.set_title(f"{wrapped(name)}\n{title}", fontsize=9.5)
+            axis.set_title(f"{wrapped(one.name)}\n{title}", fontsize=9.5)
     return figure
 
 
-def bounds_figure(checkpoints: Sequence[Measures]) -> Figure | None:
+def bounds_figure(checkpoints: Sequence[Any]) -> Figure:
     """The bounds of the cross-entropy: one bar for plain, one for masked features."""
-    measured = {one.name: one.bounds for one in checkpoints if one.bounds is not None}
-    if not measured:
-        return None
-    table = pd.concat(measured)
+    table = pd.concat({one.name: one.bounds for one in checkpoints})
     figure, axes = grid(1, 1, width=8, height=1.6 + 0.42 * len(table))
     axis = axes[0, 0]
     for position, ((_, version), of) in enumerate(table.iterrows()):  # type: ignore[misc]
@@ -310,13 +294,14 @@ def bounds_figure(checkpoints: Sequence[Measures]) -> Figure | None:
     return figure
 
 
-FIGURES: dict[str, Callable[[Sequence[Measures]], Figure | None]] = {
-    "correlation": correlation_figure,
-    "spectrum": spectrum_figure,
-    "subsets": subsets_figure,
-    "mask": mask_figure,
-    "information": information_figure,
-    "bounds": bounds_figure,
+# what a checkpoint must have to be drawn, and the function that draws those that have it
+FIGURES: dict[str, tuple[str, Callable[[Sequence[Any]], Figure]]] = {
+    "correlation": ("redundancy", correlation_figure),
+    "spectrum": ("redundancy", spectrum_figure),
+    "subsets": ("subsets", subsets_figure),
+    "mask": ("mask", mask_figure),
+    "information": ("dimensions", information_figure),
+    "bounds": ("bounds", bounds_figure),
 }
 
 

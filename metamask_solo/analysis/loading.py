@@ -8,11 +8,11 @@ import pandas as pd
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from metamask_solo.analysis.measure_checkpoint import CheckpointFeatures
+from metamask_solo.analysis.measure_checkpoint import Measures
 from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.analysis.subsets import Labelled
 from metamask_solo.checkpoints.reading import Checkpoint
-from metamask_solo.data.datasets import holds_classes
+from metamask_solo.data.datasets import holds_classes, say
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import FeatureReader, NotFinite
 from metamask_solo.training.resume import run_identity
@@ -86,25 +86,26 @@ def has_labels(checkpoint: Checkpoint, data: Path | None) -> bool:
     return run.get("val_path") is not None and not run.get("no_labels", False)
 
 
-def read_features(reader: FeatureReader, name: str, loaders: Loaders) -> CheckpointFeatures:
-    """The plain features of the images of ``loaders``, which has no ``val`` without labels.
+def read_features(
+    reader: FeatureReader, name: str, loaders: Loaders
+) -> tuple[Measures, dict[str, Labelled]]:
+    """What is known of a checkpoint, and its plain features; none where some are not finite.
 
     Raises:
         UserError: the images cannot be read.
     """
-    checkpoint = reader.checkpoint
-    mask, history, notes = mask_and_history(checkpoint)
+    path, method = str(reader.checkpoint.path), reader.checkpoint.method
+    mask, history, notes = mask_and_history(reader.checkpoint)
     splits: dict[str, Labelled] = {}
     try:
         for split, loader in loaders.items():
             features, labels = reader.extract(loader)
             splits[split] = Labelled(features.numpy(), labels.numpy())
     except NotFinite as error:
+        say(str(error))
         splits = {}
-        notes.append(str(error).removeprefix(f"{checkpoint.path}: "))
-    train, val = splits.get("train"), splits.get("val")
-    path, method = str(checkpoint.path), checkpoint.method
-    return CheckpointFeatures(name, path, method, train, val, mask, history, notes)
+        notes.append(str(error).removeprefix(f"{path}: "))
+    return Measures(name, path, method, tuple(notes), mask=mask, history=history), splits
 
 
 def mask_and_history(

@@ -1,8 +1,9 @@
 """All that is measured of one checkpoint, from its features to the numbers of a report."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,43 +31,21 @@ PROBES = {"knn": "kNN", "linear": "linear"}
 
 
 @dataclass(frozen=True)
-class CheckpointFeatures:
-    """The plain features of one checkpoint, and what it knows about its mask.
-
-    Attributes:
-        train: None where the features cannot be used (``notes`` says why).
-        val: None where the images have no labels; those of ``train`` are then not looked at.
-        mask: shape (D,), or None for a method without one.
-        history: a row of D weights for each optimiser step that was noted, by step; or None.
-        notes: what a reader of the report must know of this checkpoint, one sentence each.
-    """
-
-    name: str
-    path: str
-    method: str | None
-    train: Labelled | None
-    val: Labelled | None
-    mask: Array | None = None
-    history: pd.DataFrame | None = None
-    notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class Measures:
-    """All measures of one checkpoint; None for what could not be measured.
+    """What is known and measured of one checkpoint; None for what could not be measured.
 
     Attributes:
+        notes: what a reader of the report must know of this checkpoint, one sentence each.
         redundancy: of the ``plain`` features and, where there is a mask, the ``masked`` ones.
         accuracy: ``plain`` for each of ``PROBES``, 0 to 1, and where there is a mask ``masked``,
             with ``difference``, ``low`` and ``high`` of :func:`paired_difference`.
         subsets: curves by probe.
         bounds: the terms of :func:`bounds`, a row for each kind of features.
-        mask: shape (D,).
-        mask_statistics: of the mask.
-        history: the mask over training, as in :class:`CheckpointFeatures`.
+        mask: shape (D,); None for a method without one.
+        history: a row of D weights for each optimiser step that was noted, by step.
         dimensions: for each dimension its ``weight`` |m|, and what it tells: the share of its
             variance that the ``class`` and the background ``photograph`` explain where these are
-            known, and as a control its standard ``deviation``.
+            known, and as a control its standard ``deviation``. None where all weights are equal.
         information: for each of these columns the mean over the tenth of the dimensions with the
             lowest and the highest weights, and the rank correlation with the weight.
     """
@@ -74,7 +53,7 @@ class Measures:
     name: str
     path: str
     method: str | None
-    notes: list[str]
+    notes: tuple[str, ...] = ()
     dims: int | None = None
     redundancy: dict[str, Redundancy] | None = None
     accuracy: pd.DataFrame | None = None
@@ -88,17 +67,24 @@ class Measures:
 
 
 def measure_checkpoint(
-    subject: CheckpointFeatures, photograph: IntArray | None, seed: int, draws: int
+    known: Measures,
+    splits: Mapping[str, Labelled],
+    photograph: IntArray | None,
+    seed: int,
+    draws: int,
 ) -> Measures:
     """Measures one checkpoint: all that its features, labels and mask allow.
 
     Args:
+        known: name, path, method, mask, history and notes.
+        splits: plain features of ``train``, and of ``val`` where there are labels; none where they
+            are not finite.
         photograph: which photograph lies behind the object of each training image, shape (N,), 0
             to P − 1; None where that is not known.
         draws: number of random subsets at each rate.
     """
-    train, val, mask, notes = subject.train, subject.val, subject.mask, list(subject.notes)
-    measured: dict[str, object] = {}
+    train, val, mask, notes = splits.get("train"), splits.get("val"), known.mask, [*known.notes]
+    measured: dict[str, Any] = {}
     if train is not None:
         measured["dims"] = train.features.shape[1]
         measured["redundancy"] = redundancy(train.features, mask)
@@ -122,9 +108,9 @@ def measure_checkpoint(
         measured["mask_statistics"] = {name: float(value) for name, value in statistics.items()}
         if train is not None:
             dimensions = _dimensions(train, np.abs(mask), photograph)
-            measured |= {"dimensions": dimensions, "information": _information(dimensions)}
-    known = {"mask": mask, "history": subject.history, **measured}
-    return Measures(subject.name, subject.path, subject.method, notes, **known)  # type: ignore[arg-type]
+            measured["information"] = _information(dimensions)
+            measured["dimensions"] = dimensions if np.ptp(dimensions.weight) > 0 else None
+    return replace(known, notes=tuple(notes), **measured)
 
 
 def accuracies(train: Labelled, val: Labelled) -> dict[str, NDArray[np.bool_]]:

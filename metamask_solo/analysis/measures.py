@@ -1,7 +1,6 @@
 """Measures of redundancy and of what each feature dimension tells. Pure functions on arrays."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +12,6 @@ from metamask_solo.evaluation.features import effective_rank, second_moments
 
 Array = NDArray[np.floating]
 IntArray = NDArray[np.integer]
-
-BLOCK_VALUES = 2**23  # float64 values of a temporary block: 64 MB
-
-
-def blocks(count: int, width: int) -> Iterator[slice]:
-    """Slices of ``count`` rows such that rows × ``width`` stays within ``BLOCK_VALUES``."""
-    step = max(1, BLOCK_VALUES // max(1, width))
-    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 @dataclass(frozen=True)

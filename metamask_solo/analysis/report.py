@@ -28,7 +28,7 @@ from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
 NUMBERS = "analysis.json"
 SPLITS = {"train": "training", "val": "validation"}
 DRAWN_ONLY = {"correlation", "history", "dimensions"}  # too large for analysis.json
-# titles of columns
+# titles of columns and rows
 REDUNDANCY = {
     "rankme": "RankMe",
     "off_diagonal_energy": "off-diagonal energy of the correlation",
@@ -44,6 +44,8 @@ INFORMATION = {
     "high": "to",
     "p": "p",
     "verdict": "fits damped confounders?",
+    "photograph": "background photograph",
+    "deviation": "standard deviation (control)",
 }
 BOUNDS = {
     "contrastive_loss": "L_con (nats)",
@@ -55,13 +57,8 @@ BOUNDS = {
     "width": "width (nats)",
     "inside": "inside?",
 }
-# what a dimension can tell: name, and the sign of the correlation if damped dimensions are
-# confounders (0: a control, where no sign is expected)
-KINDS = {
-    "class": ("class", 1),
-    "photograph": ("background photograph", -1),
-    "deviation": ("standard deviation (control)", 0),
-}
+# of the correlation of what a dimension tells, if damped dimensions are confounders; 0: a control
+SIGNS = {"class": 1, "photograph": -1, "deviation": 0}
 # a mask whose largest and smallest weights are closer, relative to the largest, weighs all alike
 LEAST_SPREAD = 0.1
 
@@ -145,18 +142,20 @@ def report_html(
         answers=answers(checkpoints),
         clear_errors=clear_errors(max(1, len(_curves(checkpoints)))),
         tables={
-            "accuracy": _html(_accuracy(checkpoints), 2),
-            "redundancy": _html(_redundancy(checkpoints), 4),
-            "subsets": _html(_subsets(checkpoints), 2),
-            "mask": _html(_masks(checkpoints), 4),
-            "information": _html(_information(checkpoints), 3),
-            "bounds": _html(_bounds(checkpoints), 4),
+            "accuracy": _html(100 * _joined(checkpoints, "accuracy"), 2, ACCURACY | PROBES),
+            "redundancy": _html(_redundancy(checkpoints), 4, REDUNDANCY),
+            "subsets": _html(100 * _subsets(checkpoints), 2),
+            "mask": _html(_masks(checkpoints), 4, MASK),
+            "information": _html(_information(checkpoints), 3, INFORMATION),
+            "bounds": _html(_bounds(checkpoints), 4, BOUNDS),
         },
     )
 
 
-def _html(table: pd.DataFrame, digits: int) -> Markup:
+def _html(table: pd.DataFrame, digits: int, titles: Mapping[str, str] = {}) -> Markup:
+    """A table with the titles of columns and rows; nothing where it has no rows."""
     form = f"{{:.{digits}f}}".format
+    table = table.rename(columns=titles, index=titles)
     return Markup(table.to_html(border=0, na_rep="", float_format=form) if len(table) else "")
 
 
@@ -225,21 +224,16 @@ def _does_it_help(checkpoints: Sequence[Measures]) -> str:
     return f"Accuracy with the mask and without it: {'; '.join(parts)}."
 
 
-def _joined(tables: Mapping[str, pd.DataFrame | None], titles: Mapping[str, str]) -> pd.DataFrame:
+def _joined(checkpoints: Sequence[Measures], measure: str) -> pd.DataFrame:
     """One table of those of all checkpoints that have one."""
+    tables = {one.name: getattr(one, measure) for one in checkpoints}
     known = {name: table for name, table in tables.items() if table is not None}
-    return pd.concat(known).rename(columns=titles) if known else pd.DataFrame()
-
-
-def _accuracy(checkpoints: Sequence[Measures]) -> pd.DataFrame:
-    """In percent and percentage points."""
-    table = 100 * _joined({one.name: one.accuracy for one in checkpoints}, ACCURACY)
-    return table.rename(index=PROBES)
+    return pd.concat(known) if known else pd.DataFrame()
 
 
 def _redundancy(checkpoints: Sequence[Measures]) -> pd.DataFrame:
     rows = {
-        (one.name, version): {title: getattr(of, name) for name, title in REDUNDANCY.items()}
+        (one.name, version): {name: getattr(of, name) for name in REDUNDANCY}
         for one in checkpoints
         for version, of in (one.redundancy or {}).items()
     }
@@ -247,7 +241,6 @@ def _redundancy(checkpoints: Sequence[Measures]) -> pd.DataFrame:
 
 
 def _subsets(checkpoints: Sequence[Measures]) -> pd.DataFrame:
-    """In percent and percentage points."""
     rows, half = {}, RATES.index(0.5)
     for row, curves in _curves(checkpoints).items():
         best, beating = curves.draws.max(axis=0), curves.share_beating_full
@@ -261,31 +254,25 @@ def _subsets(checkpoints: Sequence[Measures]) -> pd.DataFrame:
             "upper half of mask": np.nan if curves.top is None else curves.top[half],
             "lower half of mask": np.nan if curves.bottom is None else curves.bottom[half],
         }
-    return 100 * pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _masks(checkpoints: Sequence[Measures]) -> pd.DataFrame:
     rows = {one.name: one.mask_statistics for one in checkpoints if one.mask_statistics}
-    return pd.DataFrame.from_dict(rows, orient="index").rename(columns=MASK)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _information(checkpoints: Sequence[Measures]) -> pd.DataFrame:
-    table = _joined({one.name: one.information for one in checkpoints}, {})
+    table = _joined(checkpoints, "information")
     if table.empty:
         return table
-    kinds = table.index.get_level_values(1)
-    sign = np.array([KINDS[kind][1] for kind in kinds])
+    sign = np.array([SIGNS[kind] for kind in table.index.get_level_values(1)])
     cases = [sign == 0, ~(table.p < 0.05), table.rho * sign > 0]
     table["verdict"] = np.select(cases, ["", "not shown", "yes"], "the opposite")
     table["p"] = table.p.map("{:.2g}".format, na_action="ignore")
-    return table.rename(
-        columns=INFORMATION, index={kind: name for kind, (name, _) in KINDS.items()}
-    )
+    return table
 
 
 def _bounds(checkpoints: Sequence[Measures]) -> pd.DataFrame:
-    table = _joined({one.name: one.bounds for one in checkpoints}, {})
-    if table.empty:
-        return table
-    inside = table.inside.map({True: "yes", False: "no"})
-    return table.assign(inside=inside)[list(BOUNDS)].rename(columns=BOUNDS)
+    table = _joined(checkpoints, "bounds").reindex(columns=list(BOUNDS))
+    return table.assign(inside=table.inside.map({True: "yes", False: "no"}))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 from tqdm import tqdm
 
-from metamask_solo.analysis.measures import Array, IntArray, blocks
+from metamask_solo.analysis.measures import Array, IntArray
 from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE, vote
 
 RATES = tuple(tenths / 10 for tenths in range(1, 11))
@@ -49,27 +49,23 @@ def knn_hits_along(train: Labelled, val: Labelled, order: IntArray, cuts: list[i
     Returns:
         Whether each image of ``val`` is classified correctly, shape (len(cuts), N).
     """
-    bank = train.features[:, order].astype(np.float64)
-    bank_length, labels = _lengths(bank, cuts), torch.as_tensor(train.labels)
+    bank, queries = (s.features[:, order].astype(np.float64) for s in (train, val))
+    labels = torch.as_tensor(train.labels)
     k, classes = min(DEFAULT_K, len(bank)), int(labels.max()) + 1
-    hits = np.zeros((len(cuts), len(val.labels)), dtype=bool)
-    for rows in blocks(len(val.labels), 4 * len(bank)):
-        queries = val.features[rows][:, order].astype(np.float64)
-        query_length = _lengths(queries, cuts)
-        products = np.zeros((len(queries), len(bank)))
-        for index, (start, stop) in enumerate(pairwise([0, *cuts])):
-            products += queries[:, start:stop] @ bank[:, start:stop].T
-            cosine = products / bank_length[index] / query_length[index][:, None]
-            votes = vote(torch.from_numpy(cosine), labels, k, DEFAULT_TEMPERATURE, classes)
-            hits[index, rows] = votes.argmax(dim=1).numpy() == val.labels[rows]
-    return hits
-
-
-def _lengths(features: Array, cuts: list[int]) -> Array:
-    """Length of each vector over its first ``cuts`` entries, shape (len(cuts), N)."""
-    parts = [features[:, start:stop] for start, stop in pairwise([0, *cuts])]
-    squared = np.stack([np.einsum("nd,nd->n", part, part) for part in parts])
-    return np.sqrt(np.maximum(squared.cumsum(axis=0), np.finfo(float).tiny))
+    products = np.zeros((len(queries), len(bank)))
+    squares = [np.full((len(split), 1), np.finfo(float).tiny) for split in (queries, bank)]
+    hits = []
+    for start, stop in pairwise([0, *cuts]):
+        parts = [split[:, start:stop] for split in (queries, bank)]
+        products += parts[0] @ parts[1].T
+        squares = [
+            before + np.square(part).sum(axis=1, keepdims=True)
+            for before, part in zip(squares, parts, strict=True)
+        ]
+        cosine = products / np.sqrt(squares[0]) / np.sqrt(squares[1]).T
+        votes = vote(torch.from_numpy(cosine), labels, k, DEFAULT_TEMPERATURE, classes)
+        hits.append(votes.argmax(dim=1).numpy() == val.labels)
+    return np.stack(hits)
 
 
 class NestedRidge:
@@ -81,14 +77,12 @@ class NestedRidge:
     """
 
     def __init__(self, train: Labelled):
-        self.count, dims = train.features.shape
+        self.count = len(train.labels)
         classes = int(train.labels.max()) + 1
         self.mean = train.features.mean(axis=0, dtype=np.float64)
-        self.covariance, self.cross = np.zeros((dims, dims)), np.zeros((dims, classes))
-        for rows in blocks(self.count, dims):
-            centred = train.features[rows] - self.mean
-            self.covariance += centred.T @ centred / self.count
-            self.cross += centred.T @ np.eye(classes)[train.labels[rows]] / self.count
+        centred = train.features - self.mean
+        self.covariance = centred.T @ centred / self.count
+        self.cross = centred.T @ np.eye(classes)[train.labels] / self.count
         self.prior = np.bincount(train.labels, minlength=classes) / self.count
         self.unit = float(np.diag(self.covariance).mean()) or 1.0
 
@@ -129,14 +123,9 @@ class NestedRidge:
 
     def hits_along(self, val: Labelled, order: IntArray, cuts: list[int]) -> Hits:
         """What the regression as a classifier gets right, as :func:`knn_hits_along`."""
-        hits = np.zeros((len(cuts), len(val.labels)), dtype=bool)
-        weights = self.weights(order, cuts)
-        for rows in blocks(len(val.labels), 2 * len(order)):
-            centred = (val.features[rows] - self.mean)[:, order]
-            for index, (cut, weight) in enumerate(zip(cuts, weights, strict=True)):
-                scores = centred[:, :cut] @ weight + self.prior
-                hits[index, rows] = scores.argmax(axis=1) == val.labels[rows]
-        return hits
+        centred = (val.features - self.mean)[:, order]
+        scores = [centred[:, : len(w)] @ w + self.prior for w in self.weights(order, cuts)]
+        return np.stack([of.argmax(axis=1) == val.labels for of in scores])
 
 
 @dataclass(frozen=True)

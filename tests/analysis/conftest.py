@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metamask_solo.analysis.measure_checkpoint import CheckpointFeatures
+from metamask_solo.analysis.measure_checkpoint import Measures
 from metamask_solo.analysis.measures import IntArray
 from metamask_solo.analysis.subsets import Labelled
 
@@ -19,14 +19,17 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def confounded() -> Callable[..., tuple[CheckpointFeatures, IntArray]]:
+def confounded() -> Callable[..., tuple[Measures, dict[str, Labelled], IntArray]]:
     return make_confounded
 
 
 def make_confounded(
     name: str = "1: metamask", masked: bool = True
-) -> tuple[CheckpointFeatures, IntArray]:
-    """Dimensions 0 to 11 tell the class, 12 to 23 the photograph; the mask damps the latter."""
+) -> tuple[Measures, dict[str, Labelled], IntArray]:
+    """What is known of it, features of both splits, and photographs.
+
+    Dimensions 0 to 11 tell the class, 12 to 23 the photograph; the mask damps the latter.
+    """
     rng = np.random.default_rng(0)
 
     def split(count: int) -> tuple[Labelled, IntArray]:
@@ -45,4 +48,5 @@ def make_confounded(
         history = pd.DataFrame([start, (start + mask) / 2, mask], index=[0, 10, 20])
     path = f"runs/{name.split(': ')[-1]}/last.ckpt"
     method = "metamask" if masked else "simclr"
-    return CheckpointFeatures(name, path, method, train, val, mask, history), photograph
+    known = Measures(name, path, method, mask=mask, history=history)
+    return known, {"train": train, "val": val}, photograph

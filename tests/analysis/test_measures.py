@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 from sklearn.feature_selection import f_classif
 
-from metamask_solo.analysis import measures
 from metamask_solo.analysis.measures import explained_share, rank_correlation, redundancy
 
 
@@ -14,12 +13,6 @@ def orthogonal(count: int, dims: int, rng: np.random.Generator) -> np.ndarray:
     columns = rng.normal(size=(count, dims))
     basis, _ = np.linalg.qr(columns - columns.mean(axis=0))
     return basis * np.sqrt(count)
-
-
-def test_blocks_cover_every_row_once(monkeypatch):
-    monkeypatch.setattr(measures, "BLOCK_VALUES", 10)
-    assert [(b.start, b.stop) for b in measures.blocks(7, 4)] == [(0, 2), (2, 4), (4, 6), (6, 7)]
-    assert [(b.start, b.stop) for b in measures.blocks(2, 99)] == [(0, 1), (1, 2)]
 
 
 def test_redundancy_equals_numpy(rng):

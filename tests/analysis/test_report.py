@@ -42,8 +42,8 @@ ABOUT = {
 
 @pytest.fixture(scope="module")
 def measured(confounded) -> list[Measures]:
-    subjects = [confounded("1: metamask", True), confounded("2: simclr", False)]
-    return [measure_checkpoint(subject, photograph, 0, 3) for subject, photograph in subjects]
+    checkpoints = [confounded("1: metamask", True), confounded("2: simclr", False)]
+    return [measure_checkpoint(*checkpoint, seed=0, draws=3) for checkpoint in checkpoints]
 
 
 @pytest.fixture(autouse=True)
@@ -91,14 +91,13 @@ class Page(HTMLParser):
     ],
 )
 def test_axes_are_named_and_no_text_leaves_its_panel(confounded, names, spread):
-    subject, photograph = confounded()
-    mask, history = (0.5 + spread * (values - 0.5) for values in (subject.mask, subject.history))
-    subject = replace(subject, mask=mask, history=history)
-    of = measure_checkpoint(subject, photograph, seed=0, draws=2)
+    known, *images = confounded()
+    mask, history = (0.5 + spread * (values - 0.5) for values in (known.mask, known.history))
+    known = replace(known, mask=mask, history=history)
+    of = measure_checkpoint(known, *images, seed=0, draws=2)
     with matplotlib.rc_context(figures.STYLE):
-        for name, draw in FIGURES.items():
+        for name, (_, draw) in FIGURES.items():
             figure = draw([replace(of, name=label) for label in names])
-            assert figure is not None
             assert misplaced(figure) == [], name
             axes = [axis for axis in figure.axes if axis.get_visible() and axis.axison]
             for axis in axes:
@@ -112,20 +111,16 @@ def test_axes_are_named_and_no_text_leaves_its_panel(confounded, names, spread):
 
 @pytest.mark.parametrize("case", ["collapsed", "no labels", "not finite"])
 def test_what_was_not_measured_is_not_drawn_and_said(confounded, measured, case):
-    subject, _ = confounded()
+    known, splits, _ = confounded()
     about = ABOUT
     if case == "collapsed":
-        same = [
-            replace(s, features=np.full_like(s.features, 1.5)) for s in (subject.train, subject.val)
-        ]
-        subject = replace(subject, train=same[0], val=same[1])
+        splits = {n: replace(s, features=np.full_like(s.features, 1.5)) for n, s in splits.items()}
     elif case == "no labels":
-        unlabelled = replace(subject.train, labels=np.full(200, -1))
-        subject = replace(subject, train=unlabelled, val=None)
+        splits = {"train": replace(splits["train"], labels=np.full(200, -1))}
         about = {**ABOUT, "images": {"train": 200}, "classes": None}
     else:
-        subject = replace(subject, train=None, val=None, notes=["features of 3 images are NaN"])
-    one = measure_checkpoint(subject, None, seed=0, draws=2)
+        known, splits = replace(known, notes=("features of 3 images are NaN",)), {}
+    one = measure_checkpoint(known, splits, None, seed=0, draws=2)
     missing = {
         "collapsed": set(),
         "no labels": {"subsets", "bounds"},
@@ -180,9 +175,9 @@ def test_folder_and_page_are_whole_and_load_nothing(measured, tmp_path):
 
 
 def test_page_says_when_the_mask_damps_the_wrong_dimensions(confounded):
-    against, photograph = confounded()
-    against = replace(against, mask=against.mask[::-1].copy(), history=None)
-    page = report_html(ABOUT, [measure_checkpoint(against, photograph, 0, 2)], {})
+    known, *images = confounded()
+    against = replace(known, mask=known.mask[::-1].copy(), history=None)
+    page = report_html(ABOUT, [measure_checkpoint(against, *images, 0, 2)], {})
     assert page.count("<td>the opposite</td>") == 2
 
 
