@@ -9,7 +9,6 @@ import traceback
 from metamask_solo.commands import COMMANDS
 
 TRACEBACK, VERSION = "--traceback", "--version"
-HELPS = {"-h", "--help"}
 # the commands with Hydra's command line, which would show a config for --help
 HYDRA = ("pretrain", "linear", "finetune")
 HYDRA_HELP = "metamask_solo.commands.hydra_help"
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     # what stands behind `run SCRIPT` is the script's
     ours = arguments[:1] if arguments[:1] == ["run"] else arguments
-    show = TRACEBACK in ours or bool(os.environ.get("METAMASK_SOLO_TRACEBACK"))
+    show = TRACEBACK in ours
     if ours is arguments:
         arguments = [a for a in arguments if a != TRACEBACK]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -63,12 +62,15 @@ def _run(arguments: list[str]) -> int:
     if VERSION in arguments and name in (VERSION, *HYDRA):
         print(importlib.import_module(HYDRA_HELP).versions())
         return 0
-    if name in HYDRA and HELPS & set(rest):
+    if name in HYDRA and {"-h", "--help"} & {*rest}:
         # at once: the command itself imports solo-learn, which takes seconds
         print(importlib.import_module(HYDRA_HELP).help_text(name))
         return 0
     if name not in COMMANDS:
-        print(f"metamask-solo: error: unknown command {name}; {usage()}", file=sys.stderr)
+        listed = ", ".join(COMMANDS)
+        print(
+            f"metamask-solo: error: unknown command {name}; allowed are {listed}", file=sys.stderr
+        )
         return 2
     from metamask_solo.errors import RunStopped, UserError
 

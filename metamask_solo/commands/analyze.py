@@ -1,14 +1,12 @@
 """``metamask-solo analyze``: measures and draws what a mask did to the representation."""
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 from metamask_solo.commands.options import (
     add_data_options,
-    check_counts,
     command_parser,
-    data_settings,
+    count,
+    feature_reader,
 )
 from metamask_solo.paths import user_path
 
@@ -16,11 +14,31 @@ from metamask_solo.paths import user_path
 def main(argv: list[str]) -> int:
     """Writes figures, analysis.json and report.html for one or several checkpoints.
 
+    Returns:
+        0; 1 where the features of no checkpoint are finite.
+
     Raises:
         UserError: a setting, the data, a checkpoint or the output folder cannot be used; all of
             them are checked before any feature is computed.
     """
-    arguments = _parse(argv)
+    parser = command_parser(
+        "analyze",
+        ". Checkpoints of any method, side by side; those without a mask are measured on plain "
+        "features only.",
+        "The subset experiment takes at most 5,000 training and 2,000 validation images of the "
+        "sample.",
+    )
+    add = parser.add_argument
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
+    add_data_options(parser, "holds train/ and val/ with class folders, or images alone")
+    add("--out", type=user_path, default="analysis", metavar="FOLDER", help="what to write")
+    add("--seed", type=count(0), default=0, metavar="N", help="of all random draws")
+    add(
+        "--samples", type=count(), default=10_000, metavar="N", help="images of each split, at most"
+    )
+    help_ = "random subsets of dimensions at each rate"
+    add("--draws", type=count(), default=50, metavar="N", help=help_)
+    arguments = parser.parse_args(argv)
 
     from metamask_solo.analysis import loading
     from metamask_solo.analysis.measure_checkpoint import measure_checkpoint
@@ -28,14 +46,12 @@ def main(argv: list[str]) -> int:
     from metamask_solo.checkpoints.reading import read_checkpoint
     from metamask_solo.data.datasets import say
     from metamask_solo.errors import UserError
-    from metamask_solo.evaluation.features import FeatureReader
 
     seed, samples, draws = arguments.seed, arguments.samples, arguments.draws
-    check_counts(seed=seed, samples=samples, draws=draws)
-    settings = data_settings(arguments)
     readers = [
-        FeatureReader(path, masked=None if read_checkpoint(path).folded else False, **settings)
+        feature_reader(arguments, checkpoint=path, masked=masked)
         for path in arguments.checkpoints
+        for masked in [None if read_checkpoint(path).folded else False]
     ]
     read = [reader.checkpoint for reader in readers]
     data = arguments.data
@@ -61,8 +77,8 @@ def main(argv: list[str]) -> int:
     check_output(arguments.out)
     measured = []
     for reader, name, loaders in zip(readers, loading.titles(read), splits, strict=True):
-        subject = loading.read_features(reader, name, loaders)
-        measured.append(measure_checkpoint(subject, photographs, seed, draws))
+        known, features = loading.read_features(reader, name, loaders)
+        measured.append(measure_checkpoint(known, features, photographs, seed, draws))
     # the last one, that of val if there is one, knows what is said of both
     doubts = [note for loaders in splits for note in list(loaders.values())[-1].dataset.notes]
     about = {
@@ -78,23 +94,4 @@ def main(argv: list[str]) -> int:
     what = "checkpoints" if len(measured) > 1 else "checkpoint"
     report = arguments.out / "report.html"
     print(f"{report}: {len(measured)} {what}{'' if labelled else ', without labels'}")
-    return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = command_parser(
-        "analyze",
-        ". Checkpoints of any method, side by side; those without a mask are measured on plain "
-        "features only.",
-        "The subset experiment takes at most 5,000 training and 2,000 validation images of the "
-        "sample.",
-    )
-    add = parser.add_argument
-    add("checkpoints", nargs="+", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
-    add_data_options(parser, "holds train/ and val/ with class folders, or images alone")
-    add("--out", type=user_path, default=Path("analysis"), metavar="FOLDER", help="what to write")
-    add("--seed", type=int, default=0, metavar="N", help="of all random draws")
-    add("--samples", type=int, default=10_000, metavar="N", help="images of each split, at most")
-    help_ = "random subsets of dimensions at each rate"
-    add("--draws", type=int, default=50, metavar="N", help=help_)
-    return parser.parse_args(argv)
+    return 0 if any(one.dims for one in measured) else 1

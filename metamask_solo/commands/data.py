@@ -1,9 +1,8 @@
 """``metamask-solo data``: writes the small data sets that need no download, or splits a folder."""
 
-import argparse
 from pathlib import Path
 
-from metamask_solo.commands.options import Help, command_parser
+from metamask_solo.commands.options import Help, Parser, command_parser
 from metamask_solo.paths import user_path
 
 CUSTOM = Path("datasets/custom")  # which scripts/*/custom read
@@ -53,7 +52,7 @@ def split(argv: list[str]) -> int:
     Raises:
         UserError: see :func:`metamask_solo.data.split.split_folder`.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="metamask-solo data split",
         description="Split a folder of images into train/ and val/: class by class where it holds "
         "class folders, else as one set without labels. Makes links: no image is copied or moved. "

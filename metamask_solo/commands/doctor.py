@@ -87,7 +87,8 @@ def _solo_learn() -> Iterator[tuple[str, str]]:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
-    yield "CPU cores", str(os.cpu_count())
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "CPU cores", f"{os.cpu_count()}, of which this process may use {usable}"
     if os.path.isdir(SHARED_MEMORY):
         # workers hand images over in it: in a container it may be very small
         yield "shared memory", f"{_gib(shutil.disk_usage(SHARED_MEMORY).total)} ({SHARED_MEMORY})"

@@ -6,8 +6,8 @@ from typing import Any
 
 from metamask_solo.commands.options import (
     add_feature_options,
-    check_counts,
     command_parser,
+    count,
     feature_reader,
 )
 from metamask_solo.paths import user_path
@@ -19,38 +19,52 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a setting, the checkpoint or the data cannot be used.
     """
-    arguments = _parse(argv)
+    parser = command_parser(
+        "knn",
+        ", through solo-learn's weighted kNN: one row for each combination of the settings. "
+        "Temperature counts with the cosine distance only.",
+        epilog="Choose a setting before you look at the validation images: the best of many rows "
+        "is no fair result. top5 with k below 5 takes k guesses.",
+    )
+    add = parser.add_argument
+    add_feature_options(parser, "holds train/ and val/, with class folders")
+    add("--k", type=count(), nargs="+", default=[20], help="neighbours")
+    add("--temperature", type=_above_0, nargs="+", default=[0.07], metavar="T", help="of the votes")
+    distances = ("cosine", "euclidean")
+    add("--distance", choices=distances, nargs="+", default=["cosine"], help="of features")
+    add("--linear", action="store_true", help="also the benchmark's linear probe, in a last row")
+    add("--json", type=user_path, metavar="FILE", help="write the rows to FILE too")
+    arguments = parser.parse_args(argv)
 
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.errors import UserError
 
-    check_counts(k=min(arguments.k))
-    for temperature in arguments.temperature:
-        if not temperature > 0:
-            raise UserError(f"--temperature={temperature}: must be above 0")
     reader = feature_reader(arguments)
     loaders: Any = reader.loaders()
-    images = [len(loader.dataset) for loader in loaders]
-    if max(arguments.k) > images[0]:
-        raise UserError(f"--k={max(arguments.k)}: there are only {images[0]} training images")
+    train, val = (len(loader.dataset) for loader in loaders)
+    if max(arguments.k) > train:
+        raise UserError(f"--k={max(arguments.k)}: there are only {train} training images")
     result = {
         "checkpoint": str(reader.checkpoint.path),
         "method": reader.checkpoint.method,
         "features": arguments.features,
         "masked": reader.masked,
-        "train_images": images[0],
-        "val_images": images[1],
+        "train_images": train,
+        "val_images": val,
         "rows": _rows(arguments, reader, loaders),
     }
-    print(
-        f"{reader.checkpoint.path}: {reader.kind}, {images[0]} training and {images[1]} validation "
-        "images"
-    )
+    print(f"{reader.checkpoint.path}: {reader.kind}, {train} training and {val} validation images")
     print(_table(result["rows"]))
     if arguments.json is not None:
         with atomic_write(arguments.json) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def _above_0(text: str) -> float:
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return float(text)
 
 
 def _rows(arguments: argparse.Namespace, reader: Any, loaders: Any) -> list[dict[str, Any]]:
@@ -87,31 +101,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     """The rows for the screen; the mean over classes where classes are of unequal size."""
     import pandas as pd
 
-    table = pd.DataFrame(rows)
-    accuracies = ["top1", "top5", "mean_over_classes"]
+    names = ["distance", "temperature", "k", "C", "top1", "top5", "mean_over_classes"]
+    table = pd.DataFrame(rows).astype({"temperature": float})
     if (table.top1 - table.mean_over_classes).abs().max() < 1e-9:
-        accuracies.remove("mean_over_classes")
-    settings = [name for name in ("distance", "temperature", "k", "C") if name in table]
-    formats = {name: "{:g}" for name in ("temperature", "k", "C")}
-    for name in [*settings[1:], *accuracies]:
-        table[name] = table[name].map(formats.get(name, "{:.2f}").format, na_action="ignore")
-    return table[settings + accuracies].fillna("-").to_string(index=False)
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = command_parser(
-        "knn",
-        ", through solo-learn's weighted kNN: one row for each combination of the settings. "
-        "Temperature counts with the cosine distance only.",
-        epilog="Choose a setting before you look at the validation images: the best of many rows "
-        "is no fair result. top5 with k below 5 takes k guesses.",
+        names.remove("mean_over_classes")
+    return table.to_string(
+        columns=[name for name in names if name in table],
+        index=False,
+        na_rep="-",
+        float_format="{:.2f}".format,
+        formatters=dict.fromkeys(("temperature", "k", "C"), "{:g}".format),
     )
-    add = parser.add_argument
-    add_feature_options(parser, "holds train/ and val/, with class folders")
-    add("--k", type=int, nargs="+", default=[20], help="neighbours")
-    add("--temperature", type=float, nargs="+", default=[0.07], metavar="T", help="of the votes")
-    distances = ("cosine", "euclidean")
-    add("--distance", choices=distances, nargs="+", default=["cosine"], help="of features")
-    add("--linear", action="store_true", help="also the benchmark's linear probe, in a last row")
-    add("--json", type=user_path, metavar="FILE", help="write the rows to FILE too")
-    return parser.parse_args(argv)

@@ -1,7 +1,9 @@
-"""What the commands that evaluate features share: options, and the way to the features."""
+"""What the commands share: parsers, types of options, and the way to a checkpoint's features."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from metamask_solo.commands import COMMANDS
 from metamask_solo.errors import UserError
@@ -10,7 +12,8 @@ from metamask_solo.paths import user_path
 if TYPE_CHECKING:
     from metamask_solo.evaluation.features import FeatureReader
 
-DATA_SETTINGS = ("data", "batch_size", "num_workers", "device")
+# options that are arguments of a FeatureReader, too
+READER = ("checkpoint", "features", "masked", "data", "batch_size", "num_workers", "device")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -22,7 +25,15 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def command_parser(name: str, more: str = "", epilog: str | None = None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the commands: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def command_parser(name: str, more: str = "", epilog: str | None = None) -> Parser:
     """A parser whose description is the command's line in ``metamask-solo --help``.
 
     Args:
@@ -30,7 +41,7 @@ def command_parser(name: str, more: str = "", epilog: str | None = None) -> argp
         more: what follows on that line.
     """
     line = COMMANDS[name]
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"metamask-solo {name}",
         description=line[0].upper() + line[1:] + more,
         epilog=epilog,
@@ -38,21 +49,44 @@ def command_parser(name: str, more: str = "", epilog: str | None = None) -> argp
     )
 
 
+def count(least: int = 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number, at least ``least``."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {text}")
+        return int(text)
+
+    return number
+
+
+def file(*endings: str) -> Callable[[str], Path]:
+    """The type of an option that is a file with one of these endings."""
+
+    def path(text: str) -> Path:
+        if Path(text).suffix not in endings:
+            raise argparse.ArgumentTypeError(f"{text} must end in {', '.join(endings)}")
+        return user_path(text)
+
+    return path
+
+
 def add_data_options(parser: argparse.ArgumentParser, data: str) -> None:
-    """How images are read, for :func:`data_settings`.
+    """How images are read, for :func:`feature_reader`.
 
     Args:
         data: what the folder of --data may hold.
     """
     add = parser.add_argument
     add("--data", type=user_path, metavar="FOLDER", help=f"{data} (default: the data of the run)")
-    add("--batch-size", type=int, default=256, metavar="N", help="images at a time")
-    add("--num-workers", type=int, default=2, metavar="N", help="processes that read images")
+    add("--batch-size", type=count(), default=256, metavar="N", help="images at a time")
+    workers = "processes that read images"
+    add("--num-workers", type=count(0), default=2, metavar="N", help=workers)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the network")
 
 
 def add_feature_options(parser: argparse.ArgumentParser, data: str) -> None:
-    """The options of :func:`feature_reader`; ``data`` as in :func:`add_data_options`."""
+    """A checkpoint and its kind of features; ``data`` as in :func:`add_data_options`."""
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
     parts = ("backbone", "projector")
@@ -65,33 +99,13 @@ def add_feature_options(parser: argparse.ArgumentParser, data: str) -> None:
     add_data_options(parser, data)
 
 
-def add_split_option(parser: argparse.ArgumentParser) -> None:
-    """For commands that read one split."""
-    split = "which images"
-    parser.add_argument("--split", choices=("train", "val"), default="val", help=split)
-
-
-def data_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings of a :class:`FeatureReader`; refuses a number that is too small."""
-    check_counts(batch_size=arguments.batch_size, num_workers=arguments.num_workers)
-    return {name: getattr(arguments, name) for name in DATA_SETTINGS}
-
-
-def feature_reader(arguments: argparse.Namespace) -> "FeatureReader":
-    """The network of a checkpoint, and the images of --data, as the options say.
+def feature_reader(arguments: argparse.Namespace, **more: Any) -> "FeatureReader":
+    """The network of a checkpoint, and the images of --data, as the options and ``more`` say.
 
     Raises:
-        UserError: an option or the checkpoint cannot be used.
+        UserError: the checkpoint does not have such features, or there is no such device.
     """
     from metamask_solo.evaluation.features import FeatureReader
 
-    settings = data_settings(arguments)
-    return FeatureReader(arguments.checkpoint, arguments.features, arguments.masked, **settings)
-
-
-def check_counts(**values: int) -> None:
-    """Refuses an option below its least value: 0 for workers and seeds, 1 for all others."""
-    for name, value in values.items():
-        least = 0 if name in ("num_workers", "seed") else 1
-        if value < least:
-            raise UserError(f"--{name.replace('_', '-')}={value}: must be at least {least}")
+    options = {name: value for name, value in vars(arguments).items() if name in READER}
+    return FeatureReader(**options | more)

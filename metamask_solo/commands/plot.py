@@ -1,8 +1,6 @@
 """``metamask-solo plot``: draws what runs logged while training."""
 
-from pathlib import Path
-
-from metamask_solo.commands.options import command_parser
+from metamask_solo.commands.options import command_parser, file
 from metamask_solo.paths import user_path
 
 
@@ -19,18 +17,14 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", type=user_path, help="folder of a run, or its .ckpt file")
-    add("--out", type=user_path, default=Path("plot.png"), metavar="FILE", help="a .png file")
+    add("--out", type=file(".png"), default="plot.png", metavar="FILE", help="a .png file")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.analysis.curves import draw_runs
     from metamask_solo.atomic_files import atomic_write
-    from metamask_solo.errors import UserError
 
-    out: Path = arguments.out
-    if out.suffix != ".png":
-        raise UserError(f"--out={out}: must end in .png")
     content = draw_runs(arguments.runs)
-    with atomic_write(out) as path:
+    with atomic_write(arguments.out) as path:
         path.write_bytes(content)
-    print(f"{out}: {len(arguments.runs)} run{'s' if len(arguments.runs) > 1 else ''}")
+    print(f"{arguments.out}: {len(arguments.runs)} run{'s' if len(arguments.runs) > 1 else ''}")
     return 0

@@ -7,8 +7,6 @@ import os
 import runpy
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +51,7 @@ def main(argv: list[str]) -> int:
 
     if not os.path.isfile(options.script):
         raise UserError(f"{options.script}: no such script")
-    if options.cpu:
-        os.environ[CPU] = "1"
-    return execute(options.script, options.arguments)
-
-
-def execute(script: str, arguments: list[str]) -> int:
-    """Runs ``script`` as ``__main__`` and returns the exit code; see :func:`main`."""
-    path = os.path.join(os.getcwd(), script)  # as Python sets __file__, not normalised
+    path = os.path.join(os.getcwd(), options.script)  # as Python sets __file__, not normalised
     module = types.ModuleType("__main__")
     # processes that the script starts in its own image (Lightning's DDP, multiprocessing) run
     # what __spec__ names, hence this module, which knows MetaMask
@@ -68,31 +59,25 @@ def execute(script: str, arguments: list[str]) -> int:
     module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
     module.__file__ = path
     module.__dict__["__builtins__"] = builtins
-    before = sys.argv, sys.path[:], sys.modules["__main__"], os.environ.get(SCRIPT)
-    sys.argv = [script, *arguments]
-    sys.path[:] = _search_path(script)
+    sys.argv = [options.script, *options.arguments]
+    if not getattr(sys.flags, "safe_path", False):  # the script's folder first, as Python does it
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
     sys.modules["__main__"] = module
     os.environ[SCRIPT] = path
-    if CPU in os.environ:
+    if options.cpu or CPU in os.environ:
+        os.environ[CPU] = "1"
         _stay_on_cpu()
     when_imported("metamask_solo.method.metamask")(_say_what_to_fold)
     source = Path(path).read_bytes()
-    probes = b"pretrained_feature_extractor" in source  # as main_linear.py, by whatever name
+    if b"pretrained_feature_extractor" in source:  # as main_linear.py, by whatever name
+        _refuse_masks(options.script)
     try:
-        code = compile(source, path, "exec")
-        with _refuse_masks(script) if probes else nullcontext():
-            exec(code, module.__dict__)
+        exec(compile(source, path, "exec"), module.__dict__)
     except Exception as error:
         # without the frame of this function: what a script that is run directly shows
         trace = error.__traceback__ and error.__traceback__.tb_next
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         return 1
-    finally:
-        sys.argv, sys.path[:], sys.modules["__main__"] = before[:3]
-        if before[3] is None:
-            del os.environ[SCRIPT]
-        else:
-            os.environ[SCRIPT] = before[3]
     return 0
 
 
@@ -110,8 +95,7 @@ def _say_what_to_fold(module: Any) -> None:
     module.MetaMask.on_fit_end = on_fit_end
 
 
-@contextmanager
-def _refuse_masks(script: str) -> Iterator[None]:
+def _refuse_masks(script: str) -> None:
     """Ends a probe that reads a mask: it would train on the backbone without it."""
     import torch
 
@@ -131,10 +115,6 @@ def _refuse_masks(script: str) -> Iterator[None]:
         return content
 
     torch.load = load_without_mask  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.load = load
 
 
 def _stay_on_cpu() -> None:
@@ -154,13 +134,6 @@ def _stay_on_cpu() -> None:
             return _to(self, *map(on_cpu, args), **{k: on_cpu(v) for k, v in kwargs.items()})
 
         kind.cuda, kind.to = cuda, to  # type: ignore[method-assign, assignment]
-
-
-def _search_path(script: str) -> list[str]:
-    """sys.path with the script's folder first, as Python sets it."""
-    if getattr(sys.flags, "safe_path", False):
-        return sys.path[:]
-    return [os.path.dirname(os.path.realpath(script)), *sys.path[1:]]
 
 
 if __name__ == "__main__":  # a process that Lightning starts

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 
-from metamask_solo.commands.options import check_counts, command_parser
+from metamask_solo.commands.options import command_parser, count
 from metamask_solo.paths import user_path
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     add("--stem", choices=("3x3", "standard"), default="3x3", help="of a ResNet")
     add("--image-size", type=int, default=32, help="pixels a side")
     add("--batch-size", type=int, default=64, help="images")
-    add("--rounds", type=int, default=7, help="counted rounds after one warm-up")
+    add("--rounds", type=count(), default=7, help="counted rounds after one warm-up")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     add("--precision", choices=("32", "bf16", "16"), default="32", help="of the network")
     variants = tuple(step_cost.VARIANTS)
@@ -32,7 +32,6 @@ def main(argv: list[str]) -> None:
 
     from metamask_solo.atomic_files import atomic_write
 
-    check_counts(rounds=arguments.rounds)
     setting = step_cost.Setting(
         arguments.backbone,
         arguments.stem,

@@ -1,18 +1,15 @@
 """``metamask-solo umap``: what solo-learn's main_umap.py draws, on both releases."""
 
-import argparse
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 from metamask_solo.commands.options import (
     add_feature_options,
-    add_split_option,
-    check_counts,
     command_parser,
+    count,
     feature_reader,
+    file,
 )
-from metamask_solo.paths import user_path
 
 FORMATS = (".png", ".pdf", ".svg")
 NEIGHBOURS = 15  # umap-learn's default; with fewer images it would silently take another number
@@ -25,7 +22,19 @@ def main(argv: list[str]) -> int:
         UserError: umap-learn is missing, a setting, the checkpoint or the data cannot be used, or
             the features are (nearly) the same for all images.
     """
-    arguments = _parse(argv)
+    parser = command_parser(
+        "umap",
+        " with UMAP, coloured by class where there are classes. Distances between far clusters in "
+        "such a drawing mean little.",
+    )
+    add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
+    add = parser.add_argument
+    add("--split", choices=("train", "val"), default="val", help="which images")
+    add("--out", type=file(*FORMATS), default="umap.png", metavar="FILE", help=", ".join(FORMATS))
+    samples = "images at most, drawn by the seed"
+    add("--samples", type=count(), default=5_000, metavar="N", help=samples)
+    add("--seed", type=count(0), default=0, help="of the images and of UMAP")
+    arguments = parser.parse_args(argv)
 
     from metamask_solo.analysis.figures import draw_scatter
     from metamask_solo.errors import UserError
@@ -33,9 +42,6 @@ def main(argv: list[str]) -> int:
 
     if importlib.util.find_spec("umap") is None:
         raise UserError("umap-learn: not installed; `pip install 'metamask-solo[umap]'` does it")
-    check_counts(samples=arguments.samples, seed=arguments.seed)
-    if arguments.out.suffix not in FORMATS:
-        raise UserError(f"--out={arguments.out}: must end in {', '.join(FORMATS)}")
     reader = feature_reader(arguments)
     loader = reader.loader(arguments.split, None, arguments.samples, arguments.seed)
     images: Any = loader.dataset
@@ -60,18 +66,3 @@ def main(argv: list[str]) -> int:
     draw_scatter(points, labels.numpy(), classes, title, arguments.out)
     print(f"{arguments.out}: {images}, {len(labels.unique()) if classes else 'no'} classes")
     return 0
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = command_parser(
-        "umap",
-        " with UMAP, coloured by class where there are classes. Distances between far clusters in "
-        "such a drawing mean little.",
-    )
-    add_feature_options(parser, "train/ and val/, class folders, or images at any depth")
-    add_split_option(parser)
-    add = parser.add_argument
-    add("--out", type=user_path, default=Path("umap.png"), metavar="FILE", help=", ".join(FORMATS))
-    add("--samples", type=int, default=5_000, metavar="N", help="images at most, drawn by the seed")
-    add("--seed", type=int, default=0, help="of the images and of UMAP")
-    return parser.parse_args(argv)

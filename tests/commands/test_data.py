@@ -6,7 +6,6 @@ import pytest
 
 from metamask_solo.commands import data
 from metamask_solo.data import digits
-from metamask_solo.errors import UserError
 
 
 @pytest.fixture
@@ -34,9 +33,3 @@ def test_it_writes_the_named_sets(
         assert line.startswith("next: metamask-solo pretrain") and line.count(f"/{name} ") == 1
     data.main(["digits", "--out=~/elsewhere", "--force"])
     assert written[-1] == ("digits", Path.home() / "elsewhere", True)
-
-
-def test_one_unknown_name_stops_all(written: list[tuple[str, Path, bool]]) -> None:
-    with pytest.raises(UserError, match="data set 'mnist' is unknown: allowed are digits"):
-        data.main(["digits", "mnist"])
-    assert written == []

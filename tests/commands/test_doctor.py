@@ -30,6 +30,7 @@ def test_the_report_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -
     assert f"release {release}" in lines
     assert all(method in " ".join(lines) for method in hosts.METHODS)
     assert "threads of torch 1" in lines
+    assert f"CPU cores {os.cpu_count()}, of which this process may use" in "".join(lines)
     assert not any(line.startswith("trouble") or str(Path.home()) in line for line in lines)
 
 

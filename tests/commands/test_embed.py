@@ -7,15 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from checkpoints_of_runs import write_run
 
 from metamask_solo.__main__ import main
 from metamask_solo.evaluation.features import FeatureReader
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "metamask", images)
+@pytest.fixture
+def run(runs: dict[str, Path]) -> Path:
+    return runs["metamask"]
 
 
 def embed(run: Path, out: Path, *options: str) -> tuple[np.ndarray, pd.DataFrame]:
@@ -26,7 +25,8 @@ def embed(run: Path, out: Path, *options: str) -> tuple[np.ndarray, pd.DataFrame
 
 def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.npy"
-    features, table = embed(run, out, "--data", str(images), "--split", "train")
+    out.with_suffix(".csv").write_text("mine")  # overwritten by force
+    features, table = embed(run, out, "--data", str(images), "--split", "train", "--force")
 
     reader = FeatureReader(run, data=images, num_workers=0)
     loader = reader.loader("train")
@@ -37,6 +37,7 @@ def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_
     assert table["label"].tolist() == labels.tolist()
     assert table["class"].tolist() == [f"class_{label}" for label in labels]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["features.csv", "features.npy"]
+    assert len(embed(run, tmp_path / "own.npy")[1]) == 10  # the run's own data, of validation
 
 
 def test_images_without_labels_at_any_depth_and_with_odd_names(
@@ -60,11 +61,6 @@ def test_images_without_labels_at_any_depth_and_with_odd_names(
     assert "g.npy: masked backbone features of 1 val image, 512 dimensions" in printed.out
 
 
-def test_the_runs_own_data_are_the_default(run: Path, tmp_path: Path) -> None:
-    assert len(embed(run, tmp_path / "val.npy")[1]) == 10
-    assert len(embed(run, tmp_path / "train.npy", "--split", "train")[1]) == 20
-
-
 def test_features_that_are_not_finite_leave_nothing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,28 +72,3 @@ def test_features_that_are_not_finite_leave_nothing(
     assert main(["embed", str(tmp_path / "run"), "--out", str(out), "--num-workers", "0"]) == 2
     assert "not finite" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--out", "features.npz"], "must end in .npy"),
-        (["--data", "nowhere"], "nowhere: no such folder"),
-        (["--batch-size", "0"], "--batch-size=0"),
-    ],
-)
-def test_what_cannot_be_done_is_said(
-    run: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["embed", str(run), *options]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_files_are_overwritten_by_force_only(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "features.npy"
-    out.with_suffix(".csv").write_text("mine")
-    assert main(["embed", str(run), "--out", str(out)]) == 2
-    assert "features.csv exists already" in capsys.readouterr().err
-    embed(run, out, "--force")

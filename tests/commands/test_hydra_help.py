@@ -1,7 +1,5 @@
 """Help and version of the commands that have Hydra's command line."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,11 +40,3 @@ def test_hydras_own_help_and_the_version(capfd: pytest.CaptureFixture[str]) -> N
         assert main(argv) == 0
         line = capfd.readouterr().out
         assert line.startswith(f"metamask-solo {metamask_solo.__version__}, solo-learn ")
-
-
-def test_help_does_not_wait_for_solo_learn() -> None:
-    code = (
-        "import sys; from metamask_solo.__main__ import main; "
-        "main(['pretrain', '-h']); sys.exit('torch' in sys.modules or 'solo' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -19,25 +19,13 @@ def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) ->
     assert all(f"  {name} " in printed for name in COMMANDS)
 
 
-def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretrian"]) == 2
-    assert "unknown command pretrian" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    "command", ["benchmark no-such-file.yaml --tables-only", "demo --epochs=1"]
+    ("command", "line"),
+    [("benchmark no-such-file.yaml --tables-only", "no-such-file"), ("demo --epochs=1", "no_such")],
 )
 def test_overrides_may_stand_behind_options(
-    command: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
+    command: str, line: str, refused, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
-
-    assert main([*command.split(), "no_such_key=1"]) == 2
-
     # the arguments were read; what they name is not there
-    line = capsys.readouterr().err
-    assert "unrecognized arguments" not in line
-    assert "no-such-file.yaml" in line or "no_such_key" in line
+    assert line in refused([*command.split(), "no_such_key=1"])

@@ -41,19 +41,14 @@ def write_run(
 
 
 @pytest.fixture
-def plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def plot(tmp_path: Path, figures: list[Figure]) -> Any:
     """Runs the command, and returns the panels by the first line of their titles."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1]
-    )
 
     def plot(*runs: Path) -> dict[str, Any]:
         out = tmp_path / "plot.png"
         assert main(["plot", *map(str, runs), "--out", str(out)]) == 0
         assert out.read_bytes().startswith(b"\x89PNG")
-        figure = saved[-1]
+        figure = figures[-1]
         assert misplaced(figure) == []
         return {a.get_title().partition("\n")[0]: a for a in figure.axes if a.get_visible()}
 
@@ -129,28 +124,8 @@ def test_runs_of_one_name_are_labelled_by_what_differs(plot: Any, tmp_path: Path
     ]
 
 
-@pytest.mark.parametrize(
-    ("content", "argv", "message"),
-    [
-        (None, ["gone"], "gone: no such run"),
-        (None, ["."], "no metrics were logged"),
-        (HEADER.encode(), ["."], "no metrics were logged"),
-        (b"epoch,step\n0,8\n", ["."], "logged nothing of what is drawn"),
-        (b"epoch,step\n\xff\xfe", ["."], "not a table of metrics"),
-        (None, [".", "--out", "plot.gif"], "must end in .png"),
-    ],
-)
-def test_what_cannot_be_drawn_is_said_in_one_line(
-    content: bytes | None,
-    argv: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if content is not None:
-        (tmp_path / "metrics.csv").write_bytes(content)
-    assert main(["plot", *argv]) == 2
-    errors = capsys.readouterr().err
-    assert message in errors and errors.count("\n") == 1
+def test_a_file_that_is_no_table_is_one_line(tmp_path: Path, refused: Any) -> None:
+    (tmp_path / "metrics.csv").write_bytes(HEADER.encode())
+    assert "no metrics were logged" in refused(["plot", str(tmp_path)])
+    (tmp_path / "metrics.csv").write_bytes(b"epoch,step\n\xff\xfe")
+    assert "not a table of metrics" in refused(["plot", str(tmp_path)])

@@ -8,7 +8,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from checkpoints_of_runs import write_run
 from drawn import misplaced
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,23 +17,9 @@ from metamask_solo.commands import umap
 from metamask_solo.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "metamask", images)
-
-
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def record(self: Figure, *args, **kwargs) -> None:
-        saved.append(self)
-        save(self, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", record)
-    return saved
+def run(runs: dict[str, Path]) -> Path:
+    return runs["metamask"]
 
 
 def draw(run: Path, out: Path, *options: str) -> None:
@@ -120,20 +105,3 @@ def test_without_umap_learn_it_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UserError, match=r"pip install 'metamask-solo\[umap\]'"):
         draw(run, tmp_path / "plot.png")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--split", "train", "--samples", "15"], "15 images: UMAP needs more than 15; give"),
-        (["--samples", "0"], "--samples=0"),
-        (["--out", "plot.gif"], "--out=plot.gif: must end in .png"),
-    ],
-)
-def test_what_cannot_be_done_is_said(
-    run: Path, tmp_path: Path, options: list[str], message: str
-) -> None:
-    pytest.importorskip("umap")
-    with pytest.raises(UserError, match=message):
-        draw(run, tmp_path / "plot.png", *options)
-    assert list(tmp_path.iterdir()) == []
