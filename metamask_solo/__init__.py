@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from metamask_solo import registration
 
 if TYPE_CHECKING:
-    from metamask_solo.checkpoints.folding import fold_mask
-    from metamask_solo.checkpoints.reading import load_backbone
-    from metamask_solo.method.hypergradient import (
-        hypergradient,
-        mask_hypergradient,
-        mean_over_processes,
-        optimizer_step,
-    )
-    from metamask_solo.method.losses import barlow_twins, nt_xent
-    from metamask_solo.method.mask import DimensionalMask, mask_statistics
-    from metamask_solo.method.metamask import MetaMask
+    from metamask_solo.checkpoints.folding import fold_mask as fold_mask
+    from metamask_solo.checkpoints.reading import load_backbone as load_backbone
+    from metamask_solo.method.hypergradient import hypergradient as hypergradient
+    from metamask_solo.method.hypergradient import mask_hypergradient as mask_hypergradient
+    from metamask_solo.method.hypergradient import mean_over_processes as mean_over_processes
+    from metamask_solo.method.hypergradient import optimizer_step as optimizer_step
+    from metamask_solo.method.losses import barlow_twins as barlow_twins
+    from metamask_solo.method.losses import nt_xent as nt_xent
+    from metamask_solo.method.mask import DimensionalMask as DimensionalMask
+    from metamask_solo.method.mask import mask_statistics as mask_statistics
+    from metamask_solo.method.metamask import MetaMask as MetaMask
 
 __version__ = "0.3.0"
 
@@ -38,19 +38,7 @@ _MODULES = {
     "nt_xent": "method.losses",
     "optimizer_step": "method.hypergradient",
 }
-__all__ = [
-    "DimensionalMask",
-    "MetaMask",
-    "barlow_twins",
-    "fold_mask",
-    "hypergradient",
-    "load_backbone",
-    "mask_hypergradient",
-    "mask_statistics",
-    "mean_over_processes",
-    "nt_xent",
-    "optimizer_step",
-]
+__all__ = [*_MODULES]
 
 registration.register_when_imported()
 

@@ -11,16 +11,13 @@ from wrapt import when_imported
 
 METHOD = "metamask_solo.method.metamask"
 HOSTS = "metamask_solo.hosts"
-_registered: list[bool] = []
 
 
 def register_when_imported() -> None:
     """Arranges that :mod:`metamask_solo.method.metamask` follows ``solo``, whoever imports that."""
-    if not _registered:
-        _registered.append(True)
-        when_imported(HOSTS)(_import_method)
-        # not of solo.methods: the package imports it before other parts that the method needs
-        when_imported("solo")(_unless_hosts_follow)
+    when_imported(HOSTS)(_import_method)
+    # not of solo.methods: the package imports it before other parts that the method needs
+    when_imported("solo")(_unless_hosts_follow)
 
 
 def _unless_hosts_follow(module: ModuleType) -> None:

@@ -45,10 +45,6 @@ class Settings(BaseModel):
         default = {n for n, f in fields.items() if not f.is_required() and not _takes_null(f)}
         return {n: v for n, v in data.items() if v is not None or n not in default}
 
-    def plain(self) -> dict[str, Any]:
-        """All settings as a nested mapping."""
-        return self.model_dump()
-
     @field_validator("*", mode="before")
     @classmethod
     def _number_of_text(cls, value: Any, info: Any) -> Any:
@@ -146,11 +142,10 @@ def shown(value: Any) -> str:
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Dotted key and field of each setting; of a section, or a list of sections, those in it."""
     for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        if section is None or not _is_section(field):
+        section, number = _section(field.annotation)
+        if section is None or number:
             yield f"{prefix}{name}", field
         if section is not None:
-            number = "" if _is_section(field) else "0."
             yield from fields(section, f"{prefix}{name}.{number}")
 
 
@@ -189,12 +184,10 @@ def _takes_null(field: FieldInfo) -> bool:
     return not {NoneType, Any}.isdisjoint(_members(field.annotation))
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return any(isinstance(m, type) and issubclass(m, BaseModel) for m in _members(field.annotation))
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model within a type, such as that of the items of a list."""
+def _section(annotation: Any, number: str = "") -> tuple[type[BaseModel] | None, str]:
+    """The model within a type, and ``0.`` where it is that of the items of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_section, get_args(annotation))), None)
+        return annotation, number
+    inside = number if get_origin(annotation) in (Annotated, Union, UnionType) else "0."
+    sections = (_section(part, inside) for part in get_args(annotation))
+    return next((one for one in sections if one[0]), (None, ""))

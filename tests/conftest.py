@@ -1,9 +1,7 @@
 """Fixtures for all tests."""
 
 import gc
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,25 +33,11 @@ def methods_of_a_test_go_with_it() -> Iterator[None]:
     METHODS.update(before)
 
 
-# MiB of this process after which models in reference cycles are looked for
-_limit = 2_000
-
-
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def models_of_before_are_gone() -> Iterator[None]:
     """Trained models are reference cycles; left to Python, they grow to 8 GB over the tests."""
-    global _limit
     yield
-    if _memory() > _limit:
-        gc.collect()
-        _limit = max(2_000, _memory() + 500)
-
-
-def _memory() -> int:
-    if not sys.platform.startswith("linux"):
-        return 0
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

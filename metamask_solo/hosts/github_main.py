@@ -65,7 +65,7 @@ class PluginMethod(BaseMethod):
         """Completes and checks ``method_kwargs``, beside what solo-learn does for every method."""
         cfg = BaseMethod.add_and_assert_specific_cfg(cfg)
         settings = validated(cls.settings_model, _plain(cfg.method_kwargs), "method_kwargs.")
-        cfg.method_kwargs = settings.plain()
+        cfg.method_kwargs = settings.model_dump()
         return cfg
 
     def to_memory_format(self, images: Tensor) -> Tensor:
