@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     loader = reader.loader(arguments.split, labels=None)
     images: Any = loader.dataset
     checkpoint = str(reader.checkpoint.path)
-    table = pd.DataFrame({"file": images.files})
+    table = pd.DataFrame({"file": images.files}, dtype=object)
     array: Any = None
     with atomic_write(out) as array_file, atomic_write(names) as table_file:
         labels: list[int] = []

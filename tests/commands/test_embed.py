@@ -20,7 +20,8 @@ def run(runs: dict[str, Path]) -> Path:
 def embed(run: Path, out: Path, *options: str) -> tuple[np.ndarray, pd.DataFrame]:
     argv = ["embed", str(run), "--out", str(out), "--num-workers", "0", "--batch-size", "8"]
     assert main([*argv, *options]) == 0
-    return np.load(out, mmap_mode="r"), pd.read_csv(out.with_suffix(".csv"))
+    table = pd.read_csv(out.with_suffix(".csv"), encoding_errors="surrogateescape")
+    return np.load(out, mmap_mode="r"), table
 
 
 def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_path: Path) -> None:
@@ -43,17 +44,22 @@ def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_
 def test_images_without_labels_at_any_depth_and_with_odd_names(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["a" * 240 + ".png", 'b/c/with "quotes", commas\nand lines.png', "d/é.png"]
+    names = [
+        "a" * 240 + ".png",
+        'b/c/with "quotes", commas\nand lines.png',
+        "d/é.png",
+        "d/\udcff.png",
+    ]
     for name in names:
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images / "train/class_0/0.png", tmp_path / "photos" / name)
     features, table = embed(run, tmp_path / "f.npy", "--plain", "--data", str(tmp_path / "photos"))
     assert table.columns.tolist() == ["file"]
     assert sorted(table["file"]) == sorted(str(tmp_path / "photos" / name) for name in names)
-    assert len(features) == 3
+    assert len(features) == 4
     printed = capsys.readouterr()
     assert f"photos: 1 image, such as {names[0]}, beside folders of images" in printed.err
-    assert "f.npy: plain backbone features of 3 images, 512 dimensions" in printed.out
+    assert "f.npy: plain backbone features of 4 images, 512 dimensions" in printed.out
     (tmp_path / "photos/b").rename(tmp_path / "photos/val")
     assert len(embed(run, tmp_path / "g.npy", "--data", str(tmp_path / "photos"))[1]) == 1
     printed = capsys.readouterr()
