@@ -1,5 +1,7 @@
 """The data sets and loaders of a config, built alike on both releases of solo-learn."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +122,18 @@ def ignore_signals(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """At exit, multiprocessing sends SIGTERM to its children, which these ignore, and waits."""
+    if children := [child for child in multiprocessing.active_children() if child.daemon]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(0.5)
+        child.kill()
 
 
 def plain_loader(dataset: Images, batch_size: int, num_workers: int) -> DataLoader[Any]:

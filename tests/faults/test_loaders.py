@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,20 @@ def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
     train_loader.dataset.transform = Killed()
     with pytest.raises(UserError, match=r"data.num_workers: a process that reads images was ended"):
         fit(model, cfg, train_loader, val_loader, "metamask")
+
+
+def test_a_process_ends_though_workers_are_left(images: Path) -> None:
+    """As where an exception still holds the loader; Python ends workers by SIGTERM, and waits."""
+    code = f"""
+        import sys, pathlib, runs
+        loader = runs.image_loader(pathlib.Path({str(images / "val")!r}), num_workers=1)
+        sys.left = iter(loader)
+        next(sys.left)
+    """
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": tests}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, env=environment, timeout=100).returncode == 0
 
 
 def test_mixed_sizes_are_one_line(tmp_path: Path) -> None:
