@@ -5,13 +5,15 @@ knows its finished runs; a test keeps the rows equal to it. Where settings or me
 runs must be made anew.
 """
 
+import itertools
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from metamask_solo.benchmark.plan import override_list, read_plan, run_digests
+from metamask_solo.benchmark.plan import read_plan
 from metamask_solo.benchmark.results import csv_text, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,21 +31,21 @@ ROWS = {
 def renewed(rows: pd.DataFrame, config: str, *overrides: str) -> pd.DataFrame:
     """The rows with the digests that the runs of a benchmark have on the images of the rows."""
     with tempfile.TemporaryDirectory() as folder:
-        if config.startswith("cifar10"):  # the images are not needed, only folders of their form
-            for split in ("train", "val"):
-                for label in range(10):
-                    Path(folder, split, str(label)).mkdir(parents=True)
-                    Path(folder, split, str(label), f"{split}.png").write_text(f"{split} {label}")
-            overrides += tuple(f"data.{split}_path={folder}/{split}" for split in ("train", "val"))
-        runs = read_plan(config, [*overrides]).runs
-    identities = {(r.method, " ".join(override_list(r.setting)), r.seed): r.identity for r in runs}
+        # the images are not needed, only folders of their form
+        for split, label in itertools.product(("train", "val"), range(10)):
+            image = Path(folder, split, str(label), f"{split}.png")
+            image.parent.mkdir(parents=True)
+            image.write_text(f"{split} {label}")
+        paths = [f"data.{split}_path={folder}/{split}" for split in ("train", "val")]
+        runs = {
+            (r.method, r.setting, r.seed): r for r in read_plan(config, [*overrides, *paths]).runs
+        }
     rows = rows.copy()
     for line in rows.itertuples():
-        identity = identities[line.method, line.setting, line.seed]
-        digest, config_digest = run_digests(line.data_digest, identity, line.seed)
-        folder = f"runs/{line.method}/seed-{line.seed}-{digest}"
+        run = replace(runs[line.method, line.setting, line.seed], data_digest=line.data_digest)
+        folder = run.folder.relative_to(run.out).as_posix()
         columns = ["digest", "config_digest", "folder"]
-        rows.loc[line.Index, columns] = [digest, config_digest, folder]
+        rows.loc[line.Index, columns] = [run.digest, run.config_digest, folder]
     return rows
 
 

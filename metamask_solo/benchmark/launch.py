@@ -4,20 +4,22 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from metamask_solo.benchmark.plan import JOB, Plan, Run, job_config
+from metamask_solo.benchmark.plan import JOB, Plan, Run
 from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, known_runs, read_json, write_json
 from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS
-from metamask_solo.errors import UserError
+from metamask_solo.benchmark.worker import run_seconds
+from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import hydra_app
 
 LOG = "log.txt"  # of a run's folder
@@ -31,11 +33,9 @@ def pending_runs(plan: Plan) -> list[Run]:
 
 def check_batches(plan: Plan, runs: list[Run]) -> None:
     """Raises UserError where a run's batch is larger than the images to train on."""
-    if plan.images is None:
-        return
     for run in runs:
         batch = run.config.get("optimizer", {}).get("batch_size", 1)
-        if batch > plan.images:
+        if plan.images is not None and batch > plan.images:
             lower = 2 ** max(0, plan.images.bit_length() - 2)
             raise UserError(
                 f"methods.{run.method}: optimizer.batch_size={batch}: there are only {plan.images} "
@@ -43,26 +43,53 @@ def check_batches(plan: Plan, runs: list[Run]) -> None:
             )
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Makes one line of SIGTERM and Ctrl-C.
+
+    Raises:
+        RunStopped: one of them came.
+    """
+    received = [signal.SIGINT]
+
+    def stop(number: int, frame: Any) -> None:
+        received[0] = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, RunStopped) as error:
+        code = getattr(error, "exit_code", 128 + received[0])
+        raise RunStopped(
+            f"stopped by {signal.Signals(code - 128).name}; finished runs are kept, and the same "
+            "command continues the others",
+            code,
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def execute(plan: Plan, runs: list[Run]) -> None:
     """Runs some of the plan's runs; a failed run leaves failed.json, and the rest goes on.
 
     Raises:
         UserError: the launcher could not be started.
+        RunStopped: a signal came.
     """
     # a run that is not trained says nothing of the time left: those come last
-    runs = sorted(runs, key=lambda run: "untrained" in run.config)
+    runs = sorted(runs, key=lambda run: not run.trained)
     for run in runs:
         task = {"config": run.config, "evaluations": plan.file.measured}
         write_json(run.folder / TASK, {**task, "keep_checkpoints": plan.file.keep_checkpoints})
         (run.folder / FAILURE).unlink(missing_ok=True)
     names = [run.folder.relative_to(plan.out).as_posix() for run in runs]
-    ConfigStore.instance().store(name=f"{JOB}.yaml", node=job_config(plan.file, plan.out))
     with _progress(runs):
         try:
             hydra_app.run(
                 "benchmark", ["--config-name", JOB, "-m", f"run={','.join(names)}"], run_job
             )
-        except UserError:
+        except (UserError, RunStopped):
             raise
         except Exception as error:  # whatever a launcher raises: the finished runs still count
             print(f"launcher {plan.file.launcher.name}: {type(error).__name__}: {error}")
@@ -74,32 +101,32 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     Where no step can be timed, such as with one step an epoch, their number alone; the run itself
     then says what is wrong.
     """
-    trained = [run for run in runs if "untrained" not in run.config]
+    trained = [run for run in runs if run.trained]
     if not trained:
         return f"{len(runs)} runs without training"
     dearest = max(trained, key=_weight)
-    each = _seconds(dearest, {})
+    each = _seconds(dearest.config)
     if each is None:
         return f"{len(runs)} runs"
-    runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / _jobs(plan)
+    jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
+    runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / jobs
     seconds = each * runs_of_dearest
     text = f"{len(runs)} runs, about {_duration(seconds)} here"
     if not plan.file.quick and seconds > 1800:
-        pixels = {f"augmentations.{i}.crop_size": QUICK_PIXELS
-                  for i in range(len(dearest.config["augmentations"]))}  # fmt: skip
-        quick = _seconds(dearest, {**pixels, "max_epochs": QUICK_EPOCHS, "precision": "32"})
+        views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
+        changes = {"augmentations": views, "max_epochs": QUICK_EPOCHS, "precision": "32"}
+        quick = _seconds({**dearest.config, **changes})
         if quick is not None and quick < each / 2:
-            quick *= runs_of_dearest
             text += (
-                f"; quick=True takes about {_duration(quick)}: {QUICK_PIXELS} pixels, "
-                f"{QUICK_EPOCHS} epochs"
+                f"; quick=True takes about {_duration(quick * runs_of_dearest)}: {QUICK_PIXELS} "
+                f"pixels, {QUICK_EPOCHS} epochs"
             )
     return text
 
 
 def _weight(run: Run) -> float:
     """About how long a run takes, in runs of the cheapest method (docs/runs.md)."""
-    if "untrained" in run.config:
+    if not run.trained:
         return 0.05
     meta = run.config.get("method_kwargs", {}).get("meta", {})
     if run.config["method"] != "metamask" or not meta.get("enabled", True):
@@ -108,19 +135,23 @@ def _weight(run: Run) -> float:
     return 1 + update / int(meta.get("every_n_steps", 1))
 
 
-def _jobs(plan: Plan) -> int:
-    return int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
-
-
-def _seconds(run: Run, changes: dict[str, object]) -> float | None:
+def _seconds(config: dict[str, Any]) -> float | None:
     """Seconds of a run, from three steps in a process of its own; None where that fails."""
-    with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
-        write_json(Path(folder, TASK), {"config": run.config, "changes": changes})
-        command = [sys.executable, "-m", "metamask_solo.benchmark.worker", "--forecast", folder]
-        environment = {**os.environ, "TQDM_DISABLE": "1"}
-        subprocess.run(command, capture_output=True, env=environment)
-        result = read_json(Path(folder, RESULT))
-    return None if result is None else float(result["seconds"])
+    with ProcessPoolExecutor(1, get_context("spawn"), _silence) as pool:
+        try:
+            return pool.submit(run_seconds, config).result()
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.terminate()
+            raise
+        except Exception:
+            return None
+
+
+def _silence() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def _duration(seconds: float) -> str:
@@ -132,16 +163,21 @@ def _duration(seconds: float) -> str:
 def run_job(cfg: DictConfig) -> None:
     """One job of the sweep: the run's own process, and a note of why it failed."""
     folder = Path(cfg.out, cfg.run)
-    with (folder / LOG).open("ab") as log:
+    command = [sys.executable, "-m", "metamask_solo.benchmark.worker", str(folder)]
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    with stoppable(), (folder / LOG).open("ab") as log:
         begin = log.tell()
-        command = [sys.executable, "-m", "metamask_solo.benchmark.worker", str(folder)]
-        environment = {**os.environ, "TQDM_DISABLE": "1"}
-        done = subprocess.run(
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
-    if done.returncode != 0:
-        error = _reason(folder / LOG, begin, done.returncode)
-        write_json(folder / FAILURE, {"error": error})
+        try:
+            code = process.wait()
+        except BaseException:  # a signal: the run saves before it ends
+            process.terminate()
+            process.wait()
+            raise
+    if code != 0:
+        write_json(folder / FAILURE, {"error": _reason(folder / LOG, begin, code)})
 
 
 def _reason(log: Path, begin: int, code: int) -> str:
@@ -158,8 +194,7 @@ def _progress(runs: list[Run]) -> Iterator[None]:
     """A line for each run that ends, and the time left; under any launcher, the files tell."""
     stop = threading.Event()
     form = "{percentage:3.0f} % |{bar:20}| {elapsed} so far, {remaining} left"
-    weights = {run.folder: _weight(run) for run in runs}
-    bar = tqdm(total=sum(weights.values()), smoothing=0, bar_format=form, file=sys.stdout)
+    bar = tqdm(total=sum(map(_weight, runs)), smoothing=0, bar_format=form, file=sys.stdout)
 
     def watch() -> None:
         running, last = list(runs), False
@@ -167,7 +202,7 @@ def _progress(runs: list[Run]) -> Iterator[None]:
             last = stop.wait(1.0)
             for run in filter(_outcome, list(running)):
                 running.remove(run)
-                bar.n += weights[run.folder]  # shown once, below the line
+                bar.n += _weight(run)  # shown once, below the line
                 bar.write(f"{run}: {_outcome(run)}")
 
     thread = threading.Thread(target=watch, daemon=True)

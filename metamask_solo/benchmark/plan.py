@@ -1,17 +1,15 @@
 """The runs of a benchmark from its YAML file: each one's config, composed, checked and known."""
 
 import contextlib
-import copy
 import hashlib
 import io
 import itertools
 import json
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -29,8 +27,8 @@ from metamask_solo.benchmark.schema import (
     packaged,
     read_file,
 )
-from metamask_solo.data.datasets import read_folder
-from metamask_solo.data.digits import VARIANTS
+from metamask_solo.data.datasets import Images
+from metamask_solo.data.digits import VARIANTS, write_dataset
 from metamask_solo.data.loaders import classification_datasets, is_folder, pretrain_dataset
 from metamask_solo.data.split import SPLITS, split_folder
 from metamask_solo.data.transforms import evaluation_transform
@@ -76,28 +74,50 @@ class Run:
 
     Attributes:
         method: its name in the YAML file, or ``random`` or ``pixels``.
-        setting: the searched keys and their values; empty where nothing is searched.
-        config: the whole pretraining config, resolved.
+        setting: the searched keys and their values, as on a command line; else empty.
+        shared: the pretraining config of all seeds, resolved.
         identity: what of it decides the result, see
             :func:`metamask_solo.training.resume.run_identity`.
-        digest: of all that decides the result; another digest is another run.
-        config_digest: of the same without the seed. The runs of one method have one.
         data_digest: of images and evaluations. Runs that are compared have one.
-        folder: where everything of the run lies.
+        out: the folder of the benchmark.
     """
 
     method: str
-    setting: dict[str, Any]
-    seed: int
-    config: dict[str, Any]
+    setting: str
+    shared: dict[str, Any]
     identity: dict[str, Any]
-    digest: str
-    config_digest: str
     data_digest: str
-    folder: Path
+    out: Path
+    seed: int = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole pretraining config."""
+        checkpoint = {**self.shared.get("checkpoint", {}), "dir": str(self.folder / "training")}
+        return {**self.shared, "seed": self.seed, "checkpoint": checkpoint}
+
+    @property
+    def config_digest(self) -> str:
+        """Of all that decides the result but the seed. The runs of one method have one."""
+        return _digest([self.data_digest, {**self.identity, "seed": None}])
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the result; another digest is another run."""
+        return _digest([self.config_digest, self.seed])
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the run lies."""
+        return self.out / "runs" / self.method / f"seed-{self.seed}-{self.digest}"
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is neither an untrained backbone nor the pixels."""
+        return "untrained" not in self.shared
 
     def __str__(self) -> str:
-        return f"{' '.join([self.method, *override_list(self.setting)])}, seed {self.seed}"
+        return f"{f'{self.method} {self.setting}'.strip()}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class Plan:
         out: the folder of the results.
         runs: all of them, the untrained first, then seed by seed.
         notes: what a reader of the report must know.
-        images: how many there are to train on, where they are a user's own.
+        images: how many there are to train on; None where torchvision's files hold them.
     """
 
     file: BenchmarkFile
@@ -119,21 +139,8 @@ class Plan:
     images: int | None
 
 
-class Variant(NamedTuple):
-    """A method in one setting: the config of its runs without seed and folder, and what decides.
-
-    See :func:`metamask_solo.training.resume.run_identity`.
-    """
-
-    method: str
-    setting: dict[str, Any]
-    config: dict[str, Any]
-    identity: dict[str, Any]
-    data_digest: str
-
-
 def read_plan(config: str | Path, overrides: list[str]) -> Plan:
-    """Reads and checks a benchmark's YAML file; writes nothing but the links of a split folder.
+    """Reads and checks a benchmark's YAML file; writes nothing but images that it makes or links.
 
     Args:
         config: the YAML file: see :func:`find_config`.
@@ -144,104 +151,94 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
     """
     benchmark = read_file(config, overrides)
     out = user_path(benchmark.out or Path("benchmarks") / benchmark.name).resolve()
-    _check_launcher(benchmark, out)
-    data, notes = _images(benchmark.data, out / "images")
-    benchmark = benchmark.model_copy(update={"data": data})
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        variants = _variants(find_config(config).parent, benchmark, out)
+    _store_job(benchmark, out)
+    data, notes = _folders(benchmark.data, out)
+    if benchmark.data not in [*VARIANTS]:
+        benchmark = benchmark.model_copy(update={"data": data})
+    with contextlib.redirect_stderr(io.StringIO()) as said, quiet():
+        runs, images = _methods(find_config(config).parent, benchmark, data, out)
+    if images:
+        notes += images[-1].notes
     for line in dict.fromkeys(said.getvalue().splitlines()):  # each method says the same
-        print(line, file=sys.stderr)
-    for variant in variants:
-        if variant.data_digest != variants[0].data_digest:
-            raise UserError(
-                f"methods.{variant.method}: its images are not those of {variants[0].method}; give "
-                "all the same by data.train_path=FOLDER data.val_path=FOLDER"
-            )
-    wanted = [variant for variant in variants if variant.method in benchmark.trained]
+        if line.removeprefix("note: ") not in notes:  # the command says these
+            print(line, file=sys.stderr)
+    wanted = [run for run in runs if run.method in benchmark.trained]
     untrained = [
-        _untrained(name, variants[0]) for name in benchmark.shown if name not in benchmark.methods
+        _untrained(name, runs[0]) for name in benchmark.shown if name not in benchmark.methods
     ]
     # all of one seed before the next: an early table compares all methods
-    planned = [(variant, seed) for variant in untrained for seed in benchmark.seeds]
-    planned += [(variant, seed) for seed in benchmark.seeds for variant in wanted]
-    runs = [_run(v, seed, out) for v, seed in planned if seed in benchmark.seeds_of(v.method)]
-    cfg = OmegaConf.create(variants[0].config)
-    images = None
-    if not isinstance(data, str) and is_folder(cfg):
-        with contextlib.redirect_stderr(io.StringIO()):  # the command says all notes
-            images, data_notes = _images_of(cfg)
-        notes += data_notes
-    return Plan(benchmark, out, runs, [*dict.fromkeys(notes), *_differences(wanted)], images)
+    planned = [replace(run, seed=seed) for run in untrained for seed in benchmark.seeds]
+    planned += [replace(run, seed=seed) for seed in benchmark.seeds for run in wanted]
+    planned = [run for run in planned if run.seed in benchmark.seeds_of(run.method)]
+    notes = [*dict.fromkeys(notes), *_differences(wanted)]
+    return Plan(benchmark, out, planned, notes, len(images[0]) if images else None)
 
 
-def _images(data: str | Folders | None, links: Path) -> tuple[str | Folders | None, list[str]]:
-    """The images, with whole paths, and notes.
+def _folders(data: str | Folders | None, out: Path) -> tuple[Folders | None, list[str]]:
+    """The folders of the images, as whole paths, and notes.
 
-    A folder holds train/ and val/, or is split into ``links`` as ``data split`` does it.
+    A data set of this package is made if need be. Any other folder holds train/ and val/, or is
+    split as ``data split`` does it.
     """
     notes: list[str] = []
-    if isinstance(data, str) and data not in VARIANTS:
+    if isinstance(data, str):
         root, labels = user_path(data), True
-        if not all((root / split).is_dir() for split in SPLITS):
-            split = split_folder(root, links, SHARE)
+        if data in VARIANTS:
+            root = out / "datasets" / data
+            write_dataset(data, root.parent)
+        elif not all((root / split).is_dir() for split in SPLITS):
+            split = split_folder(root, out / "images", SHARE)
             root, labels, notes = split.out, bool(split.classes), list(split.notes)
         paths = {f"{name}_path": str(root / name) for name in SPLITS[: 1 + labels]}
         data = Folders(**paths, no_labels=not labels)
-    if isinstance(data, Folders):
+    if data is not None:
         paths = data.model_dump(include={"train_path", "val_path"}, exclude_none=True)
         whole = {key: str(user_path(path).resolve()) for key, path in paths.items()}
         data = data.model_copy(update=whole)
     return data, notes
 
 
-def _images_of(cfg: DictConfig) -> tuple[int, list[str]]:
-    """How many training images there are, and what is left out or doubtful of all images."""
-    if cfg.data.get("no_labels", False):
-        images = pretrain_dataset(cfg)
-        return len(images), images.notes
-    transform = evaluation_transform(cfg)
-    train, val = classification_datasets(cfg, transform, transform)
-    return len(train), val.notes
+def _methods(
+    folder: Path, benchmark: BenchmarkFile, data: Folders | None, out: Path
+) -> tuple[list[Run], list[Images]]:
+    """A run of each method in each setting, and the images of all.
 
-
-def override_list(setting: Mapping[str, Any]) -> list[str]:
-    """``KEY=VALUE`` for each key, as one would write it on a command line."""
-    return [f"{key}={json.dumps(value)}" for key, value in setting.items()]
-
-
-def _variants(folder: Path, benchmark: BenchmarkFile, out: Path) -> list[Variant]:
-    """Those that are wanted, and the first, whose backbone and images the untrained have."""
+    Of the methods that are not wanted, the first takes part: its backbone and its images are those
+    of what is untrained.
+    """
     first = next(iter(benchmark.methods))
-    variants: list[Variant] = []
-    fingerprints: dict[tuple[str, str], str] = {}
-    with _data_config(benchmark.data) as data, quiet():
-        for name, method in benchmark.methods.items():
-            if name != first and name not in benchmark.trained:
-                continue
-            search = {**benchmark.search, **method.search}
-            for values in itertools.product(*search.values()):
-                setting = dict(zip(search, values, strict=True))
-                try:
-                    with one_line():
-                        cfg = compose_method(folder, benchmark, name, setting)
-                        identity = _identity(cfg, benchmark, data)
-                except UserError as error:
-                    raise UserError(f"methods.{name}: {error}") from error
-                if isinstance(benchmark.data, str):  # made from packages, so the name says all
-                    images = [benchmark.data]
-                    made = out / "datasets" / benchmark.data
-                    cfg.data.update({f"{split}_path": str(made / split) for split in SPLITS})
-                else:
-                    images = []
-                    for path in filter(None, [cfg.data.train_path, cfg.data.get("val_path")]):
-                        key = (path, cfg.data.dataset)
-                        fingerprints[key] = fingerprints.get(key) or _fingerprint(*key)
-                        images.append(fingerprints[key])
-                measured = {name: EVALUATIONS[name] for name in benchmark.measured}
-                config: Any = OmegaConf.to_container(cfg, resolve=True)
-                digest = _digest([images, measured, RELEASE])
-                variants.append(Variant(name, setting, config, identity, digest))
-    return variants
+    runs: list[Run] = []
+    images: dict[tuple[str, ...], list[Images]] = {}
+    for name, method in benchmark.methods.items():
+        if name != first and name not in benchmark.trained:
+            continue
+        search = {**benchmark.search, **method.search}
+        for values in itertools.product(*search.values()):
+            setting = dict(zip(search, values, strict=True))
+            try:
+                with one_line():
+                    cfg = compose_method(folder, benchmark, name, setting)
+                    identity = _identity(cfg, benchmark, data)
+            except UserError as error:
+                raise UserError(f"methods.{name}: {error}") from error
+            paths = [path for path in (cfg.data.train_path, cfg.data.get("val_path")) if path]
+            key = (cfg.data.dataset, *paths)
+            images[key] = read = images[key] if key in images else _images(cfg)
+            if isinstance(benchmark.data, str):  # made from packages, so the name says all
+                known = [benchmark.data]
+            else:  # of torchvision's files, too: it checks their sums
+                known = [*map(_fingerprint, read)] or [cfg.data.dataset] * len(paths)
+            measured = {name: EVALUATIONS[name] for name in benchmark.measured}
+            digest = _digest([known, measured, RELEASE])
+            if runs and digest != runs[0].data_digest:
+                raise UserError(
+                    f"methods.{name}: its images are not those of {first}; give all the same by "
+                    "data.train_path=FOLDER data.val_path=FOLDER"
+                )
+            shared: Any = OmegaConf.to_container(cfg, resolve=True)
+            text = " ".join(f"{key}={json.dumps(value)}" for key, value in setting.items())
+            runs.append(Run(name, text, shared, identity, digest, out))
+    return runs, next(iter(images.values()))
 
 
 def compose_method(
@@ -280,18 +277,17 @@ def compose_method(
     return cfg
 
 
-def _identity(cfg: DictConfig, benchmark: BenchmarkFile, data: dict[str, Any]) -> dict[str, Any]:
+def _identity(cfg: DictConfig, benchmark: BenchmarkFile, data: Folders | None) -> dict[str, Any]:
     """What decides a run of a config, which gets its data; its model was built for a test."""
     import metamask_solo  # noqa: F401  registers the method
 
-    dataset = cfg.data.dataset
-    if isinstance(benchmark.data, str) and dataset != "custom":
-        raise UserError(f"data.dataset={dataset}: must be custom with data={benchmark.data}")
-    if dataset in TORCHVISION and not isinstance(benchmark.data, str | None):
-        # torchvision's files have their own reader; anything else is read as class folders
-        packed = [Path(path, TORCHVISION[dataset]).is_dir() for path in data.values() if path]
-        cfg.data.dataset = dataset if all(packed) else "custom"
-    cfg.data.update(data)
+    if data is not None:
+        paths = data.model_dump(include={"train_path", "val_path"})
+        cfg.data.update({**paths, **({"no_labels": True} if data.no_labels else {})})
+        if cfg.data.dataset in TORCHVISION:
+            # torchvision's files have their own reader; anything else is read as class folders
+            packed = [Path(p, TORCHVISION[cfg.data.dataset]).is_dir() for p in paths.values() if p]
+            cfg.data.dataset = cfg.data.dataset if all(packed) else "custom"
     checked = read_pretraining_config(cfg)
     unlabelled = checked.data.get("val_path") is None or checked.data.get("no_labels", False)
     if unlabelled and not benchmark.without_labels:
@@ -305,65 +301,53 @@ def _identity(cfg: DictConfig, benchmark: BenchmarkFile, data: dict[str, Any]) -
     return run_identity(completed)
 
 
-@contextlib.contextmanager
-def _data_config(data: str | Folders | None) -> Iterator[dict[str, Any]]:
-    """What a config says of the images; of data not made yet, folders with ten classes."""
-    if isinstance(data, Folders):
-        labels = {"no_labels": True} if data.no_labels else {}
-        yield {"train_path": data.train_path, "val_path": data.val_path, **labels}
-    elif data is None:
-        yield {}
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            for split, label in itertools.product(SPLITS, range(10)):
-                path = Path(folder, split, str(label), "0.png")
-                path.parent.mkdir(parents=True)
-                path.touch()
-            yield {f"{split}_path": f"{folder}/{split}" for split in SPLITS}
+def _images(cfg: DictConfig) -> list[Images]:
+    """The images of a config: to train on and to measure on, or those without labels.
+
+    None are read of torchvision's files, which a first run may have to download.
+    """
+    if not is_folder(cfg):
+        return []
+    if cfg.data.get("no_labels", False):
+        return [pretrain_dataset(cfg)]
+    transform = evaluation_transform(cfg)
+    return [*classification_datasets(cfg, transform, transform)]
 
 
-def _untrained(name: str, variant: Variant) -> Variant:
+def _fingerprint(images: Images) -> str:
+    """What the images of a folder are: names below it, and sizes."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(path) for path, _ in images.source.samples):
+        name = path.relative_to(images.root).as_posix()
+        digest.update(f"{name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _untrained(name: str, run: Run) -> Run:
     """An untrained backbone, or the pixels, with the images and the backbone of a method."""
     kept = ("augmentations", "accelerator", "backbone", "method", "data")
-    config = {key: variant.config[key] for key in kept if key in variant.config}
+    shared = {key: run.shared[key] for key in kept if key in run.shared}
     decisive = ("augmentations.", "data.", *(("backbone.",) if name == "random" else ()))
-    identity = {key: value for key, value in variant.identity.items() if key.startswith(decisive)}
+    identity = {key: value for key, value in run.identity.items() if key.startswith(decisive)}
     more = {"untrained": name}
-    return Variant(
-        name, {}, {**config, **more, "max_epochs": 0}, {**identity, **more}, variant.data_digest
-    )
+    shared |= {**more, "max_epochs": 0}
+    return replace(run, method=name, setting="", shared=shared, identity=identity | more)
 
 
-def _differences(variants: list[Variant]) -> Iterator[str]:
+def _differences(runs: list[Run]) -> Iterator[str]:
     """A note for each key in which methods differ, and which is not their own matter."""
     for key in ("crop_size", *COMPARABLE):
         methods: dict[str, dict[str, None]] = {}
-        for method, setting, config, *_ in variants:
+        for run in runs:
             if key == "crop_size":
-                text = ", ".join(str(pipeline[key]) for pipeline in config["augmentations"])
+                text = ", ".join(str(pipeline[key]) for pipeline in run.shared["augmentations"])
             else:
-                text = str(OmegaConf.select(OmegaConf.create(config), key))
-            if key not in setting:
-                methods.setdefault(text, {})[method] = None
+                text = str(OmegaConf.select(OmegaConf.create(run.shared), key))
+            if f"{key}=" not in run.setting:
+                methods.setdefault(text, {})[run.method] = None
         if len(methods) > 1:
             parts = [f"{key}={text} of {', '.join(names)}" for text, names in methods.items()]
             yield f"The methods differ in more than their losses: {'; '.join(parts)}."
-
-
-def _run(variant: Variant, seed: int, out: Path) -> Run:
-    method, setting, config, identity, data_digest = variant
-    digest, config_digest = run_digests(data_digest, identity, seed)
-    folder = out / "runs" / method / f"seed-{seed}-{digest}"
-    checkpoint = {**config.get("checkpoint", {}), "dir": str(folder / "training")}
-    config = {**copy.deepcopy(config), "seed": seed, "checkpoint": checkpoint}
-    digests = digest, config_digest, data_digest
-    return Run(method, setting, seed, config, identity, *digests, folder)
-
-
-def run_digests(data_digest: str, identity: dict[str, Any], seed: int) -> tuple[str, str]:
-    """The ``digest`` and the ``config_digest`` of a :class:`Run`."""
-    config_digest = _digest([data_digest, {**identity, "seed": None}])
-    return _digest([config_digest, seed]), config_digest
 
 
 def _digest(content: Any) -> str:
@@ -371,24 +355,10 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _fingerprint(folder: str, dataset: str) -> str:
-    """What the images of a data set are: names below the folder, and sizes.
-
-    Of torchvision's files, the name says all: torchvision checks their sums, and a first run may
-    have to download them.
-    """
-    if dataset in TORCHVISION:
-        return dataset
-    digest = hashlib.sha256()
-    for path in sorted(Path(path) for path, _ in read_folder(folder, "data", None).samples):
-        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def job_config(benchmark: BenchmarkFile, out: Path) -> dict[str, Any]:
-    """The Hydra config of the jobs: nothing but the name of a run, and the launcher."""
+def _store_job(benchmark: BenchmarkFile, out: Path) -> None:
+    """Stores the Hydra config of the jobs: nothing but the name of a run, and the launcher."""
     settings = benchmark.launcher.model_extra
-    return {
+    config = {
         "defaults": [
             "_self_",
             {"override hydra/launcher": benchmark.launcher.name},
@@ -403,10 +373,7 @@ def job_config(benchmark: BenchmarkFile, out: Path) -> dict[str, Any]:
             **({"launcher": settings} if settings else {}),
         },
     }
-
-
-def _check_launcher(benchmark: BenchmarkFile, out: Path) -> None:
-    ConfigStore.instance().store(name=f"{JOB}.yaml", node=job_config(benchmark, out))
+    ConfigStore.instance().store(name=f"{JOB}.yaml", node=config)
     try:
         with initialize_config_dir(str(scripts_folder()), version_base="1.2"):
             compose(JOB, ["run=none"], return_hydra_config=True)

@@ -7,6 +7,7 @@ features without mask) and ``rankme``; costs; versions; digests of what decides 
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from metamask_solo.atomic_files import atomic_write
-from metamask_solo.benchmark.plan import Plan, override_list
+from metamask_solo.benchmark.plan import Plan
 from metamask_solo.benchmark.schema import BenchmarkFile
 from metamask_solo.errors import UserError
 
@@ -55,11 +56,8 @@ def read_results(plan: Plan) -> pd.DataFrame:
     known = known_runs(plan.file)
     lines = []
     for run in plan.runs:
-        line: dict[str, Any] = {
-            "method": run.method,
-            "setting": " ".join(override_list(run.setting)),
-        }
-        line |= {"seed": run.seed, **{name: getattr(run, name) for name in DIGESTS}}
+        line: dict[str, Any] = {"method": run.method, "setting": run.setting, "seed": run.seed}
+        line |= {name: getattr(run, name) for name in DIGESTS}
         line["folder"] = run.folder.relative_to(plan.out).as_posix()
         result = read_json(run.folder / RESULT) or known.get(run.digest)
         failure = read_json(run.folder / FAILURE)
@@ -68,18 +66,16 @@ def read_results(plan: Plan) -> pd.DataFrame:
         else:
             line |= {"status": "pending"} if failure is None else {"status": "failed", **failure}
         lines.append(line)
-    order = {name: number for number, name in enumerate(plan.file.shown)}
-    return _in_order(pd.DataFrame(lines), order)
+    return _in_order(pd.DataFrame(lines), plan.file.shown)
 
 
-def _in_order(rows: pd.DataFrame, methods: dict[str, int]) -> pd.DataFrame:
-    """Methods in the order of the file, their settings in that of the search, then the seeds."""
+def _in_order(rows: pd.DataFrame, methods: Iterable[str]) -> pd.DataFrame:
+    """Methods in the given order, their settings in that of the search, then the seeds."""
     rows = rows.fillna({name: "" for name in rows.columns.intersection(TEXTS)})
     rows["variant"] = (rows.method + " " + rows.setting).str.strip()
-    settings = {name: number for number, name in enumerate(rows.variant.unique())}
-    keys = {"method": methods, "variant": settings}
-    ranks = rows.assign(**{name: rows[name].map(key) for name, key in keys.items()})
-    return rows.loc[ranks.sort_values(["method", "variant", "seed"]).index].reset_index(drop=True)
+    ranks = {"method": rows.method.map([*methods].index), "variant": pd.factorize(rows.variant)[0]}
+    order = rows.assign(**ranks).sort_values([*ranks, "seed"]).index
+    return rows.loc[order].reset_index(drop=True)
 
 
 def known_runs(benchmark: BenchmarkFile) -> dict[str, dict[str, Any]]:
@@ -87,12 +83,9 @@ def known_runs(benchmark: BenchmarkFile) -> dict[str, dict[str, Any]]:
     file = benchmark.rows_file
     if file is None or not file.exists():
         return {}
-    rows = read_csv(file)
+    rows = read_csv(file).drop(columns="variant")
     finished = rows[rows.status == "finished"]
-    return {
-        str(line.digest): {k: v for k, v in line.items() if pd.notna(v)}
-        for _, line in finished.drop(columns="variant").iterrows()
-    }
+    return {line.digest: line.dropna().to_dict() for _, line in finished.iterrows()}
 
 
 def check_rows(plan: Plan) -> None:
@@ -100,7 +93,7 @@ def check_rows(plan: Plan) -> None:
     known = known_runs(plan.file)
     lines = {(row["method"], row["setting"], row["seed"]): row for row in known.values()}
     for run in plan.runs:
-        row = lines.get((run.method, " ".join(override_list(run.setting)), run.seed))
+        row = lines.get((run.method, run.setting, run.seed))
         if row is not None and run.digest not in known:
             raise UserError(
                 f"rows={plan.file.rows_file}: {run} is there with other settings, images, "
@@ -133,7 +126,7 @@ def read_csv(file: Path) -> pd.DataFrame:
         rows["seed"] = rows.seed.astype(int)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: is no table of a benchmark ({error})") from error
-    return _in_order(rows, {name: number for number, name in enumerate(rows.method.unique())})
+    return _in_order(rows, rows.method.unique())
 
 
 def add_to_file(benchmark: BenchmarkFile, rows: pd.DataFrame) -> None:
@@ -178,7 +171,7 @@ def rows_of(benchmark: BenchmarkFile) -> pd.DataFrame:
         raise UserError(f"{file}: {settings.idxmax()}: its seeds have different settings")
     if finished.data_digest.nunique(dropna=False) > 1:
         raise UserError(f"{file}: its runs have different images or evaluations")
-    return _in_order(rows, {name: number for number, name in enumerate(benchmark.shown)})
+    return _in_order(rows, benchmark.shown)
 
 
 def best_settings(rows: pd.DataFrame, measures: list[str]) -> pd.DataFrame:

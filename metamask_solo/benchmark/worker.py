@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
-from metamask_solo.benchmark.results import RESULT, TASK, read_json, write_json
+from metamask_solo.benchmark.results import RESULT, TASK, VERSIONS, read_json, write_json
 from metamask_solo.benchmark.step_cost import peak_memory
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.loaders import classification_datasets, evaluation_loader, plain_loader
@@ -45,16 +46,12 @@ COSTS = "costs.json"
 LARGEST_RAW = 64  # pixels a side
 TIMED = 4  # steps of a forecast, of which the first warms up
 STARTING = 12.0  # seconds that a process takes to start
-PACKAGES = ("metamask-solo", "solo-learn", "torch", "lightning")
 
 
 def main(argv: list[str]) -> int:
     """Pretrains and evaluates; the exit codes are those of the commands."""
-    folder = Path(argv[-1])
+    folder = Path(argv[0])
     try:
-        if argv[0] == "--forecast":
-            forecast(folder)
-            return 0
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a further process of DDP
             _pretrain(folder)
             return 0
@@ -112,7 +109,7 @@ def _run(folder: Path) -> None:
     assert task is not None
     config, names = OmegaConf.create(task["config"]), task["evaluations"]
     result: dict[str, Any] = {"epochs": config.max_epochs, "commit": _commit()}
-    result |= {name: version_of(name) for name in PACKAGES}
+    result |= {name: version_of(name) for name in VERSIONS if name != "python"}
     result["python"] = platform.python_version()
     if "untrained" in config:
         backbone = _untrained(config)
@@ -135,46 +132,43 @@ def _run(folder: Path) -> None:
             path.unlink()
 
 
-def forecast(folder: Path) -> None:
-    """Times three steps of a run, and writes how long all of it will take.
+def run_seconds(config: dict[str, Any]) -> float:
+    """Times three steps of a run, and returns how long all of it will take.
 
     On a CPU with at most 16 images a step first. Small images cost less in large batches, so the
     whole batch is timed where that takes at most three minutes. A forward pass of one image, of
     which an evaluation takes one, is a sixth of what training takes for two views.
     """
-    task = read_json(folder / TASK)
-    assert task is not None
-    cfg = OmegaConf.create(task["config"])
-    for key, value in task["changes"].items():
-        OmegaConf.update(cfg, key, value)
+    cfg = OmegaConf.create(config)
     batch = cfg.optimizer.batch_size
     first = min(batch, 16) if _device(cfg) == "cpu" else batch
-    each, images, evaluated = _time_steps(cfg, folder, first)
+    each, images, evaluated = _time_steps(cfg, first)
     if first < batch and each * batch * TIMED < 180:
-        each, images, evaluated = _time_steps(cfg, folder, batch)
+        each, images, evaluated = _time_steps(cfg, batch)
     every = cfg.get("check_val_every_n_epoch") or 1
     limit = cfg.get("limit_train_batches") or 1.0
     trained = images * limit if isinstance(limit, float) else min(images, limit * batch)
     training = cfg.max_epochs * (trained + evaluated / 6 / every)
-    seconds = STARTING + each * (training + (images + evaluated) / 6)
-    write_json(folder / RESULT, {"seconds": seconds})
+    return STARTING + each * (training + (images + evaluated) / 6)
 
 
-def _time_steps(cfg: DictConfig, folder: Path, batch_size: int) -> tuple[float, int, int]:
+def _time_steps(cfg: DictConfig, batch_size: int) -> tuple[float, int, int]:
     """Seconds of training per image, and the numbers of training and of validation images."""
-    cfg = cfg.copy()
-    cfg.optimizer.batch_size = batch_size
-    changes = {
-        "max_epochs": 1,
-        "limit_train_batches": TIMED,
-        "auto_resume.enabled": False,
-        "num_sanity_val_steps": 0,
-        "checkpoint.dir": str(folder / f"training-{batch_size}"),
-    }
-    for key, value in changes.items():
-        OmegaConf.update(cfg, key, value, force_add=True)
-    model, cfg, loader, validation = prepare_pretraining(cfg)
-    fit(model, cfg, loader, None, cfg.method, (costs := Costs(folder),))
+    with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
+        changes = {
+            "optimizer.batch_size": batch_size,
+            "devices": 1,
+            "max_epochs": 1,
+            "limit_train_batches": TIMED,
+            "auto_resume.enabled": False,
+            "num_sanity_val_steps": 0,
+            "checkpoint.dir": folder,
+        }
+        cfg = cfg.copy()
+        for key, value in changes.items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+        model, cfg, loader, validation = prepare_pretraining(cfg)
+        fit(model, cfg, loader, None, cfg.method, (costs := Costs(Path(folder)),))
     assert costs.seconds_per_step is not None
     evaluated = 0 if validation is None else len(validation.dataset)
     return costs.seconds_per_step / batch_size, len(loader.dataset), evaluated

@@ -39,11 +39,9 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
 
-    from metamask_solo.benchmark import results
-    from metamask_solo.benchmark.launch import check_batches, execute, forecast, pending_runs
+    from metamask_solo.benchmark import launch, results
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.schema import read_file
-    from metamask_solo.data.digits import write_dataset
 
     if arguments.from_rows:
         _refuse_what_rows_ignore(arguments.overrides)
@@ -54,15 +52,14 @@ def main(argv: list[str]) -> int:
     for note in plan.notes:
         print(f"note: {note}")
     if not arguments.tables_only:
-        pending = pending_runs(plan)
+        pending = launch.pending_runs(plan)
         finished = len(plan.runs) - len(pending)
         print(f"{plan.file.name}: {len(plan.runs)} runs, {finished} finished before")
         if pending:
-            check_batches(plan, pending)
-            if isinstance(plan.file.data, str):
-                write_dataset(plan.file.data, plan.out / "datasets")
-            print(forecast(plan, pending), flush=True)
-            execute(plan, pending)
+            launch.check_batches(plan, pending)
+            with launch.stoppable():
+                print(launch.forecast(plan, pending), flush=True)
+                launch.execute(plan, pending)
     return _write_results(plan)
 
 
