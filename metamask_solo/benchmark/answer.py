@@ -34,6 +34,13 @@ WIDE = 0.25  # between the weights of a mask that moved well
 STILL = 0.02  # a mask whose weights differ by less did not move
 UPDATED = "logged/hypergradient_norm"  # logged where a mask is updated
 MORE_SEEDS = (5, 10, 20)
+# by whether MetaMask is clearly better in a measure, and clearly worse in one
+VERDICTS = {
+    (True, False): "Yes.",
+    (False, True): "No, it harms.",
+    (True, True): "In part.",
+    (False, False): "No effect is to be seen.",
+}
 
 
 def answer(
@@ -90,14 +97,8 @@ def _verdicts(
             verdict = f"That is not known: too few seeds. {method} minus {baseline} is "
             yield f"{question}{verdict}{_list(texts)}."
         else:
-            better = bool((lines.clear & (lines.difference > 0)).any())
-            worse = bool((lines.clear & (lines.difference < 0)).any())
-            verdict = {
-                (True, False): "Yes.",
-                (False, True): "No, it harms.",
-                (True, True): "In part.",
-                (False, False): "No effect is to be seen.",
-            }[better, worse]
+            better, worse, _ = _by_clearness(lines)
+            verdict = VERDICTS[len(better) > 0, len(worse) > 0]
             yield " ".join([f"{question}{verdict}", *_effects(lines)])
         question = ""
 
@@ -156,29 +157,28 @@ def _best(
         yield f"{best} is best in {_list(texts)}, clearly above every other method."
 
 
+def _by_clearness(lines: pd.DataFrame) -> list[pd.DataFrame]:
+    """The comparisons in which a method is clearly better, clearly worse, and neither."""
+    better, worse = lines.clear & (lines.difference > 0), lines.clear & (lines.difference < 0)
+    return [lines[better], lines[worse], lines[~better & ~worse]]
+
+
 def _effects(family: pd.DataFrame) -> Iterator[str]:
     for (method, baseline), lines in family.groupby(["method", "baseline"], sort=False):
-        better, worse = (
-            lines[lines.clear & (lines.difference > 0)],
-            lines[lines.clear & (lines.difference < 0)],
-        )
-        for word, clear in (("better", better), ("worse", worse)):
-            if len(clear):
-                yield f"{method} is clearly {word} than {baseline}: {_values(clear)}."
-        rest = lines[~lines.clear]
-        if len(rest):
-            gains = _list([f"{max(high, 0):.1f}" for high in rest.high])
-            losses = _list([f"{max(-low, 0):.1f}" for low in rest.low])
-            yield (
-                f"{method} does not clearly differ from {baseline}: {_values(rest)}. Gains above "
-                f"{gains} and losses above {losses} are excluded."
-            )
-
-
-def _values(lines: pd.DataFrame) -> str:
-    return _list(
-        [f"{line.difference:+.2f} in {NAMES[line.measure]}" for line in lines.itertuples()]
-    )
+        for part, verb in zip(
+            _by_clearness(lines),
+            ("is clearly better than", "is clearly worse than", "does not clearly differ from"),
+            strict=True,
+        ):
+            values = [f"{row.difference:+.2f} in {NAMES[row.measure]}" for row in part.itertuples()]
+            if not values:
+                continue
+            sentence = f"{method} {verb} {baseline}: {_list(values)}."
+            if "differ" in verb:
+                gains = _list([f"{max(high, 0):.1f}" for high in part.high])
+                losses = _list([f"{max(-low, 0):.1f}" for low in part.low])
+                sentence += f" Gains above {gains} and losses above {losses} are excluded."
+            yield sentence
 
 
 def _masks(trained: pd.DataFrame) -> Iterator[str]:

@@ -26,9 +26,7 @@ def draw_figures(benchmark: BenchmarkFile, rows: pd.DataFrame) -> dict[str, byte
         if benchmark.searched:
             runs = runs[runs.variant.isin(best_settings(runs, measures).variant)]
         else:
-            trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
-            pairs = [pair for pair in benchmark.pairs if {*pair} <= {*runs.method}]
-            family = compare(trained, pairs, measures)
+            family = compare(runs, benchmark.pairs, measures)
             if len(family):
                 figures["differences"] = differences_figure(family)
         if (runs.get("curve", pd.Series(dtype=str)) != "").any():

@@ -87,18 +87,17 @@ def summary(benchmark: BenchmarkFile, rows: pd.DataFrame) -> str:
 def _results(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
     plain = [f"{name}_plain" for name in benchmark.measured]
     measures = [m for m in (*benchmark.measured, *plain) if m in runs and runs[m].notna().any()]
-    table: dict[str, list[str]] = {"method": [], "runs": []}
-    for variant, lines in runs.groupby("variant", sort=False):
-        table["method"].append(UNTRAINED_NAMES.get(str(variant), str(variant)))
-        table["runs"].append(str(len(lines)))
-        for measure in measures:
-            table.setdefault(_title(measure), []).append(spread(lines[measure]))
-        for name, (title, form) in COSTS.items():
-            # the median: one run beside other programs, or paused, does not count
-            value = lines[name].median() if name in lines else float("nan")
-            table.setdefault(title, []).append("–" if pd.isna(value) else format(value, form))
+    groups = runs.reindex(columns=[*runs, *COSTS.keys() - {*runs}]).groupby("variant", sort=False)
+    names = groups.size().rename(UNTRAINED_NAMES).index
+    table = pd.DataFrame({"method": names, "runs": groups.size().astype(str).to_numpy()})
+    for measure in measures:
+        table[_title(measure)] = [spread(values) for _, values in groups[measure]]
+    for name, (title, form) in COSTS.items():
+        # the median: one run beside other programs, or paused, does not count
+        medians = groups[name].median().astype(float)
+        table[title] = ["–" if pd.isna(value) else format(value, form) for value in medians]
     note = "Mean ± standard deviation over the seeds, on the validation images; costs: medians. "
-    return [note + "; ".join(HOW[name] for name in benchmark.measured) + ".", pd.DataFrame(table)]
+    return [note + "; ".join(HOW[name] for name in benchmark.measured) + ".", table]
 
 
 def spread(values: "pd.Series[float]") -> str:
@@ -113,25 +112,22 @@ def spread(values: "pd.Series[float]") -> str:
 def _differences(
     benchmark: BenchmarkFile, runs: pd.DataFrame, pairs: Sequence[tuple[str, str]]
 ) -> list[Block]:
-    trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
-    family = compare(trained, pairs, benchmark.measured)
+    family = compare(runs, pairs, benchmark.measured)
     if family.empty:
         return []
-    table: dict[str, list[str]] = {}
-    for (method, baseline), lines in family.groupby(["method", "baseline"], sort=False):
-        table.setdefault("difference", []).append(f"{method} − {baseline}")
-        for measure in benchmark.measured:
-            cells = ["–", "–", "–"]
-            for line in lines[lines.measure == measure].itertuples():
-                text = f"{line.difference:+.2f} ({line.low:+.2f} to {line.high:+.2f})"
-                p = "–" if pd.isna(line.p) else "<0.001" if line.p < 0.001 else f"{line.p:.3f}"
-                cells = [f"**{text}**" if line.clear else text, p, f"{line.detectable:.2f}"]
-            heads = [_title(measure), f"p, {NAMES[measure]}", f"detectable, {NAMES[measure]}"]
-            for head, cell in zip(heads, cells, strict=True):
-                table.setdefault(head, []).append(cell)
-    model = fit(trained, family.measure[0])
+    table: dict[str, dict[str, str]] = {}
+    for line in family.itertuples():
+        text = f"{line.difference:+.2f} ({line.low:+.2f} to {line.high:+.2f})"
+        cells = table.setdefault(name := f"{line.method} − {line.baseline}", {"difference": name})
+        cells[_title(line.measure)] = f"**{text}**" if line.clear else text
+        p = "–" if pd.isna(line.p) else "<0.001" if line.p < 0.001 else f"{line.p:.3f}"
+        cells[f"p, {NAMES[line.measure]}"] = p
+        cells[f"detectable, {NAMES[line.measure]}"] = f"{line.detectable:.2f}"
+    first = family[family.measure == family.measure[0]]
+    model = fit(runs, family.measure[0])
     assert model is not None  # something was compared
-    low, high, together = coverage(model, pairs, len(benchmark.measured))
+    compared = [*zip(first.method, first.baseline, strict=True)]
+    low, high, together = coverage(model, compared, len(benchmark.measured))
     note = (
         f"One linear model of each measure, accuracy ~ method + seed, with HC3 errors and "
         f"{model.freedom} degrees of freedom. Intervals and p-values are corrected for the "
@@ -142,7 +138,7 @@ def _differences(
         f"at 95 % covers the truth in {low:.1f} to {high:.1f} %, and all corrected ones together "
         f"in {together:.0f} %."
     )
-    return [note, pd.DataFrame(table)]
+    return [note, pd.DataFrame([*table.values()]).fillna("–")]
 
 
 def _best(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from metamask_solo.data.digits import VARIANTS
 from metamask_solo.errors import UserError
@@ -112,6 +112,32 @@ class BenchmarkFile(Settings):
     rows: str | None = None
     keep_checkpoints: bool = True
 
+    @model_validator(mode="after")
+    def _keys_agree(self) -> "BenchmarkFile":
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        data, names = self.data, self.methods.keys()
+        if isinstance(data, str) and data not in VARIANTS and not user_path(data).is_dir():
+            yield f"data={data}: no such folder; allowed are {', '.join(VARIANTS)} as well"
+        for name in names & UNTRAINED_NAMES.keys():
+            yield f"methods.{name}: the name of what is untrained; call the method otherwise"
+        chosen = {"only": self.only or [], "comparisons": chain(*self.comparisons or [])}
+        chosen["baseline"] = [self.baseline] if self.baseline else []
+        for key, name in ((key, name) for key, listed in chosen.items() for name in listed):
+            if name not in names:
+                yield f"{key}={name}: allowed are {', '.join(names)}"
+        if len({*self.seeds}) < len(self.seeds):
+            yield f"seeds={self.seeds}: a seed occurs twice"
+        if not any(map(self.seeds_of, self.shown)):
+            yield f"seeds={self.seeds}: no method has one of these among its own seeds"
+        for name, method in self.methods.items():
+            keys = [override.lstrip("+~").partition("=")[0] for override in method.overrides]
+            for key in {*keys, *method.search, *self.search} & RESERVED.keys():
+                yield f"methods.{name}: {key} is set by the benchmark's own key {RESERVED[key]}"
+
     @property
     def without_labels(self) -> bool:
         """Whether the images have no labels."""
@@ -205,10 +231,7 @@ def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
         raise UserError(f"{path}: no mapping with the keys of a benchmark ({error})") from error
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {reason(error)}") from error
-    benchmark = validated(BenchmarkFile, content)
-    for message in _contradictions(benchmark):
-        raise UserError(message)
-    return benchmark
+    return validated(BenchmarkFile, content)
 
 
 def _changed(content: Any, override: str) -> Any:
@@ -249,25 +272,3 @@ def packaged(config: str, folder: Path) -> Path:
         parts = config.removeprefix("pkg:").strip("/").removesuffix(".yaml").replace("/", ".")
         folder, config = scripts_folder(), parts.removeprefix(PACKAGE).replace(".", "/")
     return (folder / config).with_suffix(".yaml")
-
-
-def _contradictions(benchmark: BenchmarkFile) -> Iterator[str]:
-    """What is wrong between keys."""
-    data, names = benchmark.data, benchmark.methods.keys()
-    if isinstance(data, str) and data not in VARIANTS and not user_path(data).is_dir():
-        yield f"data={data}: no such folder; allowed are {', '.join(VARIANTS)} as well"
-    for name in names & {*get_args(Untrained)}:
-        yield f"methods.{name}: the name of what is untrained; call the method otherwise"
-    chosen = {"only": benchmark.only or [], "comparisons": chain(*benchmark.comparisons or [])}
-    chosen["baseline"] = [benchmark.baseline] if benchmark.baseline else []
-    for key, name in ((key, name) for key, listed in chosen.items() for name in listed):
-        if name not in names:
-            yield f"{key}={name}: allowed are {', '.join(names)}"
-    if len({*benchmark.seeds}) < len(benchmark.seeds):
-        yield f"seeds={benchmark.seeds}: a seed occurs twice"
-    if not any(map(benchmark.seeds_of, benchmark.shown)):
-        yield f"seeds={benchmark.seeds}: no method has one of these among its own seeds"
-    for name, method in benchmark.methods.items():
-        keys = [override.lstrip("+~").partition("=")[0] for override in method.overrides]
-        for key in {*keys, *method.search, *benchmark.search} & RESERVED.keys():
-            yield f"methods.{name}: {key} is set by the benchmark's own key {RESERVED[key]}"

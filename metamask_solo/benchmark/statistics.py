@@ -1,8 +1,9 @@
 """What runs of several seeds can tell: one linear model, and one family of comparisons.
 
 Functions of a DataFrame with a line for each finished run: ``method``, ``seed``, and a column for
-each measure. The model is measure ~ method + seed: methods and seeds add up, and the runs of each
-method vary normally with a spread of their own (HC3 errors, MacKinnon and White 1985).
+each measure. What is untrained takes no part in the model, measure ~ method + seed: methods and
+seeds add up, and the runs of each method vary normally with a spread of their own (HC3 errors,
+MacKinnon and White 1985).
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,8 @@ import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.power import TTestPower
+
+from metamask_solo.benchmark.schema import UNTRAINED_NAMES
 
 Pair = tuple[str, str]
 LEVEL = 0.05  # of a whole family
@@ -69,7 +72,7 @@ def fit(runs: pd.DataFrame, measure: str) -> Model | None:
     A run that the model fits exactly, such as the only one of its method or of its seed, tells
     nothing of the spread (HC3 would divide by zero) and is left out.
     """
-    runs = runs.dropna(subset=[measure])
+    runs = runs[~runs.method.isin(UNTRAINED_NAMES)].dropna(subset=[measure])
     while runs.method.nunique() > 1:
         design = pd.get_dummies(runs[["method", "seed"]].astype(str), drop_first=True, dtype=float)
         design.insert(0, "intercept", 1.0)
@@ -97,15 +100,16 @@ def compare(runs: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str]) 
     """
     models = {measure: fit(runs, measure) for measure in measures}
     comparable = [
-        (model, measure, pair)
+        (pair, measure, model)
         for pair in pairs
         for measure, model in models.items()
         if model is not None and model.compares(pair)
     ]
-    lines = []
-    for model, measure, pair in comparable:
-        line = difference(model, pair, len(comparable))
-        lines.append({"method": pair[0], "baseline": pair[1], "measure": measure, **line})
+    lines = [
+        {"method": pair[0], "baseline": pair[1], "measure": measure}
+        | difference(model, pair, len(comparable))
+        for pair, measure, model in comparable
+    ]
     columns = ["method", "baseline", "measure", "difference", "low", "high", "p", "clear"]
     columns += ["error", "freedom", "seeds", "detectable"]
     return pd.DataFrame(lines, columns=columns)

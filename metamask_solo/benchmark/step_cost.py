@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import multiprocessing
-import platform
 import resource
 import sys
 import time
@@ -20,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import RELEASE, build_method, complete_pretrain_config
+from metamask_solo.hosts import build_method, complete_pretrain_config
 from metamask_solo.method.losses import nt_xent
 from metamask_solo.training.config import read_pretraining_config
 from metamask_solo.training.endings import scripts_folder
@@ -57,22 +56,17 @@ class Setting:
     precision: str = "32"
 
 
-@dataclass(frozen=True)
-class Costs:
-    """Seconds per step of each variant in each round, and its peak memory."""
-
-    setting: Setting
-    machine: str
-    versions: dict[str, str]
-    seconds: dict[str, list[float]]
-    memory_mib: dict[str, float]
-
-
-def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> Costs:
-    """Seconds per step of each variant in each round, and its peak memory in a process of its own.
+def measure(
+    setting: Setting, rounds: int, only: list[str] | None = None
+) -> tuple[pd.DataFrame, "pd.Series[float]"]:
+    """Times single steps.
 
     Args:
         only: these of ``VARIANTS``, and ``joint``.
+
+    Returns:
+        Seconds per step, with a row for each round and a column for each variant; and the peak
+        memory of each in a process of its own, in MiB.
 
     Raises:
         UserError: the network cannot be built, or there is no such device.
@@ -84,31 +78,23 @@ def measure(setting: Setting, rounds: int, only: list[str] | None = None) -> Cos
     names = [v for v in VARIANTS if only is None or v in only or v == "joint"]
     steps = {name: _step_of(setting, name) for name in names}
     memory = {name: _peak_memory(setting, name) for name in tqdm(names, desc="memory")}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for counted in tqdm([False] + [True] * rounds, desc="rounds"):
+    seconds = pd.DataFrame(columns=names, dtype=float)
+    for number in tqdm(range(rounds + 1), desc="rounds"):
         for name, (step, period) in steps.items():
             start = time.perf_counter()
             for _ in range(period):
                 step()
-            if counted:
-                seconds[name].append((time.perf_counter() - start) / period)
-    return Costs(
-        setting=setting,
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
-        versions={"torch": torch.__version__, "solo-learn": RELEASE},
-        seconds=seconds,
-        memory_mib=memory,
-    )
+            seconds.loc[number, name] = (time.perf_counter() - start) / period
+    return seconds[1:], pd.Series(memory)  # the first round warms up
 
 
-def table(costs: Costs) -> str:
+def table(seconds: pd.DataFrame, memory: "pd.Series[float]") -> pd.DataFrame:
     """Median ratios to joint of the same round, their extremes, and peak memory."""
-    seconds, memory = pd.DataFrame(costs.seconds), pd.Series(costs.memory_mib)
     ratios = seconds.div(seconds.joint, axis=0)
     columns = {"ratio": ratios.median(), "lowest": ratios.min(), "highest": ratios.max()}
     columns |= {"ms": (1000 * seconds.median()).round().astype(int)}
     columns |= {"MiB": memory.round().astype(int), "MiB ratio": memory / memory.joint}
-    return pd.DataFrame(columns).to_string(float_format="%.2f")
+    return pd.DataFrame(columns)
 
 
 def _config(setting: Setting, variant: str) -> DictConfig:

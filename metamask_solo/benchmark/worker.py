@@ -5,7 +5,6 @@ Its argument is the run's folder, which holds run.json; the process adds result.
 
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import metamask_solo
 from metamask_solo.benchmark.results import RESULT, TASK, VERSIONS, read_json, write_json
 from metamask_solo.benchmark.step_cost import peak_memory
-from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.checkpoints.reading import load_backbone, load_raw
 from metamask_solo.data.loaders import classification_datasets, evaluation_loader, plain_loader
 from metamask_solo.data.split import SPLITS
 from metamask_solo.data.transforms import evaluation_transform
@@ -42,7 +42,6 @@ from metamask_solo.training.trainer import fit
 from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
-COSTS = "costs.json"
 LARGEST_RAW = 64  # pixels a side
 TIMED = 4  # steps of a forecast, of which the first warms up
 STARTING = 12.0  # seconds that a process takes to start
@@ -66,17 +65,15 @@ def main(argv: list[str]) -> int:
 
 
 class Costs(pl.Callback):  # type: ignore[name-defined]
-    """Writes what training costs into the run's folder.
+    """Keeps what training costs, in the checkpoints too.
 
     A step lasts from the start of one batch to the start of the next: reading the data and
-    MetaMask's mask update included, validation not. The median of the last epoch is taken. Written
-    before each checkpoint: a run killed after its last one has nothing left to train.
+    MetaMask's mask update included, validation not. The median of the last epoch is taken.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self) -> None:
         self.starts: list[float] = []
-        self.seconds_per_step: float | None = None
+        self.costs: dict[str, Any] = {"seconds_per_step": None}
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
         self.starts = []
@@ -85,23 +82,19 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
         self.starts.append(time.perf_counter())
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
-        steps = [end - start for start, end in zip(self.starts, self.starts[1:], strict=False)]
-        if steps:  # of an epoch that was resumed, there may be one left
-            self.seconds_per_step = statistics.median(steps)
-        if trainer.is_global_zero:
-            costs = {
-                "seconds_per_step": self.seconds_per_step,
-                "peak_memory_mib": peak_memory(model.device),
-                "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "device": model.device.type,
-            }
-            write_json(self.folder / COSTS, costs)
+        if len(self.starts) > 1:  # of an epoch that was resumed, there may be one step left
+            self.costs["seconds_per_step"] = float(np.median(np.diff(self.starts)))
+        self.costs |= {
+            "peak_memory_mib": peak_memory(model.device),
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "device": model.device.type,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds_per_step": self.seconds_per_step}
+        return self.costs
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds_per_step = state["seconds_per_step"]
+        self.costs = state
 
 
 def _run(folder: Path) -> None:
@@ -124,7 +117,7 @@ def _run(folder: Path) -> None:
     backbone, checkpoint = load_backbone(trained.checkpoint, masked=False)
     result |= _measured(names, backbone, checkpoint.config, checkpoint.mask)
     result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
-    result |= read_json(folder / COSTS) or {}
+    result |= load_raw(trained.checkpoint)["callbacks"][Costs.__qualname__]
     result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
     write_json(folder / RESULT, result)
     if not task["keep_checkpoints"]:
@@ -154,6 +147,7 @@ def run_seconds(config: dict[str, Any]) -> float:
 
 def _time_steps(cfg: DictConfig, batch_size: int) -> tuple[float, int, int]:
     """Seconds of training per image, and the numbers of training and of validation images."""
+    costs = Costs()
     with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
         changes = {
             "optimizer.batch_size": batch_size,
@@ -168,17 +162,16 @@ def _time_steps(cfg: DictConfig, batch_size: int) -> tuple[float, int, int]:
         for key, value in changes.items():
             OmegaConf.update(cfg, key, value, force_add=True)
         model, cfg, loader, validation = prepare_pretraining(cfg)
-        fit(model, cfg, loader, None, cfg.method, (costs := Costs(Path(folder)),))
-    assert costs.seconds_per_step is not None
+        fit(model, cfg, loader, None, cfg.method, (costs,))
     evaluated = 0 if validation is None else len(validation.dataset)
-    return costs.seconds_per_step / batch_size, len(loader.dataset), evaluated
+    return costs.costs["seconds_per_step"] / batch_size, len(loader.dataset), evaluated
 
 
 def _pretrain(folder: Path) -> FitResult:
     task = read_json(folder / TASK)
     assert task is not None
     cfg = OmegaConf.create(task["config"])
-    return pretrain_run(cfg, reuse_finished=True, callbacks=(Costs(folder),))
+    return pretrain_run(cfg, reuse_finished=True, callbacks=(Costs(),))
 
 
 def _untrained(config: Any) -> nn.Module:

@@ -39,13 +39,16 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
 
-    from metamask_solo.benchmark import launch, results
+    from metamask_solo.benchmark import launch, report, results
     from metamask_solo.benchmark.plan import read_plan
     from metamask_solo.benchmark.schema import read_file
 
     if arguments.from_rows:
         _refuse_what_rows_ignore(arguments.overrides)
-        print(report_of_rows(read_file(arguments.config, arguments.overrides)), end="")
+        benchmark = read_file(arguments.config, arguments.overrides)
+        rows = results.rows_of(benchmark)
+        line, content = report.summary(benchmark, rows), report.sections(benchmark, rows)
+        print(report.markdown(benchmark.name, line, content), end="")
         return 0
     plan = read_plan(arguments.config, arguments.overrides)
     results.check_rows(plan)
@@ -82,19 +85,6 @@ def _refuse_what_rows_ignore(overrides: list[str]) -> None:
         keys = override.partition("=")[0].rstrip("+").split(".")
         if keys[0] in ("data", "overrides", "search") or keys[-1] == "overrides":
             raise UserError(f"{override}: changes no rows; leave it out with --from-rows")
-
-
-def report_of_rows(benchmark: Any) -> str:
-    """The report of a benchmark from its file of rows alone.
-
-    Raises:
-        UserError: the benchmark names no such file, or it cannot be read.
-    """
-    from metamask_solo.benchmark import report, results
-
-    rows = results.rows_of(benchmark)
-    line = report.summary(benchmark, rows)
-    return report.markdown(benchmark.name, line, report.sections(benchmark, rows))
 
 
 def _write_results(plan: Any) -> int:

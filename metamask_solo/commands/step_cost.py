@@ -1,7 +1,8 @@
 """``metamask-solo step-cost``: what one training step of each method costs, as ratios to joint."""
 
 import json
-from dataclasses import asdict
+import platform
+from dataclasses import fields
 
 from metamask_solo.commands.options import command_parser, count
 from metamask_solo.paths import user_path
@@ -30,18 +31,24 @@ def main(argv: list[str]) -> None:
     add("--json", type=user_path, metavar="FILE", help="also write all figures there")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.atomic_files import atomic_write
+    import torch
 
-    setting = step_cost.Setting(
-        arguments.backbone,
-        arguments.stem,
-        arguments.image_size,
-        arguments.batch_size,
-        arguments.device,
-        arguments.precision,
+    from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.hosts import RELEASE
+
+    names = [field.name for field in fields(step_cost.Setting)]
+    setting = {name: getattr(arguments, name) for name in names}
+    seconds, memory = step_cost.measure(
+        step_cost.Setting(**setting), arguments.rounds, arguments.only
     )
-    costs = step_cost.measure(setting, arguments.rounds, arguments.only)
-    print(step_cost.table(costs))
+    print(step_cost.table(seconds, memory).to_string(float_format="%.2f"))
     if arguments.json is not None:
+        content = {
+            "setting": setting,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "versions": {"torch": torch.__version__, "solo-learn": RELEASE},
+            "seconds": seconds.to_dict("list"),
+            "memory_mib": memory.to_dict(),
+        }
         with atomic_write(arguments.json) as path:
-            path.write_text(json.dumps(asdict(costs), indent=1))
+            path.write_text(json.dumps(content, indent=1))
