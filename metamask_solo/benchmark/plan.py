@@ -24,7 +24,6 @@ from metamask_solo.benchmark.schema import (
     BenchmarkFile,
     Folders,
     find_config,
-    packaged,
     read_file,
 )
 from metamask_solo.data.datasets import Images
@@ -246,18 +245,7 @@ def compose_method(
 ) -> DictConfig:
     """The config of a method: its file, all overrides, and the setting."""
     method = benchmark.methods[name]
-    scripts = scripts_folder() / "pretrain"
-    candidates = (
-        folder / method.config,
-        user_path(method.config),
-        packaged(method.config, scripts),
-    )
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        raise UserError(
-            f"config={method.config}: no such file here, beside the benchmark's file, or in "
-            f"{scripts}"
-        )
+    path = find_config(method.config, "pretrain", folder)
     cfg = compose_file(path.resolve(), method.overrides)
     for key, value in setting.items():
         if OmegaConf.select(cfg, key, default=RESERVED) is RESERVED:  # a default that none has

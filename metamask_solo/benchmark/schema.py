@@ -247,28 +247,24 @@ def _changed(content: Any, override: str) -> Any:
     return OmegaConf.merge(content, added)
 
 
-def find_config(config: str | Path) -> Path:
-    """A benchmark's YAML file: a path, ``pkg://metamask_solo.scripts.…``, or a packaged name.
+def find_config(config: str | Path, kind: str = "benchmark", *beside: Path) -> Path:
+    """A YAML file: a path, ``pkg://metamask_solo.scripts.…``, or the name of a packaged one.
+
+    Args:
+        config: such as ``custom``, ``custom.yaml`` or ``pkg://metamask_solo.scripts.benchmark/custom``.
+        kind: the folder of the packaged files, such as ``pretrain``.
+        beside: folders from which a path may start, too.
 
     Raises:
         UserError: there is no such file; the line names the packaged ones.
     """
-    folder = scripts_folder() / "benchmark"
-    for path in (user_path(config), packaged(str(config), folder)):
+    folder, name = scripts_folder() / kind, str(config)
+    if name.startswith("pkg:"):
+        parts = name.removeprefix("pkg:").strip("/").removesuffix(".yaml").replace("/", ".")
+        name = str(scripts_folder() / parts.removeprefix(PACKAGE).replace(".", "/"))
+    packaged = (folder / name).with_suffix(".yaml")
+    for path in (*(one / config for one in beside), user_path(config), packaged):
         if path.is_file():
             return path
-    names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    names = ", ".join(sorted(path.stem for path in folder.glob("[!_]*")))
     raise UserError(f"{config}: no such file; the package has {names}")
-
-
-def packaged(config: str, folder: Path) -> Path:
-    """Where a name or a ``pkg://`` address would be among the packaged files.
-
-    Args:
-        config: such as ``custom``, ``custom.yaml`` or ``pkg://metamask_solo.scripts.benchmark/custom``.
-        folder: of the packaged files of this kind.
-    """
-    if config.startswith("pkg:"):
-        parts = config.removeprefix("pkg:").strip("/").removesuffix(".yaml").replace("/", ".")
-        folder, config = scripts_folder(), parts.removeprefix(PACKAGE).replace(".", "/")
-    return (folder / config).with_suffix(".yaml")

@@ -1,4 +1,4 @@
-"""The whole command, with tiny data: failures, kills, and what is not run again."""
+"""The whole command, with tiny data: failures, signals, and what is not run again."""
 
 import csv
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 
 @pytest.mark.resume
-def test_a_killed_benchmark_ends_with_the_results_of_a_whole_one(
+def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     benchmark_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     overrides = ["optimizer.batch_size=6", "scheduler.name=warmup_cosine"]
@@ -141,21 +142,28 @@ def test_a_killed_benchmark_ends_with_the_results_of_a_whole_one(
     )
     assert main(["benchmark", str(file), f"out={tmp_path / 'whole'}"]) == 0
 
-    parts = tmp_path / "parts"
+    parts, output = tmp_path / "parts", tmp_path / "output"
     command = [sys.executable, "-m", "metamask_solo", "benchmark", str(file), f"out={parts}"]
-    with (tmp_path / "output").open("w") as output:
-        killed = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    with output.open("w") as stream:
+        stopped = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
     try:
         wait_for(lambda: [*parts.rglob("*ep=1.ckpt"), *parts.rglob("*ep=2.ckpt")], 300)
+        stopped.terminate()  # the command alone, which passes it on
+        assert stopped.wait(60) == 128 + signal.SIGTERM
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)  # as a terminal that is closed
-        killed.wait()
-    assert not list(parts.rglob("result.json"))
+        with suppress(ProcessLookupError):
+            os.killpg(stopped.pid, signal.SIGKILL)
+    assert output.read_text().splitlines()[-1] == (
+        "metamask-solo benchmark: error: stopped by SIGTERM; finished runs are kept, and the same "
+        "command continues the others"
+    )
+    (log,) = parts.rglob("log.txt")
+    assert "error: stopped by SIGTERM in epoch" in log.read_text()
+    assert not [*parts.rglob("result.json"), *parts.rglob("failed.json")]
 
     assert main(["benchmark", str(file), f"out={parts}"]) == 0
 
-    assert "resuming from" in next(parts.rglob("log.txt")).read_text()
-    assert len(list(parts.rglob("args.json"))) == 1
+    assert "resuming from" in log.read_text() and len(list(parts.rglob("args.json"))) == 1
     assert not list(parts.rglob("*.ckpt"))
     tables = [read_csv(tmp_path / "whole"), read_csv(parts)]
     for rows in tables:
