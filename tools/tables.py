@@ -24,7 +24,7 @@ from metamask_solo import hosts
 from metamask_solo.benchmark import report
 from metamask_solo.benchmark.figures import draw_figures
 from metamask_solo.benchmark.results import rows_of
-from metamask_solo.benchmark.schema import read_file
+from metamask_solo.benchmark.schema import NAMES, read_file
 from metamask_solo.method.settings import SETTINGS
 from metamask_solo.validation import allowed, shown
 
@@ -65,7 +65,8 @@ def settings_table() -> str:
         [f"`{key}`", f"`{shown(field.default)}`", allowed(field), str(field.description)]
         for key, field in SETTINGS.items()
     ]
-    return _table(["setting", "default", "allowed", "meaning"], rows, "---")
+    table = pd.DataFrame(rows, columns=["setting", "default", "allowed", "meaning"])
+    return report.markdown_block(table, "---")
 
 
 def methods_table() -> str:
@@ -88,7 +89,8 @@ def methods_table() -> str:
         f"(commit {content['commit']})"
         for release, content in results.items()
     )
-    return f"{_table(head, rows, ':---:')}\n\n<small>Run on {'; '.join(run_on)}.</small>"
+    table = report.markdown_block(pd.DataFrame(rows, columns=head), ":---:")
+    return f"{table}\n\n<small>Run on {'; '.join(run_on)}.</small>"
 
 
 def _cell(outcome: dict[str, bool] | None, key: str, method: str) -> str:
@@ -97,11 +99,6 @@ def _cell(outcome: dict[str, bool] | None, key: str, method: str) -> str:
     if key == "fold" and method != "metamask":
         return ""
     return {True: "yes", False: "**no**", None: "not run"}[outcome.get(key)]
-
-
-def _table(head: list[str], rows: list[list[str]], rule: str) -> str:
-    lines = [head, ["---", *[rule] * len(head[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def rows_table(sections: str, config: str) -> str:
@@ -116,13 +113,12 @@ def rows_table(sections: str, config: str) -> str:
 
 
 def _short_table(rows: pd.DataFrame) -> pd.DataFrame:
-    table: dict[str, list[str]] = {"method": [], "kNN %": [], "linear %": []}
-    for method, runs in rows.groupby("method", sort=False):
-        table["method"].append(TITLES[str(method)])
-        for measure, column in (("knn", "kNN %"), ("linear", "linear %")):
-            spread = f" ± {runs[measure].std():.1f}" if len(runs) > 1 else ""
-            table[column].append(f"{runs[measure].mean():.1f}{spread}")
-    return pd.DataFrame(table)
+    methods = rows.groupby("method", sort=False)
+    accuracies = {
+        f"{NAMES[measure]} %": [report.spread(values, 1) for _, values in methods[measure]]
+        for measure in ("knn", "linear")
+    }
+    return pd.DataFrame({"method": [TITLES[str(name)] for name, _ in methods], **accuracies})
 
 
 def _outcome(release: str) -> Path:

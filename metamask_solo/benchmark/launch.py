@@ -4,25 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from metamask_solo.benchmark.plan import JOB, Plan, Run
 from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, known_runs, read_json, write_json
 from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS
-from metamask_solo.benchmark.worker import run_seconds
+from metamask_solo.benchmark.worker import LARGEST_RAW, device_of
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import hydra_app
 
 LOG = "log.txt"  # of a run's folder
+STARTING = 12.0  # seconds that a process takes to start
 
 
 def pending_runs(plan: Plan) -> list[Run]:
@@ -35,11 +35,11 @@ def check_batches(plan: Plan, runs: list[Run]) -> None:
     """Raises UserError where a run's batch is larger than the images to train on."""
     for run in runs:
         batch = run.config.get("optimizer", {}).get("batch_size", 1)
-        if plan.images is not None and batch > plan.images:
-            lower = 2 ** max(0, plan.images.bit_length() - 2)
+        if plan.images and batch > plan.images[0]:
+            lower = 2 ** max(0, plan.images[0].bit_length() - 2)
             raise UserError(
-                f"methods.{run.method}: optimizer.batch_size={batch}: there are only {plan.images} "
-                f"training images; add overrides+=[optimizer.batch_size={lower}]"
+                f"methods.{run.method}: optimizer.batch_size={batch}: there are only "
+                f"{plan.images[0]} training images; add overrides+=[optimizer.batch_size={lower}]"
             )
 
 
@@ -105,7 +105,7 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     if not trained:
         return f"{len(runs)} runs without training"
     dearest = max(trained, key=_weight)
-    each = _seconds(dearest.config)
+    each = _seconds(plan, dearest.config)
     if each is None:
         return f"{len(runs)} runs"
     jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
@@ -115,7 +115,7 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     if not plan.file.quick and seconds > 1800:
         views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
         changes = {"augmentations": views, "max_epochs": QUICK_EPOCHS, "precision": "32"}
-        quick = _seconds({**dearest.config, **changes})
+        quick = _seconds(plan, {**dearest.config, **changes})
         if quick is not None and quick < each / 2:
             text += (
                 f"; quick=True takes about {_duration(quick * runs_of_dearest)}: {QUICK_PIXELS} "
@@ -135,23 +135,42 @@ def _weight(run: Run) -> float:
     return 1 + update / int(meta.get("every_n_steps", 1))
 
 
-def _seconds(config: dict[str, Any]) -> float | None:
-    """Seconds of a run, from three steps in a process of its own; None where that fails."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _silence) as pool:
-        try:
-            return pool.submit(run_seconds, config).result()
-        except KeyboardInterrupt:
-            for process in active_children():
-                process.terminate()
-            raise
-        except Exception:
-            return None
+def _seconds(plan: Plan, config: dict[str, Any]) -> float | None:
+    """Seconds of a run, from four steps of which the first warms up; None where that fails.
 
-
-def _silence() -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
+    A forward pass of one image, of which an evaluation takes one, is a sixth of what training takes
+    for two views.
+    """
+    batch, limit = config["optimizer"]["batch_size"], config.get("limit_train_batches")
+    # on a CPU, a step of large images may take minutes; small ones cost less in large batches
+    large = max(view["crop_size"] for view in config["augmentations"]) > LARGEST_RAW
+    timed = min(batch, 16) if large and device_of(config) == "cpu" else batch
+    with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
+        changes = {
+            "optimizer.batch_size": timed,
+            "devices": 1,
+            "max_epochs": 1,
+            "max_steps": 4,
+            "auto_resume.enabled": False,
+            "num_sanity_val_steps": 0,
+            "limit_val_batches": 0,
+            "knn_eval.enabled": False,
+            "checkpoint.dir": folder,
+        }
+        cfg = OmegaConf.create(config)
+        for key, value in changes.items():
+            OmegaConf.update(cfg, key, value, force_add=True)
+        task = {"config": OmegaConf.to_container(cfg), "evaluations": [], "keep_checkpoints": True}
+        write_json(Path(folder, TASK), task)
+        _train(Path(folder))
+        result = read_json(Path(folder, RESULT))
+    if result is None or result["seconds_per_step"] is None:
+        return None
+    epoch = result["seconds_per_step"] * result["steps_per_epoch"]
+    epoch *= batch / timed if isinstance(limit, int) else 1
+    evaluated = plan.images[-1] / plan.images[0] if len(plan.images) > 1 else 0.0
+    each = 1 + evaluated / 6 / (config.get("check_val_every_n_epoch") or 1)
+    return STARTING + epoch * (config["max_epochs"] * each + (1 + evaluated) / 6)
 
 
 def _duration(seconds: float) -> str:
@@ -163,21 +182,28 @@ def _duration(seconds: float) -> str:
 def run_job(cfg: DictConfig) -> None:
     """One job of the sweep: the run's own process, and a note of why it failed."""
     folder = Path(cfg.out, cfg.run)
+    log = folder / LOG
+    begin = log.stat().st_size if log.exists() else 0
+    with stoppable():
+        code = _train(folder)
+    if code != 0:
+        write_json(folder / FAILURE, {"error": _reason(log, begin, code)})
+
+
+def _train(folder: Path) -> int:
+    """The exit code of a run's process."""
     command = [sys.executable, "-m", "metamask_solo.benchmark.worker", str(folder)]
     environment = {**os.environ, "TQDM_DISABLE": "1"}
-    with stoppable(), (folder / LOG).open("ab") as log:
-        begin = log.tell()
+    with (folder / LOG).open("ab") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
         try:
-            code = process.wait()
+            return process.wait()
         except BaseException:  # a signal: the run saves before it ends
             process.terminate()
             process.wait()
             raise
-    if code != 0:
-        write_json(folder / FAILURE, {"error": _reason(folder / LOG, begin, code)})
 
 
 def _reason(log: Path, begin: int, code: int) -> str:

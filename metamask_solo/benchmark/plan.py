@@ -128,14 +128,14 @@ class Plan:
         out: the folder of the results.
         runs: all of them, the untrained first, then seed by seed.
         notes: what a reader of the report must know.
-        images: how many there are to train on; None where torchvision's files hold them.
+        images: how many there are to train on and to measure on; empty of torchvision's files.
     """
 
     file: BenchmarkFile
     out: Path
     runs: list[Run]
     notes: list[str]
-    images: int | None
+    images: list[int]
 
 
 def read_plan(config: str | Path, overrides: list[str]) -> Plan:
@@ -170,7 +170,7 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
     planned += [replace(run, seed=seed) for seed in benchmark.seeds for run in wanted]
     planned = [run for run in planned if run.seed in benchmark.seeds_of(run.method)]
     notes = [*dict.fromkeys(notes), *_differences(wanted)]
-    return Plan(benchmark, out, planned, notes, len(images[0]) if images else None)
+    return Plan(benchmark, out, planned, notes, [*map(len, images)])
 
 
 def _folders(data: str | Folders | None, out: Path) -> tuple[Folders | None, list[str]]:

@@ -100,13 +100,13 @@ def _results(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
     return [note + "; ".join(HOW[name] for name in benchmark.measured) + ".", table]
 
 
-def spread(values: "pd.Series[float]") -> str:
-    """Mean ± standard deviation (n − 1) with two decimals; of one value, the value."""
+def spread(values: "pd.Series[float]", digits: int = 2) -> str:
+    """Mean ± standard deviation (n − 1); of one value, the value."""
     values = values.dropna()
     if values.empty:
         return "–"
-    deviation = f" ± {values.std():.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{deviation}"
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
 
 
 def _differences(
@@ -169,13 +169,13 @@ def markdown(title: str, line: str, content: Sequence[Section], figures: Sequenc
     return "\n\n".join(parts) + "\n"
 
 
-def markdown_block(block: Block) -> str:
-    """A paragraph, a list or a table as Markdown."""
+def markdown_block(block: Block, align: str = "---:") -> str:
+    """A paragraph, a list or a table as Markdown; ``align`` is of all columns but the first."""
     if isinstance(block, str):
         return block
     if isinstance(block, list):
         return "\n".join(f"- {line}" for line in block)
-    rule = ["---", *["---:"] * (len(block.columns) - 1)]
+    rule = ["---", *[align] * (len(block.columns) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (block.columns, rule, *block.to_numpy()))
 
 

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import metamask_solo
@@ -36,15 +35,12 @@ from metamask_solo.evaluation.features import (
 from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
-from metamask_solo.training.pretrain import prepare_pretraining, pretrain_run
+from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import FitResult, read_metrics
-from metamask_solo.training.trainer import fit
 from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
 LARGEST_RAW = 64  # pixels a side
-TIMED = 4  # steps of a forecast, of which the first warms up
-STARTING = 12.0  # seconds that a process takes to start
 
 
 def main(argv: list[str]) -> int:
@@ -88,6 +84,7 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
             "peak_memory_mib": peak_memory(model.device),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "device": model.device.type,
+            "steps_per_epoch": trainer.num_training_batches,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +105,7 @@ def _run(folder: Path) -> None:
         backbone = _untrained(config)
         result |= _measured(names, backbone, config)
         result["parameters"] = sum(p.numel() for p in backbone.parameters())
-        write_json(folder / RESULT, {**result, "device": _device(config)})
+        write_json(folder / RESULT, {**result, "device": device_of(config)})
         return
     trained = _pretrain(folder)
     assert trained.checkpoint is not None  # the benchmark turns checkpoints on
@@ -123,48 +120,6 @@ def _run(folder: Path) -> None:
     if not task["keep_checkpoints"]:
         for path in trained.folder.glob("*.ckpt"):
             path.unlink()
-
-
-def run_seconds(config: dict[str, Any]) -> float:
-    """Times three steps of a run, and returns how long all of it will take.
-
-    On a CPU with at most 16 images a step first. Small images cost less in large batches, so the
-    whole batch is timed where that takes at most three minutes. A forward pass of one image, of
-    which an evaluation takes one, is a sixth of what training takes for two views.
-    """
-    cfg = OmegaConf.create(config)
-    batch = cfg.optimizer.batch_size
-    first = min(batch, 16) if _device(cfg) == "cpu" else batch
-    each, images, evaluated = _time_steps(cfg, first)
-    if first < batch and each * batch * TIMED < 180:
-        each, images, evaluated = _time_steps(cfg, batch)
-    every = cfg.get("check_val_every_n_epoch") or 1
-    limit = cfg.get("limit_train_batches") or 1.0
-    trained = images * limit if isinstance(limit, float) else min(images, limit * batch)
-    training = cfg.max_epochs * (trained + evaluated / 6 / every)
-    return STARTING + each * (training + (images + evaluated) / 6)
-
-
-def _time_steps(cfg: DictConfig, batch_size: int) -> tuple[float, int, int]:
-    """Seconds of training per image, and the numbers of training and of validation images."""
-    costs = Costs()
-    with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
-        changes = {
-            "optimizer.batch_size": batch_size,
-            "devices": 1,
-            "max_epochs": 1,
-            "limit_train_batches": TIMED,
-            "auto_resume.enabled": False,
-            "num_sanity_val_steps": 0,
-            "checkpoint.dir": folder,
-        }
-        cfg = cfg.copy()
-        for key, value in changes.items():
-            OmegaConf.update(cfg, key, value, force_add=True)
-        model, cfg, loader, validation = prepare_pretraining(cfg)
-        fit(model, cfg, loader, None, cfg.method, (costs,))
-    evaluated = 0 if validation is None else len(validation.dataset)
-    return costs.costs["seconds_per_step"] / batch_size, len(loader.dataset), evaluated
 
 
 def _pretrain(folder: Path) -> FitResult:
@@ -191,7 +146,8 @@ class Pixels(nn.Module):
         return images.flatten(1)
 
 
-def _device(config: Any) -> str:
+def device_of(config: Any) -> str:
+    """Where a run computes."""
     return "cpu" if config.get("accelerator") == "cpu" else pick_device("auto")
 
 
@@ -199,7 +155,9 @@ def _measured(
     names: list[str], backbone: nn.Module, config: Any, mask: Tensor | None = None
 ) -> dict[str, float]:
     """What is measured; of a method with a mask, ``…_plain`` is of the features without it."""
-    device, workers = _device(config), config.data.num_workers
+    if not names:
+        return {}
+    device, workers = device_of(config), config.data.num_workers
     if config.data.get("no_labels", False):
         loaders = [evaluation_loader(config, "train", labels=None, num_workers=workers)]
     else:
