@@ -29,7 +29,7 @@ def draw_figures(benchmark: BenchmarkFile, rows: pd.DataFrame) -> dict[str, byte
             family = compare(runs, benchmark.pairs, measures)
             if len(family):
                 figures["differences"] = differences_figure(family)
-        if (runs.get("curve", pd.Series(dtype=str)) != "").any():
+        if "curve" in runs and runs.curve.str.contains(" ").any():  # of two epochs or more
             figures["curves"] = curves_figure(runs)
         return {name: png(figure) for name, figure in figures.items()}
 

@@ -46,14 +46,18 @@ LARGEST_RAW = 64  # pixels a side
 def main(argv: list[str]) -> int:
     """Pretrains and evaluates; the exit codes are those of the commands."""
     folder = Path(argv[0])
+    task: Any = read_json(folder / TASK)
     try:
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:  # a further process of DDP
-            _pretrain(folder)
+            _pretrain(OmegaConf.create(task["config"]))
             return 0
         # waits until no other process works on this run; a killed process holds nothing
         with FileLock(folder / "lock"):
             if not (folder / RESULT).exists():
-                _run(folder)
+                write_json(folder / RESULT, _run(task["config"], task["evaluations"]))
+                if not task["keep_checkpoints"]:
+                    for path in folder.rglob("*.ckpt"):
+                        path.unlink()
     except (UserError, RunStopped) as error:
         print(f"error: {error}", flush=True)
         return error.exit_code if isinstance(error, RunStopped) else 2
@@ -94,39 +98,30 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
         self.costs = state
 
 
-def _run(folder: Path) -> None:
-    task = read_json(folder / TASK)
-    assert task is not None
-    config, names = OmegaConf.create(task["config"]), task["evaluations"]
+def _run(config: Any, evaluations: list[str]) -> dict[str, Any]:
+    config = OmegaConf.create(config)
     result: dict[str, Any] = {"epochs": config.max_epochs, "commit": _commit()}
     result |= {name: version_of(name) for name in VERSIONS if name != "python"}
     result["python"] = platform.python_version()
     if "untrained" in config:
         backbone = _untrained(config)
-        result |= _measured(names, backbone, config)
-        result["parameters"] = sum(p.numel() for p in backbone.parameters())
-        write_json(folder / RESULT, {**result, "device": device_of(config)})
-        return
-    trained = _pretrain(folder)
+        result |= _measured(evaluations, backbone, config)
+        parameters = sum(p.numel() for p in backbone.parameters())
+        return {**result, "parameters": parameters, "device": device_of(config)}
+    trained = _pretrain(config)
     assert trained.checkpoint is not None  # the benchmark turns checkpoints on
     if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for
         torch.distributed.destroy_process_group()
     backbone, checkpoint = load_backbone(trained.checkpoint, masked=False)
-    result |= _measured(names, backbone, checkpoint.config, checkpoint.mask)
+    result |= _measured(evaluations, backbone, checkpoint.config, checkpoint.mask)
     result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
     result |= load_raw(trained.checkpoint)["callbacks"][Costs.__qualname__]
     result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
-    write_json(folder / RESULT, result)
-    if not task["keep_checkpoints"]:
-        for path in trained.folder.glob("*.ckpt"):
-            path.unlink()
+    return result
 
 
-def _pretrain(folder: Path) -> FitResult:
-    task = read_json(folder / TASK)
-    assert task is not None
-    cfg = OmegaConf.create(task["config"])
-    return pretrain_run(cfg, reuse_finished=True, callbacks=(Costs(),))
+def _pretrain(config: Any) -> FitResult:
+    return pretrain_run(config, reuse_finished=True, callbacks=(Costs(),))
 
 
 def _untrained(config: Any) -> nn.Module:

@@ -90,6 +90,7 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
     assert int(metamask["parameters"]) == sum(sizes)
 
     # mended: the failed run would be run again, the finished one not
+    monkeypatch.setattr(launch, "forecast", lambda *_: "")
     started: list[str] = []
     monkeypatch.setattr(launch.hydra_app, "run", lambda *a: started.append(a[1][-1]))
     assert main(["benchmark", str(file), "methods.simclr.overrides=[]"]) == 1
@@ -131,8 +132,9 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 @pytest.mark.resume
 def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
-    benchmark_file: Callable[..., Path], tmp_path: Path
+    benchmark_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "forecast", lambda *_: "")
     overrides = ["optimizer.batch_size=6", "scheduler.name=warmup_cosine"]
     overrides += ["+scheduler.warmup_epochs=1", "+method_kwargs.mask={optimizer: adam, lr: 0.1}"]
     file = benchmark_file(
