@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from metamask_solo.benchmark.plan import JOB, Plan, Run
 from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, known_runs, read_json, write_json
-from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS
+from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS, run_count
 from metamask_solo.benchmark.worker import LARGEST_RAW, device_of
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import hydra_app
@@ -103,15 +103,15 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     """
     trained = [run for run in runs if run.trained]
     if not trained:
-        return f"{len(runs)} runs without training"
+        return f"{run_count(len(runs))} without training"
     dearest = max(trained, key=_weight)
     each = _seconds(plan, dearest.config)
     if each is None:
-        return f"{len(runs)} runs"
+        return run_count(len(runs))
     jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
     runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / jobs
     seconds = each * runs_of_dearest
-    text = f"{len(runs)} runs, about {_duration(seconds)} here"
+    text = f"{run_count(len(runs))}, about {_duration(seconds)} here"
     if not plan.file.quick and seconds > 1800:
         views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
         changes = {"augmentations": views, "max_epochs": QUICK_EPOCHS, "precision": "32"}

@@ -15,6 +15,7 @@ from metamask_solo.benchmark.schema import (
     UNTRAINED_NAMES,
     BenchmarkFile,
     Folders,
+    run_count,
 )
 from metamask_solo.benchmark.statistics import compare, coverage, fit
 from metamask_solo.evaluation.linear import CS, HELD_OUT
@@ -58,21 +59,23 @@ def sections(
         same = benchmark.same
         content = [
             ("Answer", [answer(runs, pairs, benchmark.measured, same)]),
-            ("Notes", [list(notes)] if notes else []),
+            ("Notes", [list(notes)]),
             ("Results", _results(benchmark, runs)),
             ("Differences", _differences(benchmark, runs, pairs)),
         ]
     if len(failed):
         lines = [f"{run.variant}, seed {run.seed}: {run.error}" for run in failed.itertuples()]
         content.append(("Failed runs", [lines]))
-    return [(title, blocks) for title, blocks in content if blocks]
+    return [(title, blocks) for title, blocks in content if any(map(len, blocks))]
 
 
 def summary(benchmark: BenchmarkFile, rows: pd.DataFrame) -> str:
     """One line: runs, data, length, device and versions."""
     counts = [f"{(rows.status == status).sum()} {status}" for status in ("finished", "failed")]
     data = benchmark.data.train_path if isinstance(benchmark.data, Folders) else benchmark.data
-    lines = [f"{len(rows)} runs ({', '.join(counts)})" + (f" on {data}" if data else "") + "."]
+    lines = [
+        f"{run_count(len(rows))} ({', '.join(counts)})" + (f" on {data}" if data else "") + "."
+    ]
     finished = rows[rows.status == "finished"]
     if "val_images" in finished and finished.val_images.notna().any():
         counts = [f"{finished[f'{split}_images'].max():.0f}" for split in ("train", "val")]
