@@ -53,7 +53,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(
     [
         ("--backbone resnet19", "resnet19"),
         ("--batch-size 0", "batch_size=0"),
-        ("--rounds 0", "--rounds=0"),
+        ("--rounds 0", "--rounds"),
         ("--device cuda:77", "cuda:77"),
     ],
 )
