@@ -25,7 +25,7 @@ import itertools
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 from unittest import mock
@@ -106,23 +106,25 @@ def hypergradient(
     if not moving:
         raise UserError("there is no parameter to move: none that is given requires grad")
     originals = [*(p for p in moving.values() if p.requires_grad), logits]
-    now, a = {n: p.detach() for n, p in moving.items()}, _leaf(logits)
+    now, a = {n: p.detach() for n, p in moving.items()}, logits.detach().clone().requires_grad_()
 
     def evaluate(loss: LossFunction, values: Params) -> Tensor:
         held = {id(params[n]): t for n, t in values.items()} | {id(logits): a}
-        with _same_function([*values.values(), a], held):
+        tensors = [*values.values(), a]
+        versions = [t._version for t in tensors]
+        with _same_function(tensors, held):
             value = loss({**params, **values}, a)
-        if any(t._version for t in (*values.values(), a)):
+        if versions != [t._version for t in tensors]:
             raise UserError("the loss writes to a parameter: do so before or after the step")
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError("the loss must be a tensor of one number")
         return value
 
     def differentiate(
-        loss: LossFunction, theta: Params, names: Iterable[str], create_graph: bool = False
+        loss: LossFunction, theta: Params, names: Collection[str], create_graph: bool = False
     ) -> tuple[Tensor, Params]:
         """The derivative of a loss in the logits, and in those named parameters it reaches."""
-        leaves = {n: _leaf(t) for n, t in theta.items()}
+        leaves = {n: t.detach().requires_grad_(n in names) for n, t in theta.items()}
         with _no_own_gradient(method) if create_graph else nullcontext():
             value = evaluate(loss, leaves)
         inputs = [a, *originals, *(leaves[n] for n in names)]
@@ -143,28 +145,40 @@ def hypergradient(
     with ONE_AT_A_TIME, torch.enable_grad(), ExitStack() as stack:
         stack.callback(logits.requires_grad_, logits.requires_grad)
         logits.requires_grad_()  # so that a loss that computes with these themselves is seen
-        _, gradient = differentiate(loss_fn, now, now, method == "double_backward")
+        # copies, the first time: a loss that writes to its parameters is refused, and has not
+        # written to those that are passed in. Each tensor below is as large as the network.
+        copies = {n: t.clone() for n, t in now.items()}
+        _, gradient = differentiate(loss_fn, copies, now, method == "double_backward")
+        del copies
         g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
+        if method != "double_backward":
+            gradient = {}
         moved = step({n: now[n].clone() for n in g}, g)
-        theta_plus = now | {n: moved[n].detach() for n in g}
+        theta_plus = {n: moved[n].detach() if n in g else t.clone() for n, t in now.items()}
         after = () if method == "first_order" else g
         direct, v = differentiate(outer_loss_fn or loss_fn, theta_plus, after)
         if method == "first_order":
             return direct
 
+        del theta_plus
         w = _through_step(moved, g, v)
+        del moved, v
         norm = _norm(w.values())
         size = norm.clamp_min(torch.finfo(torch.float32).tiny)
-        unit = {n: d / size.to(d.dtype) for n, d in w.items()}
-        del moved, v, w
+        unit = {n: w.pop(n) / size.to(g[n].dtype) for n in g}
+        slope = sum((g[n].detach().double() * d).sum() for n, d in unit.items())
+        steepest = _norm(g.values())
+        del g
         mixed: Tensor | None
         try:
             if method == "exact":
-                del gradient
-                mixed = _tangent_of_gradient(lambda p: evaluate(loss_fn, p), now, unit, g, a)
+                mixed = _tangent_of_gradient(
+                    lambda p: evaluate(loss_fn, p), now, unit, a, slope, steepest
+                )
             elif method == "double_backward":
                 _refuse_once_differentiable(gradient.values())
-                (mixed,) = _grad(_dot(gradient, unit), [a])
+                along = sum((gradient[n] * d).sum() for n, d in unit.items())
+                (mixed,) = _grad(along, [a])
             else:
                 sides = []
                 for r in (radius, -radius):
@@ -356,10 +370,6 @@ def mean_over_processes(gradient: Tensor) -> Tensor:
 # --- derivatives -----------------------------------------------------------------------------
 
 
-def _leaf(t: Tensor) -> Tensor:
-    return t.detach().clone().requires_grad_()  # what a loss writes to it reaches nobody else
-
-
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of all of them, in double precision, in which no small one underflows."""
     norms = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64) for t in tensors]
@@ -370,10 +380,6 @@ def _grad(value: Any, inputs: list[Tensor], **kwargs: Any) -> tuple[Tensor | Non
     if not value.requires_grad:
         return (None,) * len(inputs)
     return torch.autograd.grad(value, inputs, allow_unused=True, **kwargs)
-
-
-def _dot(one: Params, two: Params) -> Any:
-    return sum((one[n] * d).sum() for n, d in two.items())
 
 
 def _refuse_once_differentiable(gradients: Iterable[Tensor]) -> None:
@@ -402,28 +408,31 @@ def _through_step(moved: Params, g: Params, v: Params) -> Params:
 
 
 def _tangent_of_gradient(
-    loss: Callable[[Params], Tensor], now: Params, unit: Params, g: Params, a: Tensor
+    loss: Callable[[Params], Tensor],
+    now: Params,
+    unit: Params,
+    a: Tensor,
+    slope: Tensor,
+    steepest: Tensor,
 ) -> Tensor | None:
     """∂_a⟨∇_Θ L, unit⟩, as the tangent of ∂_a L along ``unit``; checks itself.
 
     The graph begins at the logits, so the network before the mask runs in forward mode alone.
     With ``create_graph`` the backward formulas of linear algebra do not use saved factors, which
-    carry no tangent.
+    carry no tangent. ``slope`` is ⟨g, unit⟩, ``steepest`` is ‖g‖.
     """
     with forward_ad.dual_level():
-        duals = {n: t.clone() for n, t in now.items()}
-        duals |= {n: forward_ad.make_dual(duals[n], d) for n, d in unit.items()}
+        duals = now | {n: forward_ad.make_dual(now[n], d) for n, d in unit.items()}
         with _no_own_gradient("exact"), _ForwardMode() as mode:
             value = loss(duals)
         (partial,) = _grad(value, [a], create_graph=True)
-        slope = forward_ad.unpack_dual(value).tangent
+        tangent = forward_ad.unpack_dual(value).tangent
         mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
     # The tangent of the loss is ⟨g, unit⟩. It is not, where an operator has no or a wrong forward
     # mode, or where the loss is no function of its arguments.
     eps = max(mode.eps, *(torch.finfo(t.dtype).eps for t in (a, *now.values())))
-    allowed = 4 * eps**0.5 * _norm(g.values())
-    expected = _dot({n: d.detach().double() for n, d in g.items()}, unit)
-    if (expected - (0.0 if slope is None else slope)).abs() > allowed:  # false for NaN, to be seen
+    difference = slope - (0.0 if tangent is None else tangent)
+    if difference.abs() > 4 * eps**0.5 * steepest:  # false for NaN, to be seen
         raise UserError(
             "exact: the loss has another derivative in forward mode than in reverse mode: an "
             "operator without a right forward mode, or noise or state that is not repeated; "

@@ -1,14 +1,14 @@
 """The dimensional mask (MetaMask, section 4.2): one learned weight for each feature dimension."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from metamask_solo.errors import UserError
+from metamask_solo.method import Kind
 
-Kind = Literal["sigmoid", "linear"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DEFAULT_INITIAL_LOGIT = {"sigmoid": 0.0, "linear": 1.0}
 
@@ -33,17 +33,14 @@ def mask_statistics(mask: Tensor) -> dict[str, Tensor]:
         Scalars ``mean``, ``std`` (population), ``min``, ``max``, ``effective_dims``.
     """
     mask = mask.detach().double()
-    largest = mask.abs().max()
-    # divided by the largest entry first: the sum of very small masks must not underflow
-    weight = mask.abs() / largest.clamp_min(torch.finfo(torch.float64).tiny)
-    share = weight / weight.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    effective = torch.exp(-torch.special.xlogy(share, share).sum())
+    total = mask.abs().sum()
+    effective = torch.special.entr(mask.abs() / total).sum().exp()
     return {
         "mean": mask.mean(),
         "std": mask.std(correction=0),
         "min": mask.min(),
         "max": mask.max(),
-        "effective_dims": torch.where(largest > 0, effective, 0.0),
+        "effective_dims": torch.where(total > 0, effective, 0.0),
     }
 
 

@@ -32,8 +32,8 @@ class MaskOptimizer:
         self.mask, self.settings = mask, settings
         self.optimizer: torch.optim.Optimizer | None = None
         self.history: list[tuple[int, Tensor]] = []
-        self.updates = self.skipped = self.planned = 0
-        self._restored: Mapping[str, Any] | None = None
+        self.updates, self.skipped, self.planned = 0, 0, math.inf
+        self._loaded: Mapping[str, Any] = {}
 
     def start(self, step: int, planned: float) -> None:
         """Makes the optimiser when training starts, with the state of the checkpoint, if any.
@@ -45,26 +45,24 @@ class MaskOptimizer:
         Raises:
             UserError: a cosine without an end.
         """
-        settings = self.settings
+        settings, logits = self.settings, [self.mask.logits]
         if settings.schedule == "cosine" and math.isinf(planned):
             raise UserError("method_kwargs.mask.schedule=cosine: needs max_epochs or max_steps")
-        self.planned = 0 if math.isinf(planned) else int(planned)
         shared: Any = {"lr": settings.lr, "weight_decay": settings.weight_decay}
         if settings.optimizer == "adam":
-            betas = (settings.momentum, 0.999)
-            self.optimizer = torch.optim.Adam([self.mask.logits], betas=betas, **shared)
+            self.optimizer = torch.optim.Adam(logits, betas=(settings.momentum, 0.999), **shared)
         else:
-            self.optimizer = torch.optim.SGD(
-                [self.mask.logits], momentum=settings.momentum, **shared
-            )
-        if self._restored is None:
-            self.updates = self.skipped = 0
-            self.history = []
-        else:
+            self.optimizer = torch.optim.SGD(logits, momentum=settings.momentum, **shared)
+        self.planned, self.history = planned, []
+        earlier = self._loaded.get("mask_optimizer", {"updates": 0, "skipped": 0})
+        self.updates, self.skipped = earlier["updates"], earlier["skipped"]
+        if "optimizer" in earlier:
             # moments come from the checkpoint, rates from the file, as for the network
             groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({**self._restored, "param_groups": groups})
-        self._restored = None
+            self.optimizer.load_state_dict({**earlier["optimizer"], "param_groups": groups})
+            kept = self._loaded["history"]
+            self.history = list(zip(kept["step"].tolist(), kept["mask"].unbind(), strict=True))
+        self._loaded = {}
         self.remember(step)
 
     def step(self, gradient: Tensor) -> bool:
@@ -77,7 +75,7 @@ class MaskOptimizer:
         logits, settings = self.mask.logits, self.settings
         rate = settings.lr
         if settings.schedule == "cosine":
-            done = min(1.0, (self.updates + self.skipped) / max(1, self.planned))
+            done = min(1.0, (self.updates + self.skipped) / max(1, int(self.planned)))
             rate *= (1 + math.cos(math.pi * done)) / 2
         self.optimizer.param_groups[0]["lr"] = rate
         if not gradient.isfinite().all():
@@ -98,18 +96,19 @@ class MaskOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: kind, optimiser, counters and history."""
-        state: dict[str, Any] = {"kind": self.mask.kind}
-        if self.optimizer is not None:
-            state["mask_optimizer"] = {
+        if self.optimizer is None:  # before training; what was loaded is kept
+            return {"kind": self.mask.kind, **self._loaded}
+        steps, masks = zip(*self.history, strict=True)
+        return {
+            "kind": self.mask.kind,
+            "mask_optimizer": {
                 "name": self.settings.optimizer,
                 "optimizer": self.optimizer.state_dict(),
                 "updates": self.updates,
                 "skipped": self.skipped,
-            }
-        if self.history:
-            steps, masks = zip(*self.history, strict=True)
-            state["history"] = {"step": torch.tensor(steps), "mask": torch.stack(masks)}
-        return state
+            },
+            "history": {"step": torch.tensor(steps), "mask": torch.stack(masks)},
+        }
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises UserError if the state is that of another kind of mask, or another optimiser."""
@@ -126,17 +125,10 @@ class MaskOptimizer:
                 )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the state of a checkpoint; the optimiser gets its part when training starts.
+        """Takes the state of a checkpoint, with which the next :meth:`start` goes on.
 
         Raises:
             UserError: see :meth:`check`.
         """
         self.check(state)
-        self._restored = None
-        if "mask_optimizer" in state:
-            earlier = state["mask_optimizer"]
-            self._restored = earlier["optimizer"]
-            self.updates, self.skipped = earlier["updates"], earlier["skipped"]
-        if "history" in state:
-            kept = state["history"]
-            self.history = list(zip(kept["step"].tolist(), kept["mask"].unbind(), strict=True))
+        self._loaded = state

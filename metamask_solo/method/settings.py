@@ -2,22 +2,20 @@
 
 They stand under ``method_kwargs`` in a YAML file of solo-learn's GitHub main, and are keyword
 arguments of ``MetaMask`` on 1.0.2 (``mask`` and ``meta`` are mappings there). Errors, the help and
-docs/settings.md take their words from here. Imports no torch, since ``--help`` reads it; so the
-kinds of mask and the methods of the hypergradient stand here once more.
+docs/settings.md take their words from here. Imports no torch, since ``--help`` reads it.
 """
 
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from metamask_solo.method import Kind, Method
 from metamask_solo.validation import Number, Settings, allowed, fields, shown
 
-Kind = Literal["sigmoid", "linear"]
 # BatchNorm over two images has no derivative but for its eps, over three hardly one: in single
 # precision the hypergradient of a ResNet-18 is off by 110 %, 84 %, 12 % and 3 % with two to five
 # images before any step (τ = 0.07)
 LEAST_IMAGES = 4
-Method = Literal["exact", "double_backward", "finite_difference", "first_order"]
 
 
 class MaskSettings(Settings):
