@@ -25,9 +25,9 @@ import itertools
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from unittest import mock
 
 import torch
@@ -44,8 +44,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metamask_solo.errors import UserError
+from metamask_solo.method import Method
 
-Method = Literal["exact", "double_backward", "finite_difference", "first_order"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Params = dict[str, Tensor]
 Step = Callable[[Params, Params], Params]
@@ -103,8 +103,6 @@ def hypergradient(
     if method not in METHODS:
         raise UserError(f"method={method!r}: allowed are {', '.join(METHODS)}")
     moving = {n: p for n, p in params.items() if p.requires_grad} or dict(params)
-    if not moving:
-        raise UserError("there is no parameter to move: none that is given requires grad")
     originals = [*(p for p in moving.values() if p.requires_grad), logits]
     now, a = {n: p.detach() for n, p in moving.items()}, logits.detach().clone().requires_grad_()
 
@@ -121,14 +119,14 @@ def hypergradient(
         return value
 
     def differentiate(
-        loss: LossFunction, theta: Params, names: Collection[str], create_graph: bool = False
+        loss: LossFunction, theta: Params, names: Iterable[str] | None, create_graph: bool = False
     ) -> tuple[Tensor, Params]:
         """The derivative of a loss in the logits, and in those named parameters it reaches."""
-        leaves = {n: t.detach().requires_grad_(n in names) for n, t in theta.items()}
+        leaves = {n: t.detach().requires_grad_(n in (names or ())) for n, t in theta.items()}
         with _no_own_gradient(method) if create_graph else nullcontext():
             value = evaluate(loss, leaves)
-        inputs = [a, *originals, *(leaves[n] for n in names)]
-        partial, *rest = _grad(value, inputs, create_graph=create_graph)
+        inputs = {n: leaves[n] for n in names or ()}
+        partial, *rest = _grad(value, [a, *originals, *inputs.values()], create_graph=create_graph)
         strays, derivatives = rest[: len(originals)], rest[len(originals) :]
         if any(d is not None for d in strays):
             raise UserError(
@@ -137,16 +135,17 @@ def hypergradient(
             )
         if partial is None:
             raise UserError("the loss does not depend on the logits")
-        reached = {n: d for n, d in zip(names, derivatives, strict=True) if d is not None}
-        if names and not reached:
-            raise UserError("the loss reaches none of the parameters: it must compute with them")
+        reached = {n: d for n, d in zip(inputs, derivatives, strict=True) if d is not None}
+        if names is not None and not reached:
+            raise UserError("the loss reaches no parameter that moves: it must compute with one")
         return partial, reached
 
+    # Each dictionary of tensors below is as large as the network: none lives longer than needed.
     with ONE_AT_A_TIME, torch.enable_grad(), ExitStack() as stack:
         stack.callback(logits.requires_grad_, logits.requires_grad)
         logits.requires_grad_()  # so that a loss that computes with these themselves is seen
-        # copies, the first time: a loss that writes to its parameters is refused, and has not
-        # written to those that are passed in. Each tensor below is as large as the network.
+        # copies, the first time: a loss that writes to its parameters, which is refused, has then
+        # not written to those that were passed in
         copies = {n: t.clone() for n, t in now.items()}
         _, gradient = differentiate(loss_fn, copies, now, method == "double_backward")
         del copies
@@ -155,7 +154,7 @@ def hypergradient(
             gradient = {}
         moved = step({n: now[n].clone() for n in g}, g)
         theta_plus = {n: moved[n].detach() if n in g else t.clone() for n, t in now.items()}
-        after = () if method == "first_order" else g
+        after = None if method == "first_order" else g
         direct, v = differentiate(outer_loss_fn or loss_fn, theta_plus, after)
         if method == "first_order":
             return direct
@@ -166,24 +165,30 @@ def hypergradient(
         norm = _norm(w.values())
         size = norm.clamp_min(torch.finfo(torch.float32).tiny)
         unit = {n: w.pop(n) / size.to(g[n].dtype) for n in g}
-        slope = sum((g[n].detach().double() * d).sum() for n, d in unit.items())
-        steepest = _norm(g.values())
+        slope: Any = sum((g[n].detach().double() * d).sum() for n, d in unit.items())
+        allowed = 4 * _norm(g.values())
         del g
         mixed: Tensor | None
         try:
             if method == "exact":
-                mixed = _tangent_of_gradient(
-                    lambda p: evaluate(loss_fn, p), now, unit, a, slope, steepest
-                )
+                mixed, tangent, eps = _along(lambda p: evaluate(loss_fn, p), now, unit, a)
+                # an operator may have no or a wrong forward mode, and a loss may be no function of
+                # its arguments
+                if (slope - tangent).abs() > allowed * eps**0.5:  # false for NaN, to be seen
+                    raise UserError(
+                        "exact: the loss has another derivative in forward mode than in reverse "
+                        "mode: an operator without a right forward mode, or noise or state that is "
+                        f"not repeated; {_others(method)}"
+                    )
             elif method == "double_backward":
                 _refuse_once_differentiable(gradient.values())
-                along = sum((gradient[n] * d).sum() for n, d in unit.items())
+                along: Any = sum((gradient[n] * d).sum() for n, d in unit.items())
                 (mixed,) = _grad(along, [a])
             else:
                 sides = []
                 for r in (radius, -radius):
                     near = now | {n: now[n] + r * d for n, d in unit.items()}
-                    sides.append(differentiate(loss_fn, near, ())[0])
+                    sides.append(differentiate(loss_fn, near, None)[0])
                 mixed = (sides[0] - sides[1]) / (2 * radius)
                 eps = max(torch.finfo(t.dtype).eps for t in (a, *now.values()))
                 if norm * eps * _norm(sides) / (2 * radius) > 0.1 * _norm([direct + norm * mixed]):
@@ -407,19 +412,14 @@ def _through_step(moved: Params, g: Params, v: Params) -> Params:
     return {n: d.detach() for n, d in zip(g, w, strict=True)}
 
 
-def _tangent_of_gradient(
-    loss: Callable[[Params], Tensor],
-    now: Params,
-    unit: Params,
-    a: Tensor,
-    slope: Tensor,
-    steepest: Tensor,
-) -> Tensor | None:
-    """∂_a⟨∇_Θ L, unit⟩, as the tangent of ∂_a L along ``unit``; checks itself.
+def _along(
+    loss: Callable[[Params], Tensor], now: Params, unit: Params, a: Tensor
+) -> tuple[Tensor | None, Tensor | float, float]:
+    """Tangents along ``unit`` of ∂_a L (None for 0) and of L, and the coarsest rounding in both.
 
     The graph begins at the logits, so the network before the mask runs in forward mode alone.
     With ``create_graph`` the backward formulas of linear algebra do not use saved factors, which
-    carry no tangent. ``slope`` is ⟨g, unit⟩, ``steepest`` is ‖g‖.
+    carry no tangent.
     """
     with forward_ad.dual_level():
         duals = now | {n: forward_ad.make_dual(now[n], d) for n, d in unit.items()}
@@ -428,17 +428,8 @@ def _tangent_of_gradient(
         (partial,) = _grad(value, [a], create_graph=True)
         tangent = forward_ad.unpack_dual(value).tangent
         mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
-    # The tangent of the loss is ⟨g, unit⟩. It is not, where an operator has no or a wrong forward
-    # mode, or where the loss is no function of its arguments.
     eps = max(mode.eps, *(torch.finfo(t.dtype).eps for t in (a, *now.values())))
-    difference = slope - (0.0 if tangent is None else tangent)
-    if difference.abs() > 4 * eps**0.5 * steepest:  # false for NaN, to be seen
-        raise UserError(
-            "exact: the loss has another derivative in forward mode than in reverse mode: an "
-            "operator without a right forward mode, or noise or state that is not repeated; "
-            f"{_others('exact')}"
-        )
-    return None if mixed is None else mixed.detach()
+    return None if mixed is None else mixed.detach(), 0.0 if tangent is None else tangent, eps
 
 
 def _others(method: str) -> str:
@@ -461,10 +452,6 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
     and frozen parameters, and on the parameters of this evaluation, put in by identity, since
     functional_call is wrong for a module under two names; kernels are those that have all
     derivatives; no other process is waited for.
-
-    Args:
-        tensors: parameters and logits, on the devices that draw random numbers.
-        held: what a module that is called holds instead of a tensor, by the tensor's identity.
     """
     kept: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     copies = dict(held)  # tied tensors stay tied
@@ -585,11 +572,7 @@ class _ForwardMode(TorchFunctionMode):
 
 
 class _NoCollectives(TorchDispatchMode):
-    """Refuses a loss that exchanges tensors with other processes.
-
-    The trial step of such a loss is another one on each process, and the gradients that they
-    exchange would be those of the sum of all losses.
-    """
+    """Refuses a loss that exchanges tensors with other processes: its trial steps differ."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

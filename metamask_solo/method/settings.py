@@ -126,19 +126,15 @@ def describe_settings() -> str:
 
 
 def idle_settings(settings: MetaMaskSettings, steps: float, batch_size: int) -> list[str]:
-    """Settings with which network or mask never move, or that another setting switches off.
+    """Settings with which the mask never moves, or that another setting switches off, and why.
 
     Args:
         settings: the settings of a run.
         steps: steps of the network in the whole run, infinity where nobody knows.
         batch_size: images of a batch of one process.
-
-    Returns:
-        For each a few words: the setting, and why.
     """
-    mask, meta = settings.mask, settings.meta
+    meta = settings.meta
     cases = {
-        "alpha=0 and scale_loss=0 (nothing is learned)": settings.alpha == settings.scale_loss == 0,
         f"meta.every_n_steps={meta.every_n_steps} (the run has {steps} steps)": (
             meta.enabled and meta.every_n_steps > steps
         ),
@@ -146,7 +142,6 @@ def idle_settings(settings: MetaMaskSettings, steps: float, batch_size: int) -> 
         f"moves on {LEAST_IMAGES} images or more)": (
             meta.enabled and round(meta.batch_fraction * batch_size) < LEAST_IMAGES
         ),
-        "mask.lr=0 (the mask never moves)": meta.enabled and mask.lr == 0,
         f"meta.radius={shown(meta.radius)} (only finite_difference uses it)": (
             meta.radius != MetaSettings().radius and meta.hypergradient != "finite_difference"
         ),

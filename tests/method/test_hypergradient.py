@@ -671,7 +671,7 @@ def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method:
     w, a, module = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]), nn.Linear(2, 1)
     params = dict(module.named_parameters())
     before = {n: p.detach() for n, p in params.items()}
-    with pytest.raises(UserError, match="none of the parameters"):
+    with pytest.raises(UserError, match="no parameter that moves"):
         hypergradient(lambda p, a: module(w * a).sum(), before, a, sgd(0.1), method)
     held = hypergradient(lambda p, a: module(w * a).sin(), params, a, sgd(0.1), method)
     pure = lambda p, a: functional_call(module, p, (w * a,)).sin()  # noqa: E731
@@ -747,7 +747,7 @@ def test_wrong_arguments() -> None:
         setting.hypergradient(lr=0.1)
     with pytest.raises(UserError, match="mask: must be a module with logits"):
         mask_hypergradient(setting.loss, setting.network, nn.Identity(), sgd(0.1))
-    with pytest.raises(UserError, match="no parameter to move"):
+    with pytest.raises(UserError, match="no parameter that moves"):
         mask_hypergradient(setting.loss, [], setting.mask, sgd(0.1))
     with pytest.raises(UserError, match="a tensor of one number"):
         Setting(mlp(), loss_of=lambda u: u).hypergradient()
