@@ -122,7 +122,7 @@ def hypergradient(
         loss: LossFunction, theta: Params, names: Iterable[str] | None, create_graph: bool = False
     ) -> tuple[Tensor, Params]:
         """The derivative of a loss in the logits, and in those named parameters it reaches."""
-        leaves = {n: t.detach().requires_grad_(n in (names or ())) for n, t in theta.items()}
+        leaves = {n: t.detach().requires_grad_() for n, t in theta.items()}
         with _no_own_gradient(method) if create_graph else nullcontext():
             value = evaluate(loss, leaves)
         inputs = {n: leaves[n] for n in names or ()}

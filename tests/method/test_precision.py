@@ -45,7 +45,6 @@ def test_cosine_to_single_precision(images: Path, tmp_path: Path, record_propert
     ("precision", "dtype", "kind"),
     [
         ("bf16-mixed", torch.float32, "sigmoid"),
-        ("64-true", torch.float64, "sigmoid"),
         ("bf16-true", torch.bfloat16, "linear"),
         ("16-true", torch.float16, "sigmoid"),
     ],
@@ -59,7 +58,7 @@ def test_the_mask_keeps_single_precision_at_least(
     cfg.method_kwargs.mask = {"kind": kind, "lr": 1e-4, "weight_decay": 0.0, "momentum": 0.0}
     model, result = train(cfg, small=True)
     assert next(model.projector.parameters()).dtype == dtype
-    assert model.mask.logits.dtype == torch.promote_types(dtype, torch.float32)
+    assert model.mask.logits.dtype == torch.float32
     moved = (model.mask.logits - (1.0 if kind == "linear" else 0.0)).abs()
     assert moved.isfinite().all() and model.mask_optimizer.updates == 2
     # as many as can be told apart: most gradients are small, few are zero
