@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add_feature_options(parser, "holds train/ and val/, with class folders")
     add("--k", type=count(), nargs="+", default=[20], help="neighbours")
-    add("--temperature", type=_above_0, nargs="+", default=[0.07], metavar="T", help="of the votes")
+    add("--temperature", type=number, nargs="+", default=[0.07], metavar="T", help="of the votes")
     distances = ("cosine", "euclidean")
     add("--distance", choices=distances, nargs="+", default=["cosine"], help="of features")
     add("--linear", action="store_true", help="also the benchmark's linear probe, in a last row")
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _above_0(text: str) -> float:
+def number(text: str) -> float:
     if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return float(text)

@@ -61,6 +61,10 @@ def accuracy(cfg: Any) -> float:
     return 50.0 + float(cfg.method_kwargs.alpha)
 
 
+def diverge(cfg: Any) -> float:
+    raise RunStopped("step 3: the loss not finite")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_sweep_and_not_one_job(
     number: signal.Signals,
@@ -96,12 +100,7 @@ def test_a_signal_ends_the_sweep_and_not_one_job(
 def test_other_jobs_go_on_after_one_that_failed_and_a_table_says_which_is_best(
     jobs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def diverge(cfg: Any) -> float:
-        if cfg.seed == 1:
-            raise RunStopped("step 3: the loss not finite")
-        return 40.0 + cfg.seed
-
-    configs = jobs(diverge)
+    configs = jobs(lambda cfg: diverge(cfg) if cfg.seed == 1 else 40.0 + cfg.seed)
     assert sweep("seed=0,1,2", "optimizer.lr=0.5") == 1
     assert [cfg.seed for cfg in configs] == [0, 1, 2]
     out, err = capsys.readouterr()
@@ -126,7 +125,7 @@ def test_a_diverged_trial_is_marked_and_the_search_goes_on(
 ) -> None:
     def train(cfg: Any) -> float:
         if len(configs) == 2:
-            raise RunStopped("step 3: the loss not finite")
+            diverge(cfg)
         return float("nan") if len(configs) == 3 else accuracy(cfg)
 
     configs = jobs(train)
@@ -141,9 +140,6 @@ def test_a_diverged_trial_is_marked_and_the_search_goes_on(
 def test_a_search_in_which_nothing_works_is_one_line(
     jobs: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def diverge(cfg: Any) -> float:
-        raise RunStopped("step 3: the loss not finite")
-
     jobs(diverge)
     assert search("hydra.sweeper.n_trials=2") == 1
     assert "every trial of the search failed" in capsys.readouterr().err
