@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def number(text: str) -> float:
+    """The type of an option that is a number above 0."""
     if not float(text) > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return float(text)
