@@ -3,6 +3,7 @@
 import gc
 import signal
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,15 @@ def methods_of_a_test_go_with_it() -> Iterator[None]:
     METHODS.update(before)
 
 
-@pytest.fixture(autouse=True, scope="module")
+_tests = count(1)
+
+
+@pytest.fixture(autouse=True)
 def models_of_before_are_gone() -> Iterator[None]:
     """Trained models are reference cycles; left to Python, they grow to 8 GB over the tests."""
     yield
-    gc.collect()
+    if next(_tests) % 10 == 0:
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
