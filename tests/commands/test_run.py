@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from copy import copy
@@ -173,7 +174,8 @@ def test_the_solo_beside_the_script_comes_first(clone: Path) -> None:
     """From the root of a clone, the clone is used, not the installed solo-learn."""
     installed = importlib.util.find_spec("solo")
     assert installed is not None and installed.submodule_search_locations
-    write(clone / "solo/__init__.py", f"__path__ += {installed.submodule_search_locations}")
+    folder = installed.submodule_search_locations[0]
+    shutil.copytree(folder, clone / "solo", ignore=shutil.ignore_patterns("__pycache__"))
     script = """
         import solo
         from solo.methods import METHODS
