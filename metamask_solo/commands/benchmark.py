@@ -3,12 +3,14 @@
 import argparse
 from typing import Any
 
+from metamask_solo.commands.options import Parser
+
 RESULTS, MARKDOWN, PAGE = "results.csv", "results.md", "report.html"
 
 
 def main(argv: list[str]) -> int:
     """Runs what is not finished, and writes the results; 1 if a run failed or is missing."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "metamask-solo benchmark",
         description="Pretrains every method with every seed, evaluates each by nearest neighbours "
         f"and a linear probe on held-out images, and writes {RESULTS}, {MARKDOWN}, {PAGE} and "

@@ -1,15 +1,15 @@
 """``metamask-solo demo``: the benchmark of demo.yaml, from nothing to a table and figures."""
 
-import argparse
 import json
 from pathlib import Path
 
+from metamask_solo.commands.options import Parser
 from metamask_solo.paths import user_path
 
 
 def main(argv: list[str]) -> int:
     """Runs scripts/benchmark/demo.yaml; a second call continues where the first stopped."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "metamask-solo demo",
         description="Makes a data set, pretrains MetaMask, SimCLR and Barlow Twins with "
         "solo-learn's ResNet-18, evaluates each by nearest neighbours and a linear probe beside an "

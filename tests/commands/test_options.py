@@ -36,6 +36,9 @@ import pytest
         ("data digits mnist", "data set 'mnist' is unknown: allowed are digits"),
         ("fold metamask taken.csv", "taken.csv: "),
         ("run no.py --config-name x", "no.py: no such script"),
+        ("benchmark", "the following arguments are required: CONFIG"),
+        ("demo --epochs few", "argument --epochs: invalid int value: 'few'"),
+        ("step-cost --rounds 0", "argument --rounds: must be at least 1, not 0"),
         ("pretrian", "unknown command pretrian"),
     ],
 )
