@@ -1,5 +1,6 @@
 """Small real runs for the tests: a data folder of noise images, a config, and training on it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,15 @@ def image_loader(folder: Path, cfg: DictConfig | None = None, num_workers: int =
     """A loader of class folders, with a run's evaluation transform where there is a run."""
     from torchvision.transforms import ToTensor
 
-    from metamask_solo.data.datasets import Images, read_folder
+    from metamask_solo.data.datasets import read_folder
     from metamask_solo.data.loaders import plain_loader
     from metamask_solo.data.read_image import DEFAULT_RULE, reading_rule
     from metamask_solo.data.transforms import evaluation_transform
 
     rule = DEFAULT_RULE if cfg is None else reading_rule(cfg)
     transform = ToTensor() if cfg is None else evaluation_transform(cfg)
-    return plain_loader(
-        Images(read_folder(folder, "data", True, rule), transform), 256, num_workers
-    )
+    images = replace(read_folder(folder, "data", True, rule), transform=transform)
+    return plain_loader(images, 256, num_workers)
 
 
 def pretrain_config(

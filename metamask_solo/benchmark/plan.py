@@ -187,7 +187,7 @@ def _folders(data: str | Folders | None, out: Path) -> tuple[Folders | None, lis
             write_dataset(data, root.parent)
         elif not all((root / split).is_dir() for split in SPLITS):
             split = split_folder(root, out / "images", SHARE)
-            root, labels, notes = split.out, bool(split.classes), list(split.notes)
+            root, labels, notes = split.out, bool(split.train.classes), list(split.notes)
         paths = {f"{name}_path": str(root / name) for name in SPLITS[: 1 + labels]}
         data = Folders(**paths, no_labels=not labels)
     if data is not None:
@@ -305,7 +305,7 @@ def _images(cfg: DictConfig) -> list[Images]:
 def _fingerprint(images: Images) -> str:
     """What the images of a folder are: names below it, and sizes."""
     digest = hashlib.sha256()
-    for path in sorted(Path(path) for path, _ in images.source.samples):
+    for path in sorted(Path(path) for path, _ in images.samples):
         name = path.relative_to(images.root).as_posix()
         digest.update(f"{name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()[:16]

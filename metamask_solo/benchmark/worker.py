@@ -21,16 +21,20 @@ import metamask_solo
 from metamask_solo.benchmark.results import RESULT, TASK, VERSIONS, read_json, write_json
 from metamask_solo.benchmark.step_cost import peak_memory
 from metamask_solo.checkpoints.reading import load_backbone, load_raw
-from metamask_solo.data.loaders import classification_datasets, evaluation_loader, plain_loader
+from metamask_solo.data.loaders import (
+    classification_dataset,
+    classification_datasets,
+    has_labels,
+    plain_loader,
+)
 from metamask_solo.data.split import SPLITS
 from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import (
-    effective_rank,
     extract_features,
     percent,
     pick_device,
-    second_moments,
+    rankme,
 )
 from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
@@ -153,12 +157,12 @@ def _measured(
     if not names:
         return {}
     device, workers = device_of(config), config.data.num_workers
-    if config.data.get("no_labels", False):
-        loaders = [evaluation_loader(config, "train", labels=None, num_workers=workers)]
+    transform = evaluation_transform(config)
+    if has_labels(config):
+        datasets = [*classification_datasets(config, transform, transform)]
     else:
-        transform = evaluation_transform(config)
-        datasets = classification_datasets(config, transform, transform)
-        loaders = [plain_loader(dataset, 256, workers) for dataset in datasets]
+        datasets = [classification_dataset(config, "train", transform, labels=False)]
+    loaders = [plain_loader(dataset, 256, workers) for dataset in datasets]
     splits = [extract_features(backbone, loader, device) for loader in loaders]
     plain = _accuracies(names, splits)
     images = {f"{side}_images": len(split[0]) for side, split in zip(SPLITS, splits, strict=False)}
@@ -176,7 +180,7 @@ def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[s
     if "knn" in names:
         measured["knn"] = percent(knn_hits(*tensors)[0])
     if "rankme" in names:
-        measured["rankme"] = effective_rank(second_moments(tensors[0]))
+        measured["rankme"] = rankme(tensors[0])
     if "linear" in names:
         correct, c = linear_probe(*tensors)
         measured |= {"linear": percent(correct), "linear_C": c}

@@ -76,11 +76,12 @@ def split(argv: list[str]) -> int:
     options = arguments.val, arguments.seed, arguments.flat, arguments.force
     made = split_folder(arguments.folder, arguments.out, *options)
     say(*made.notes)
-    kind = f"{len(made.classes)} classes" if made.classes else "no classes (flat)"
-    line = f"{made.out}: {made.train} training and {made.val} validation images, {kind}"
+    classes = made.train.classes
+    kind = f"{len(classes)} classes" if classes else "no classes (flat)"
+    line = f"{made.out}: {len(made.train)} training and {len(made.val)} validation images, {kind}"
     paths = {} if arguments.out == CUSTOM else {"train_path": "train", "val_path": "val"}
     overrides = [override(f"data.{key}", made.out / part) for key, part in paths.items()]
-    if not made.classes:
+    if not classes:
         overrides = [*overrides[:1], "data.no_labels=True", "data.val_path=null"]
         overrides.append("knn_eval.enabled=False")
     config = ["--config-path", config_path("pretrain/custom"), "--config-name"]

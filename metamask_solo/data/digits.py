@@ -50,20 +50,13 @@ BAND_PARTS = ("fit", "test", "fit", "select", "fit") * 2
 BACKGROUND_PERCENT = 70
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What a data set holds: background or none, and the parts that make up train and val."""
-
-    textured: bool
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-
-
+WHOLE = {"fit": "train", "select": "train", "test": "val"}  # which split a part goes to
+SEARCH = {"fit": "train", "select": "val"}
 VARIANTS = {
-    "digits": Variant(False, ("fit", "select"), ("test",)),
-    "textured-digits": Variant(True, ("fit", "select"), ("test",)),
-    "digits-search": Variant(False, ("fit",), ("select",)),
-    "textured-digits-search": Variant(True, ("fit",), ("select",)),
+    "digits": WHOLE,
+    "textured-digits": WHOLE,
+    "digits-search": SEARCH,
+    "textured-digits-search": SEARCH,
 }
 
 
@@ -125,12 +118,10 @@ def check_name(name: str) -> None:
 
 def examples(name: str) -> Iterator[tuple[str, Example]]:
     """Yields (split, example) of a data set, in the order of the digits' indexes."""
-    variant = VARIANTS[name]
+    splits = VARIANTS[name]
     for example in _all_examples():
-        if example.part in variant.train:
-            yield "train", example
-        elif example.part in variant.val:
-            yield "val", example
+        if example.part in splits:
+            yield splits[example.part], example
 
 
 def render(example: Example, textured: bool) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -196,7 +187,7 @@ def _photographs() -> tuple[tuple[str, NDArray[np.uint8]], ...]:
 
 
 def _write_images(name: str, folder: Path) -> None:
-    textured = VARIANTS[name].textured
+    textured = name.startswith("textured")
     rows = []
     for split, example in tqdm(list(examples(name)), desc=name, unit="image"):
         pixels, colour = render(example, textured)

@@ -4,6 +4,8 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,9 @@ from metamask_solo.data.datasets import (
     pair_notes,
     read_folder,
     say,
-    split_notes,
 )
 from metamask_solo.data.read_image import reading_rule
 from metamask_solo.data.seeds import generator_of
-from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import CLASSES, pretrain_transform
 from metamask_solo.paths import shown, user_path
@@ -50,13 +50,13 @@ def check_folders(cfg: DictConfig) -> None:
     reading_rule(cfg)
     if not is_folder(cfg):
         return
-    classes = _class_folders(cfg)
+    classes = check_folder(cfg.data.train_path, "data.train_path", has_labels(cfg))
     if cfg.data.get("val_path") is not None:
         val_classes = check_folder(cfg.data.val_path, "data.val_path")
-        if _has_labels(cfg):
+        if has_labels(cfg):
             check_same_classes(classes, val_classes)
     most = CLASSES.get(cfg.data.dataset, len(classes))
-    if len(classes) > most:
+    if has_labels(cfg) and len(classes) > most:
         raise UserError(
             f"data.train_path={shown(cfg.data.train_path)}: holds {len(classes)} class folders, "
             f"but data.dataset={cfg.data.dataset} has {most} classes"
@@ -66,14 +66,12 @@ def check_folders(cfg: DictConfig) -> None:
 def count_classes(cfg: DictConfig) -> None:
     """Sets ``data.num_classes`` of custom data: solo-learn counts hidden folders too."""
     if cfg.data.dataset == "custom":
-        cfg.data.num_classes = len(_class_folders(cfg)) or 1
+        classes = check_folder(cfg.data.train_path, "data.train_path", has_labels(cfg))
+        cfg.data.num_classes = len(classes) if has_labels(cfg) else 1
 
 
-def _class_folders(cfg: DictConfig) -> list[str]:
-    return check_folder(cfg.data.train_path, "data.train_path", _has_labels(cfg))
-
-
-def _has_labels(cfg: DictConfig) -> bool:
+def has_labels(cfg: DictConfig) -> bool:
+    """Whether a run is to read labels."""
     return not cfg.data.get("no_labels", False)
 
 
@@ -83,22 +81,24 @@ def pretrain_dataset(cfg: DictConfig) -> Images:
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    source = _source(cfg, "train", "pretrain", _has_labels(cfg))
-    return Images(source, pretrain_transform(cfg), True, _fraction(cfg, source), "train")
+    images = _fraction(cfg, images_of(cfg, "train", "pretrain", has_labels(cfg)))
+    return replace(images, transform=pretrain_transform(cfg), with_index=True)
 
 
-def classification_dataset(cfg: DictConfig, split: str, transform: Callable[..., Any]) -> Images:
-    """Labelled training or validation data: items are (image, label).
+def classification_dataset(
+    cfg: DictConfig, split: str, transform: Callable[..., Any], labels: bool = True
+) -> Images:
+    """Training or validation data: items are (image, label).
 
     Args:
         split: ``train`` or ``val``.
+        labels: False for none: all of them are −1.
 
     Raises:
         UserError: the data are missing or cannot be read.
     """
-    source = _source(cfg, split, split)
-    chosen = _fraction(cfg, source) if split == "train" else None
-    return Images(source, transform, chosen=chosen, split=split)
+    images = images_of(cfg, split, split, labels)
+    return replace(_fraction(cfg, images) if split == "train" else images, transform=transform)
 
 
 def classification_datasets(
@@ -147,49 +147,6 @@ def plain_loader(dataset: Images, batch_size: int, num_workers: int) -> DataLoad
     )
 
 
-def evaluation_loader(
-    cfg: DictConfig,
-    split: str,
-    data: str | Path | None = None,
-    labels: bool | None = True,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    limit: int | None = None,
-    seed: int = 0,
-) -> DataLoader[Any]:
-    """The images of one split, with the evaluation transform of a run's config.
-
-    Args:
-        cfg: config of the run.
-        split: ``train``, ``val``, or nothing for the folder ``data`` itself;
-            ``loader.dataset.split`` says which was read.
-        data: a folder that holds train/ and val/, or if labels may be missing a folder of images;
-            None for the data of the run.
-        labels: True for class folders, None for labels where run and folder have them, and False
-            for none: then a run without validation images gives its training images for ``val``.
-        limit: at most this many images, drawn by ``seed``; None for all.
-
-    Raises:
-        UserError: the data are missing or cannot be read.
-    """
-    if labels is None and not _has_labels(cfg):
-        labels = False
-    if data is not None:
-        root = user_path(data)
-        split = split if labels or (root / split).is_dir() else ""
-        source = read_folder(root / split, "--data", labels, reading_rule(cfg))
-        say(*(split_notes(root, split) if split else []), *source.notes)
-    else:
-        if labels is not True and is_folder(cfg) and cfg.data.get(f"{split}_path") is None:
-            split = "train"
-        try:
-            source = _source(cfg, split, split, labels)  # all images, as main_knn.py
-        except UserError as error:
-            raise UserError(f"{error}; give --data FOLDER") from error
-    dataset = Images(source, evaluation_transform(cfg), split=split).limited(limit, seed)
-    return plain_loader(dataset, batch_size, num_workers)
-
-
 def compare_splits(
     train: Images, val: Images, run_folder: str | Path | None = None
 ) -> tuple[Images, Images]:
@@ -210,8 +167,17 @@ def compare_splits(
     return train, val
 
 
-def _source(cfg: DictConfig, split: str, purpose: str, labels: bool | None = True) -> Any:
-    """An image folder, or one of torchvision's data sets: items are (image, label)."""
+def images_of(cfg: DictConfig, split: str, purpose: str, labels: bool | None = True) -> Images:
+    """All images of a split, without a transform, from a folder or one of torchvision's data sets.
+
+    Args:
+        split: ``train`` or ``val``, the setting that names the folder.
+        purpose: ``pretrain``, ``train`` or ``val``.
+        labels: of a folder, see :func:`.datasets.read_folder`.
+
+    Raises:
+        UserError: the data are missing or cannot be read.
+    """
     key, name = f"data.{split}_path", cfg.data.dataset
     path = cfg.data.get(f"{split}_path")
     if not path:
@@ -219,7 +185,7 @@ def _source(cfg: DictConfig, split: str, purpose: str, labels: bool | None = Tru
     if is_folder(cfg):
         images = read_folder(path, key, labels, reading_rule(cfg))
         say(*images.notes)
-        return images
+        return replace(images, split=split)
     if name not in PACKED:
         known = ", ".join((*FOLDER_DATASETS, *PACKED))
         raise UserError(f"data.dataset={name}: must be one of {known}")
@@ -227,32 +193,36 @@ def _source(cfg: DictConfig, split: str, purpose: str, labels: bool | None = Tru
     state = f"holds no whole {name}" if folder.is_dir() else "no such folder"
     try:
         # looked up now, so that a replaced class is taken
-        dataset = getattr(torchvision.datasets, name.upper())
-        return dataset(str(folder), download=True, **PACKED[name][purpose])
+        source = getattr(torchvision.datasets, name.upper())
+        source = source(str(folder), download=True, **PACKED[name][purpose])
     except Exception as error:  # network, disk, archive
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{key}={shown(path)}: cannot be read as {name}: {state}, and it could not be "
             f"downloaded ({reason})"
         ) from error
+    numbers = [int(label) for label in getattr(source, "targets", None) or source.labels]
+    return Images(list(enumerate(numbers)), partial(_image, source), source.classes, split=split)
 
 
-def _fraction(cfg: DictConfig, source: Any) -> list[int] | None:
+def _image(source: Any, number: int) -> Any:
+    return source[number][0]
+
+
+def _fraction(cfg: DictConfig, images: Images) -> Images:
     """The images that ``data.fraction`` leaves: those that GitHub main's solo-learn takes."""
     fraction = OmegaConf.select(cfg, "data.fraction", default=-1)
     if fraction is None or fraction <= 0:
-        return None
-    labels = list(getattr(source, "targets", None) or source.labels)
+        return images
+    labels = images.targets
+    stratify = labels if len(set(labels)) > 1 else None
     try:
         chosen, _ = train_test_split(
-            range(len(labels)),
-            train_size=fraction,
-            stratify=labels if len(set(labels)) > 1 else None,
-            random_state=42,
+            images.samples, train_size=fraction, stratify=stratify, random_state=42
         )
     except ValueError as error:
         raise UserError(f"data.fraction={fraction}: {error}") from error
-    return list(chosen)
+    return replace(images, samples=chosen)
 
 
 def loader_failure(error: RuntimeError) -> UserError | None:

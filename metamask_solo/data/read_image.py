@@ -9,9 +9,8 @@
   refused.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -28,17 +27,11 @@ BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2
 
 
-@dataclass(frozen=True)
-class ReadingRule:
-    """What a user may choose about reading.
+class ReadingRule(NamedTuple):
+    """What a user may choose about reading."""
 
-    Attributes:
-        background: colour that shows through transparent pixels.
-        exif_orientation: turn an image as its EXIF data say; torchvision does not.
-    """
-
-    background: tuple[int, int, int] = (255, 255, 255)
-    exif_orientation: bool = False
+    background: tuple[int, int, int] = (255, 255, 255)  # shows through transparent pixels
+    exif_orientation: bool = False  # turn an image as its EXIF data say; torchvision does not
 
 
 DEFAULT_RULE = ReadingRule()

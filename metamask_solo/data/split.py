@@ -4,14 +4,15 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.data.datasets import (
     SPLIT_COMMAND,
     SPLIT_FILE,
+    Images,
     holds_classes,
     pair_notes,
     read_folder,
@@ -22,23 +23,16 @@ from metamask_solo.paths import shown, user_path
 SPLITS = ("train", "val")
 
 
-@dataclass(frozen=True)
-class Split:
-    """What :func:`split_folder` made.
+class Split(NamedTuple):
+    """What :func:`split_folder` made: the images of out/train and out/val.
 
-    Attributes:
-        out: the folder that holds train/ and val/.
-        train: number of images for training.
-        val: number of images for validation.
-        classes: names of the classes; empty where the images have no labels.
-        notes: what was left out or is doubtful, in sentences.
-        written: False where all of it was there already.
+    ``notes`` says what was left out or is doubtful, ``written`` is False where all of it was there
+    already.
     """
 
     out: Path
-    train: int
-    val: int
-    classes: list[str]
+    train: Images
+    val: Images
     notes: list[str]
     written: bool
 
@@ -103,15 +97,14 @@ def split_folder(
                 raise UserError(f"{folder}: two images would be {shown(link)}; use class folders")
             targets[link] = os.path.abspath(file)  # not resolved: it may link into a cache
         if len(targets) < 2:
-            where = f"class folder {shown(images.classes[label])}" if labels else shown(folder)
+            where = f"class folder {images.classes[label]}" if labels else shown(folder)
             raise UserError(f"{where}: has 1 image; train and val need one each")
         for link, side in _sides(list(targets), share, seed, sides).items():
             wanted[Path(side, link)] = targets[link]
     if links != wanted:
         _write(out, wanted, settings | {"notes": images.notes})
     train, val = (read_folder(out / side, "", labels) for side in SPLITS)
-    notes = [*images.notes, *pair_notes(train, val)]
-    return Split(out, len(train), len(val), images.classes, notes, links != wanted)
+    return Split(out, train, val, [*images.notes, *pair_notes(train, val)], links != wanted)
 
 
 def _sides(links: list[Path], share: float, seed: int, earlier: dict[Path, str]) -> dict[Path, str]:
@@ -135,14 +128,12 @@ def _links(out: Path) -> dict[Path, str]:
         UserError: train/ or val/ holds something else.
     """
     links = {}
-    for side in SPLITS:
-        for folder, folders, names in os.walk(out / side):
-            for path in (Path(folder, name) for name in (*folders, *names)):
-                if path.is_symlink() and not path.is_dir():
-                    links[path.relative_to(out)] = os.readlink(path)
-                elif path.is_symlink() or not path.is_dir():
-                    name = path.relative_to(out)
-                    raise UserError(f"{out}: holds {name}, which is no link of a split")
+    for path in (path for side in SPLITS for path in (out / side).rglob("*")):
+        name = path.relative_to(out)
+        if path.is_symlink() and not path.is_dir():
+            links[name] = os.readlink(path)
+        elif path.is_symlink() or not path.is_dir():
+            raise UserError(f"{out}: holds {name}, which is no link of a split")
     return links
 
 

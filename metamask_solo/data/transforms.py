@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -28,25 +27,15 @@ TRAINING_KEYS = ("crop_min_scale", "horizontal_flip")
 READING_KEYS = ("background", "exif_orientation")
 
 
-@dataclass(frozen=True)
-class ImageSettings:
-    """What the transforms of an evaluation, a probe or fine-tuning need to know.
+class ImageSettings(NamedTuple):
+    """What the transforms of an evaluation, a probe or fine-tuning need to know."""
 
-    Attributes:
-        size: height and width in pixels.
-        mean: of each channel.
-        std: of each channel.
-        crop_min_scale: least part of a training image that a random crop takes.
-        horizontal_flip: probability of it in training.
-        interpolation: of evaluation; solo-learn's own is bilinear for ImageNet.
-    """
-
-    size: int
+    size: int  # height and width in pixels
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_min_scale: float
-    horizontal_flip: float
-    interpolation: str
+    crop_min_scale: float  # least part of a training image that a random crop takes
+    horizontal_flip: float  # probability of it in training
+    interpolation: str  # of evaluation; solo-learn's own is bilinear for ImageNet
 
     def __str__(self) -> str:
         mean, std = (" ".join(f"{x:.4g}" for x in part) for part in (self.mean, self.std))
@@ -74,10 +63,9 @@ def image_settings(cfg: DictConfig) -> ImageSettings:
         mean, std = normalize.mean, normalize.std
     else:
         mean, std = _setting(cfg, "mean", mean), _setting(cfg, "std", std)
-    size = _setting(cfg, "crop_size", DEFAULT_SIZES.get(dataset, 224))
-    probed = OmegaConf.select(cfg, f"{PROBE}.crop_size", default=None)
-    if dataset in DEFAULT_SIZES and probed == FILLED_IN:
-        size = DEFAULT_SIZES[dataset]
+    size = _setting(cfg, "crop_size", usual := DEFAULT_SIZES.get(dataset, FILLED_IN))
+    if OmegaConf.select(cfg, f"{PROBE}.crop_size") == FILLED_IN:
+        size = usual
     return ImageSettings(
         size=int(size),
         mean=tuple(float(x) for x in mean),
@@ -116,18 +104,16 @@ def complete_image_settings(cfg: DictConfig, run: DictConfig | None) -> None:
             OmegaConf.update(cfg, key, value, force_add=True)
 
 
-class ShortenStrip:
+def shorten_strip(image: Image.Image) -> Image.Image:
     """Cuts the middle out of an image that is longer than 16 times its width.
 
     Scaled as a whole, an image of 2 × 20,000 pixels would take 2 GB; all but its middle is cropped
     away afterwards.
     """
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        most = LONGEST_STRIP * min(image.size)
-        if max(image.size) <= most:
-            return image
-        return center_crop(image, [min(image.height, most), min(image.width, most)])
+    most = LONGEST_STRIP * min(image.size)
+    if max(image.size) <= most:
+        return image
+    return center_crop(image, [min(image.height, most), min(image.width, most)])
 
 
 def evaluation_transform(cfg: DictConfig) -> Callable[..., Tensor]:
@@ -140,7 +126,7 @@ def evaluation_transform(cfg: DictConfig) -> Callable[..., Tensor]:
     settings = image_settings(cfg)
     return transforms.Compose(
         [
-            ShortenStrip(),
+            shorten_strip,
             transforms.Resize(
                 settings.shorter_side, transforms.InterpolationMode(settings.interpolation)
             ),

@@ -1,6 +1,7 @@
 """From a checkpoint and images to features, and what can be said of features alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamask_solo.checkpoints.reading import load_backbone, load_projector
-from metamask_solo.data.datasets import say
-from metamask_solo.data.loaders import compare_splits, evaluation_loader, loader_failure
+from metamask_solo.data.datasets import read_folder, say
+from metamask_solo.data.loaders import (
+    compare_splits,
+    has_labels,
+    images_of,
+    is_folder,
+    loader_failure,
+    plain_loader,
+)
+from metamask_solo.data.read_image import reading_rule
+from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import UserError
 
 NEARLY_THE_SAME = 1e-5  # root mean square about the mean, of that of the features
@@ -68,20 +78,36 @@ class FeatureReader:
     def loader(
         self, split: str, labels: bool | None = True, limit: int | None = None, seed: int = 0
     ) -> DataLoader[Any]:
-        """The images of one split, as the run's evaluation reads them.
+        """The images of one split, with the evaluation transform of the run.
 
         Args:
-            split: ``train`` or ``val``.
-            labels: None where labels may be missing; then validation images may be missing too,
-                and any folder of images is taken.
+            split: ``train`` or ``val``; ``loader.dataset.split`` says which was read, and is empty
+                where the folder holds neither.
+            labels: True for class folders, None for labels where run and folder have them, and
+                False for none. Unless it is True, any folder of images is taken, and a run without
+                validation images gives its training images for ``val``.
             limit: at most this many images, drawn by ``seed``; None for all.
 
         Raises:
             UserError: the data are missing or cannot be read.
         """
-        config = self.checkpoint.config
-        assert config is not None  # what loads the network needs it
-        return evaluation_loader(config, split, self._data, labels, *self._batches, limit, seed)
+        cfg = self.checkpoint.config
+        assert cfg is not None  # what loads the network needs it
+        if labels is None and not has_labels(cfg):
+            labels = False
+        if self._data is not None:
+            split = split if labels or (self._data / split).is_dir() else ""
+            images = read_folder(self._data / split, "--data", labels, reading_rule(cfg))
+            say(*images.notes)
+        else:
+            if labels is not True and is_folder(cfg) and cfg.data.get(f"{split}_path") is None:
+                split = "train"
+            try:
+                images = images_of(cfg, split, split, labels)  # all of them, as main_knn.py
+            except UserError as error:
+                raise UserError(f"{error}; give --data FOLDER") from error
+        images = replace(images, transform=evaluation_transform(cfg), split=split)
+        return plain_loader(images.limited(limit, seed), *self._batches)
 
     def loaders(
         self, limit: int | None = None, seed: int = 0

@@ -11,7 +11,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
-from metamask_solo.data.datasets import Images, say
+from metamask_solo.data.datasets import say
 from metamask_solo.data.loaders import (
     classification_dataset,
     classification_datasets,
@@ -136,8 +136,7 @@ def scale_classifier(model: Any, cfg: DictConfig) -> None:
     backbones and 5,000 for others. The number is measured on training images.
     """
     images = classification_dataset(cfg, "train", evaluation_transform(cfg))
-    chosen = list(images.indices)[:: max(1, len(images) // MOST_SCALED)]
-    images = Images(images.source, images.transform, chosen=chosen)
+    images.samples = images.samples[:: max(1, len(images) // MOST_SCALED)]
     loader = plain_loader(images, cfg.optimizer.batch_size, cfg.data.num_workers)
     device = "cuda" if trains_on_gpu(cfg) else "cpu"
     features, _ = extract_features(model.backbone, loader, device, "scale")

@@ -136,9 +136,9 @@ def _digest_of_images(datasets: Any) -> str:
     """A SHA-256 of names, sizes and labels; where the folders lie does not matter."""
     digest = hashlib.sha256()
     for dataset in datasets:
-        samples = getattr(dataset, "samples", None)  # torchvision's files are always the same
-        if samples is None:
-            samples = [("", -1)] * (0 if dataset is None else len(dataset))
+        samples = [] if dataset is None else dataset.samples
+        if samples and not dataset.root:  # torchvision's files are always the same
+            samples = [("", -1)] * len(dataset)
         root = os.path.commonpath([path for path, _ in samples]) if samples else ""
         sized = len(samples) <= MOST_SIZES
         for path, label in samples:

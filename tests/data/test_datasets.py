@@ -4,7 +4,9 @@ import os
 import pickle
 import random
 import shutil
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torchvision.datasets import ImageFolder
 from metamask_solo.data.datasets import (
     Images,
     check_folder,
+    check_same_classes,
     overlap_notes,
     pair_notes,
     read_folder,
@@ -40,9 +43,15 @@ def test_an_ordinary_folder_is_read_as_torchvision_reads_it(data: Path) -> None:
     deeper = data / "train" / "class_1" / "b" / "c"
     deeper.mkdir(parents=True)
     (data / "train" / "class_1" / "b-c").mkdir()
+    image = data / "train" / "class_0" / "0.png"
     for path in (deeper / "x.png", deeper / "A.PNG", deeper / "é.png", deeper / "../../b-c/1.png"):
-        shutil.copy(data / "train" / "class_0" / "0.png", path)
-    images, expected = read_folder(data / "train", "data"), ImageFolder(str(data / "train"))
+        shutil.copy(image, path)
+    expected = ImageFolder(str(data / "train"))
+    for folder in (".ipynb_checkpoints", "class_1/.cache"):  # hidden entries do not count
+        (data / "train" / folder).mkdir()
+        shutil.copy(image, data / "train" / folder / "0.png")
+    (data / "train" / "class_1" / "._0.png").write_bytes(b"no image")
+    images = read_folder(data / "train", "data")
     assert images.samples == expected.samples and images.classes == expected.classes
     assert images.targets == expected.targets and not images.notes
     assert np.array_equal(np.asarray(images[3][0]), np.asarray(expected[3][0]))
@@ -97,48 +106,45 @@ def test_a_folder_that_cannot_be_used_is_refused(message: str, data: Path) -> No
 @pytest.mark.parametrize(
     "names", [("train", "test"), ("Training", "VALID"), ("Test", "cat"), ("validation", "testing")]
 )
-@pytest.mark.parametrize("labels", [True, False, None])
-def test_names_of_splits_are_no_classes(
-    names: tuple[str, str], labels: bool | None, data: Path
-) -> None:
-    root = data / "photos"
+def test_names_of_splits_are_no_classes(names: tuple[str, str], data: Path) -> None:
+    root = data / "products" / "bottle"
     for source, name in zip(("class_0", "class_1"), names, strict=True):
         shutil.copytree(data / "train" / source, root / name / "inner")
-    with pytest.raises(UserError, match=f"--data={root}: names of splits .*{root}/{names[0]} "):
-        read_folder(root, "--data", labels)
-    with pytest.raises(UserError, match="names of splits"):
-        check_folder(root, "--data", labels is True)
-    root.rename(data / "bottle")  # one level down
-    (data / "products").mkdir()
-    (data / "bottle").rename(data / "products" / "bottle")
-    if "cat" not in names:
-        with pytest.raises(UserError, match=f"{data}/products/bottle: names of splits"):
-            read_folder(data / "products", "--data", labels)
+    for labels in (True, False, None):
+        with pytest.raises(UserError, match=f"--data={root}: names of .*{root}/{names[0]} .or ren"):
+            read_folder(root, "--data", labels)
+        with pytest.raises(UserError, match="names of splits"):
+            check_folder(root, "--data", labels is True)
+        if "cat" not in names:  # one level down
+            with pytest.raises(UserError, match=f"{root}: names .* make {names[0]}/bottle/ of"):
+                read_folder(root.parent, "--data", labels)
 
 
-def test_hidden_entries_do_not_count(data: Path) -> None:
-    plain = read_folder(data / "train", "data").samples
-    image = data / "train" / "class_0" / "0.png"
-    for folder in (".ipynb_checkpoints", "class_1/.cache"):
-        (data / "train" / folder).mkdir()
-        shutil.copy(image, data / "train" / folder / "0.png")
-    (data / "train" / "class_1" / "._0.png").write_bytes(b"no image")
-    images = read_folder(data / "train", "data")
-    assert images.samples == plain and not images.notes
+def test_a_class_of_one_split_only_is_named() -> None:
+    check_same_classes(["a", "b"], ["a", "b"])
+    with pytest.raises(UserError, match="2 classes in train and 1 in val .* class b is in train"):
+        check_same_classes(["a", "b"], ["a"])
+    names = [[unicodedata.normalize(form, "café")] for form in ("NFC", "NFD")]
+    with pytest.raises(UserError, match="the other has it in another Unicode form: rename it"):
+        check_same_classes(*names)
 
 
 def test_what_is_left_out_and_doubted_is_noted(data: Path) -> None:
     folder = data / "train"
     for name in ("class_2/a.heic", "class_2/b.HEIC", "class_0/notes.txt", "class_0/raw", "x.csv"):
         (folder / name).write_bytes(b"something else")
-    shutil.copy(folder / "class_0" / "0.png", folder / "beside.png")
-    beside, others = read_folder(folder, "data.train_path").notes
+    image = folder / "class_0" / "0.png"
+    for path in (folder, data):
+        shutil.copy(image, path / "beside.png")
+    split, beside, others = read_folder(folder, "data.train_path").notes
+    assert split == f"{data}: 1 image, such as beside.png, left out: beside train/"
     assert beside.startswith(f"data.train_path={folder}: 1 image, such as beside.png, left out")
     assert "5 files left out, no JPEG, PNG" in others
     assert others.endswith(": .heic 2, .csv 1, .txt 1, no ending 1")
     shutil.rmtree(data / "val")
     (folder / "beside.png").unlink()
     folder.rename(data / "photos")
+    (data / "beside.png").unlink()
     one_class, level = read_folder(data, "--data").notes[:2]
     assert "only 1 class (photos), so every accuracy is 100 %" in one_class
     assert f"one level too high, and {data}/photos the folder of the classes?" in level
@@ -158,7 +164,7 @@ def test_without_labels_images_of_any_depth_are_read(data: Path) -> None:
     for labels in (False, None):
         images = read_folder(folder, "data", labels)
         assert len(images) == 13 and {*images.targets} == {-1} and images.classes == []
-        assert not Images(images, None).labelled
+        assert not images.labelled
     with pytest.raises(UserError, match="holds no image"):
         (data / "empty").mkdir()
         read_folder(data / "empty", "data", labels=None)
@@ -171,12 +177,12 @@ def test_names_that_are_no_utf8_are_read_and_shown(data: Path) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     shutil.copy(data / "train" / "class_0" / "0.png", os.fsdecode(odd + b"/\xff.png"))
-    images = Images(read_folder(data / "train", "data"), transforms.ToTensor())
-    assert images.classes[0] == "caf\ufffd" and images[0][0].shape == (3, 32, 32)
+    images = read_folder(data / "train", "data")
+    assert images.classes[0] == "caf\ufffd" and images[0][0].size == (32, 32)
 
 
 def images_of(folder: Path, transform: Any = None) -> Images:
-    return Images(read_folder(folder, "data"), transform or Draws(), with_index=True)
+    return replace(read_folder(folder, "data"), transform=transform or Draws(), with_index=True)
 
 
 def test_copies_of_training_images_are_counted(data: Path) -> None:
@@ -208,6 +214,8 @@ def test_images_that_a_run_was_trained_on_are_known_by_content(
     (note,) = overlap_notes(val, run)
     assert note.startswith(f"{data}/val: 1 of 7 images to evaluate on were training images of")
     assert overlap_notes(val, data) == []  # a folder without a run
+    write_fingerprints(None, run)
+    assert not list(run.iterdir())
 
 
 def test_the_first_process_alone_prints_notes(
@@ -242,11 +250,17 @@ def drawn_by(loader: Any) -> Any:
 
 
 def test_draws_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
+    def state() -> Any:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+
     dataset = images_of(data / "train")
     torch.manual_seed(0)
     first = one_epoch(dataset, 0)
     torch.manual_seed(1)
     assert one_epoch(dataset, 0) == first
+    before = state()
+    dataset.__getitems__([(0, 5), (1, 6)])
+    assert state() == before
     sampler = EpochShuffle(dataset, seed=3)
     loader = DataLoader(dataset, 2, sampler=sampler, num_workers=2, persistent_workers=True)
     for epoch in (0, 1):
@@ -259,15 +273,6 @@ def test_draws_depend_on_seed_epoch_and_image_alone(data: Path) -> None:
     drawn = [tuple(values) for values in (*first.values(), *second.values())]
     for generator in range(3):
         assert len({values[generator] for values in drawn}) == 24
-
-
-def test_the_processs_own_random_numbers_stay_as_they_were(data: Path) -> None:
-    def state() -> Any:
-        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-
-    dataset, before = images_of(data / "train"), state()
-    dataset.__getitems__([(0, 5), (1, 6)])
-    assert state() == before
 
 
 def test_seeds_of_different_images_differ() -> None:
@@ -301,11 +306,10 @@ def test_a_failing_transform_is_no_unreadable_image(data: Path) -> None:
 
 
 def test_a_limit_draws_the_images_by_the_seed(data: Path) -> None:
-    images = Images(read_folder(data / "train", "data"), transforms.ToTensor())
+    images = images_of(data / "train", transforms.ToTensor())
     drawn = [images.limited(5, seed) for seed in (0, 0, 1)]
     assert drawn[0].files == drawn[1].files == sorted(drawn[0].files) != drawn[2].files
     assert len(drawn[0]) == 5 and images.limited(None, 0) is images
     position = images.files.index(drawn[0].files[3])
-    assert (
-        torch.equal(drawn[0][3][0], images[position][0]) and drawn[0][-1][1] == drawn[0].targets[4]
-    )
+    assert torch.equal(drawn[0][3][1], images[position][1])
+    assert drawn[0][-1][2] == drawn[0].targets[4]

@@ -18,9 +18,7 @@ from metamask_solo.data.loaders import (
     check_folders,
     classification_dataset,
     classification_datasets,
-    compare_splits,
     count_classes,
-    evaluation_loader,
     pretrain_dataset,
 )
 from metamask_solo.errors import UserError
@@ -43,13 +41,18 @@ def cfg(data: Path) -> DictConfig:
 
 def test_pretraining_has_views_and_evaluation_has_images(cfg: DictConfig) -> None:
     check_folders(cfg)
-    (data_ := Path(cfg.data.train_path) / ".hidden").mkdir()
+    Path(cfg.data.train_path, ".hidden").mkdir()
     count_classes(cfg)
-    assert cfg.data.num_classes == 3 and data_.is_dir()
+    assert cfg.data.num_classes == 3
     index, views, label = pretrain_dataset(cfg)[(5, 1)]
     assert (index, label) == (5, 1) and [view.shape for view in views] == [(3, 32, 32)] * 2
     train, val = classification_datasets(cfg, size_of, size_of)
     assert (len(train), len(val), train[5][1]) == (12, 6, 1)
+    shutil.copy(train.files[0], Path(cfg.data.train_path, "beside.png"))
+    cfg.data.no_labels = True
+    count_classes(cfg)
+    images = pretrain_dataset(cfg)
+    assert (len(images), images.labelled, images[0][2], cfg.data.num_classes) == (13, False, 0, 1)
 
 
 def test_a_fraction_is_that_of_solo_learn(cfg: DictConfig) -> None:
@@ -102,44 +105,9 @@ def test_doubts_of_all_kinds_are_said_and_carried(
         said, (".heic 1", ".txt 1", "1 of 7 validation", "1 of 7 images"), strict=True
     ):
         assert text in note
-    loaders = [evaluation_loader(cfg, split, data) for split in ("train", "val")]
-    _, val = compare_splits(*[loader.dataset for loader in loaders], run)  # type: ignore[list-item]
-    assert [note.split(": ", 1)[1] for note in val.notes] == [n.split(": ", 1)[1] for n in said]
     shutil.rmtree(data / "val" / "class_2")
     with pytest.raises(UserError, match="class class_2 is in train only"):
         classification_datasets(cfg, size_of, size_of)
-
-
-def test_evaluation_reads_one_split_or_a_folder(cfg: DictConfig, data: Path) -> None:
-    of_run = evaluation_loader(cfg, "val").dataset
-    of_folder = evaluation_loader(cfg, "val", data).dataset
-    assert (
-        of_run.files == of_folder.files
-        and of_run.split == of_folder.split == "val"
-        and of_run.labelled
-    )
-    limited = evaluation_loader(cfg, "train", limit=5, seed=1, batch_size=2)
-    assert [len(labels) for _, labels in limited] == [2, 2, 1]
-    with pytest.raises(UserError, match=f"--data={data}/train/val: no such folder"):
-        evaluation_loader(cfg, "val", data / "train")
-    folder = evaluation_loader(cfg, "val", data / "train", labels=None).dataset
-    assert folder.split == "" and folder.classes == ["class_0", "class_1", "class_2"]
-    cfg.data.val_path = None
-    assert evaluation_loader(cfg, "val", labels=None).dataset.split == "train"
-    with pytest.raises(UserError, match="data.val_path: missing; give .*--data FOLDER"):
-        evaluation_loader(cfg, "val")
-
-
-def test_a_run_without_labels_reads_all_images_of_any_folder(cfg: DictConfig, data: Path) -> None:
-    cfg.data.no_labels, cfg.data.val_path = True, None
-    shutil.copy(data / "train" / "class_0" / "0.png", data / "train" / "beside.png")
-    assert len(pretrain_dataset(cfg)) == 13
-    for folder in (None, data / "train"):
-        images = evaluation_loader(cfg, "val", folder, labels=None).dataset
-        assert len(images) == 13 and not images.labelled and images.classes == []
-        assert images[0][1] == -1
-    count_classes(cfg)
-    assert cfg.data.num_classes == 1
 
 
 LABELLED, UNLABELLED, TESTS = 12, 84, 10
@@ -177,8 +145,6 @@ def test_unlabelled_images_are_read_with_the_labelled_ones(stl10: Path) -> None:
     val = classification_dataset(cfg, "val", size_of)
     assert len(val) == TESTS and val[3][0].tolist() == [96, 96] and val[3][1] == 3
     assert val.files[3] == "3" and val.notes == []
-    images, _ = next(iter(evaluation_loader(cfg, "val", batch_size=4)))
-    assert images.shape == (4, 3, 32, 32)
 
 
 @pytest.mark.slow

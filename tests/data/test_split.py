@@ -45,9 +45,9 @@ def links(out: Path) -> dict[str, str]:
 def test_each_class_is_split_by_itself(photographs: Path, tmp_path: Path) -> None:
     made = split_folder(photographs, tmp_path / "out", 0.3)
     train, val = (ImageFolder(str(tmp_path / "out" / split)) for split in ("train", "val"))
-    assert train.classes == val.classes == made.classes == ["ant", "bee", "cat"]
+    assert train.classes == val.classes == made.train.classes == ["ant", "bee", "cat"]
     originals = [os.path.realpath(path) for path, _ in train.samples + val.samples]
-    assert len(set(originals)) == 32 == made.train + made.val
+    assert len(set(originals)) == 32 == len(made.train) + len(made.val)
     assert all(Path(path).is_relative_to(photographs) for path in originals)
     assert len(list(photographs.rglob("*.JPG"))) == 32  # nothing was moved
     assert 2 <= val.targets.count(0) <= 10 and val.targets.count(2) == 1
@@ -59,7 +59,7 @@ def test_the_share_is_that_of_many_images(tmp_path: Path) -> None:
     for i in range(1000):
         (photos / f"{i}.png").write_bytes(b"")
     made = split_folder(photos, tmp_path / "out", 0.2, seed=1)
-    assert abs(made.val - 200) <= 38  # three standard deviations
+    assert abs(len(made.val) - 200) <= 38  # three standard deviations
 
 
 def test_an_image_stays_where_it_is(photographs: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_an_image_stays_where_it_is(photographs: Path, tmp_path: Path) -> None:
 
 def test_a_flat_folder_has_no_classes(photographs: Path, tmp_path: Path) -> None:
     made = split_folder(photographs, tmp_path / "out", 0.25, flat=True)
-    assert made.classes == [] and made.train + made.val == 33 and made.val > 2
+    assert made.train.classes == [] and len(made.train) + len(made.val) == 33 and len(made.val) > 2
     assert all("/" not in name for name in links(made.out))
     (photographs / "ant_0.JPG").symlink_to("beside.png")
     with pytest.raises(UserError, match="two images would be ant_0.JPG"):

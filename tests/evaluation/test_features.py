@@ -1,16 +1,22 @@
 """What is said of features alone: finite or not, collapsed, their rank, classes of unequal size."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checkpoints_of_runs import write_run
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from metamask_solo.errors import UserError
 from metamask_solo.evaluation import features as module
 from metamask_solo.evaluation.features import (
+    FeatureReader,
     NotFinite,
     effective_rank,
     extract_features,
@@ -27,6 +33,36 @@ from metamask_solo.evaluation.linear import linear_probe
 def extract(features: Tensor) -> tuple[Tensor, Tensor]:
     data = TensorDataset(features, torch.arange(len(features)))
     return extract_features(nn.Identity(), DataLoader(data, batch_size=8), label="run")
+
+
+def test_images_are_those_of_the_run_or_of_a_folder(images: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", images)
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+
+    def read(
+        split: str, folder: Path | None = None, labels: bool | None = True, **limit: int
+    ) -> Any:
+        reader = FeatureReader(run, data=folder, batch_size=2, num_workers=0)
+        return reader.loader(split, labels, **limit)
+
+    of_run, of_folder = read("val").dataset, read("val", data).dataset
+    assert of_run.split == of_folder.split == "val" and of_run.labelled
+    assert of_run.files == [file.replace(str(data), str(images)) for file in of_folder.files]
+    limited = read("train", limit=5, seed=1)
+    assert [len(labels) for _, labels in limited] == [2, 2, 1]
+    with pytest.raises(UserError, match=f"--data={data}/train/val: no such folder"):
+        read("val", data / "train")
+    folder = read("val", data / "train", None).dataset
+    assert folder.split == "" and folder.classes == [f"class_{i}" for i in range(5)]
+
+    args = json.loads((run.parent / "args.json").read_text())
+    args["data"] |= {"val_path": None, "no_labels": True}
+    (run.parent / "args.json").write_text(json.dumps(args))
+    with pytest.raises(UserError, match="data.val_path: missing; give .*--data FOLDER"):
+        read("val")
+    for unlabelled in (read("val", None, None).dataset, read("val", data / "train", None).dataset):
+        assert len(unlabelled) == 20 and not unlabelled.labelled and unlabelled[0][1] == -1
+    assert read("val", None, None).dataset.split == "train"
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

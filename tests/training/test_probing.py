@@ -77,16 +77,15 @@ def test_what_the_file_says_counts(images: Path, checkpoint: Path) -> None:
     assert train.dataset[0][0].shape == val.dataset[0][0].shape == (3, 24, 24)
     assert list(cfg.data.augmentations.mean) == [0.5] * 3
     assert list(cfg.data.augmentations.std) == STD
-    assert train.dataset.source.rule.background == (0, 0, 0)
+    assert train.dataset.read.keywords["rule"].background == (0, 0, 0)
 
 
 def test_the_rule_of_reading_comes_from_the_run(images: Path, tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", images, data__background="#010203")
     path.parent.joinpath("args.json").touch()
     _, _, train, val = prepare_probe(probe_config(images, path))
-    assert train.dataset.source.rule.background == (1, 2, 3) == val.dataset.source.rule.background
-    loader: Any = image_loader(images / "val", read_checkpoint(path).config)
-    assert loader.dataset.source.rule.background == (1, 2, 3)
+    for loader in (train, val, image_loader(images / "val", read_checkpoint(path).config)):
+        assert loader.dataset.read.keywords["rule"].background == (1, 2, 3)
 
 
 def test_auto_augment_normalises_as_validation(images: Path, checkpoint: Path) -> None:
