@@ -29,7 +29,6 @@ def write_run(folder: Path, data: Path, method: str = "metamask", **changes: Any
     if method == "metamask":
         with torch.no_grad():
             model.mask.logits.normal_(std=3.0)
-        content["metamask"] = {"kind": "sigmoid"}
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(config)))
     torch.save(content, folder / "run.ckpt")
@@ -81,8 +80,7 @@ def write_backbone_run(
     if mask:
         logits = torch.randn(features.shape[1])
         logits[0] = -200.0  # as a sigmoid mask, 0 in float32
-        state["mask.logits"] = logits
-        raw["metamask"] = {"kind": "sigmoid"}
+        state |= {"mask.logits": logits, "mask._extra_state": torch.tensor(0)}  # sigmoid
         features = features * torch.sigmoid(logits)
     args: Any = OmegaConf.to_container(OmegaConf.merge(config, changes))
     folder.mkdir(parents=True)

@@ -1,17 +1,18 @@
-"""Writes checkpoints: of solo-learn's form, or as the model of another library."""
+"""Folded checkpoints: of solo-learn's form, or as the model of another library."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from metamask_solo.atomic_files import atomic_write
-from metamask_solo.checkpoints.reading import MASK_KEY, Checkpoint
+from metamask_solo.checkpoints.folding import fold_mask, random_images
+from metamask_solo.checkpoints.reading import Checkpoint, load_backbone
 from metamask_solo.data.datasets import FINGERPRINTS, write_fingerprints
 from metamask_solo.data.transforms import timm_image_config
 from metamask_solo.errors import UserError
@@ -31,21 +32,66 @@ TIMM_SIZES = {"vit": "_patch16_224", "swin": "_patch4_window7_224"}
 TOLERANCE = 1e-4  # of the largest feature, in single precision, after many layers
 
 
-def check_target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path, bool]:
-    """What is to be written, after making sure that nothing of value stands in its place.
+class Folded(NamedTuple):
+    """The file or folder that was written, mask entries in all, and floored ones."""
+
+    path: Path
+    dims: int
+    floored: int
+
+
+def fold_checkpoint(
+    path: str | Path, out: str | Path, form: str = "host", force: bool = False
+) -> Folded:
+    """Writes a checkpoint whose plain backbone computes the masked features.
+
+    ``host`` writes a solo-learn checkpoint, with its args.json beside it, in a folder that holds
+    no other: the layout that main_linear.py, main_knn.py and main_umap.py of solo-learn's GitHub
+    main read. Its mask is 1 in every dimension and stays so, hence the method's own features and
+    projections are those of before; heads and classifier are kept, optimiser states are not.
+
+    ``timm`` and ``torchvision`` write the library's own model, also of a checkpoint without a mask:
+    its features are compared with the backbone's on one batch before anything is written. A probe
+    or a fine-tuned model keeps its classifier; other models have none (``num_classes=0``, or
+    ``model.fc = nn.Identity()``). A folder is what ``timm.create_model("local-dir:OUT",
+    pretrained=True)`` opens, with any ``num_classes`` and ``in_chans``; a file is a bare state dict
+    for ``strict=True``. A ResNet of the CIFAR data sets fits a model whose ``conv1`` and
+    ``maxpool`` were replaced as solo-learn does it.
 
     Args:
-        source: the checkpoint that is read.
-        out: as the user says it; see :func:`metamask_solo.checkpoints.folding.fold_checkpoint`.
-        form: one of ``FORMS``.
-        force: whether files may be overwritten.
-
-    Returns:
-        A file, or a folder for timm; and whether it is such a folder.
+        path: a checkpoint, or the folder of its run.
+        out: the ending decides the format: ``.ckpt`` or a folder (``host``), ``.safetensors``,
+            ``.pt``, ``.pth``, ``.ckpt`` (the libraries), or a folder (``timm``). A folder is a name
+            without an ending, or one that ends in ``/``.
+        form: ``host``, ``timm`` or ``torchvision``.
+        force: whether to overwrite ``out``. The checkpoint at ``path`` never is.
 
     Raises:
-        UserError: no format goes with the ending, or something must not be overwritten.
+        UserError: the checkpoint has no mask or a folded one (``host``), the mask cannot be folded,
+            the library has no such model, or ``out`` cannot be written.
     """
+    backbone, checkpoint = load_backbone(path, masked=False)
+    assert checkpoint.config is not None  # load_backbone needs it
+    target, is_folder = _target(checkpoint.path, out, form, force)
+    if form == "host" and (checkpoint.folded or checkpoint.mask is None):
+        reason = "its mask is folded already" if checkpoint.folded else "has no mask to fold"
+        raise UserError(f"{checkpoint.path}: {reason} (method: {checkpoint.method})")
+    weights = checkpoint.backbone
+    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
+        backbone.double().load_state_dict(weights)  # they were rounded to float32
+    dims = floored = 0
+    if checkpoint.mask is not None and not checkpoint.folded:
+        dims = checkpoint.mask.numel()
+        floored = fold_mask(backbone, checkpoint.mask, checkpoint.config.backbone.name)
+    if form == "host":
+        _write_host(backbone, checkpoint, target)
+    else:
+        _write_library(form, backbone, checkpoint, target, is_folder)
+    return Folded(target, dims, floored)
+
+
+def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path, bool]:
+    """The file to write, or the folder for timm, and whether it is one; see fold_checkpoint."""
     if form not in FORMS:
         raise UserError(f"form={form}: allowed are {', '.join(FORMS)}")
     target = user_path(out)
@@ -77,11 +123,11 @@ def check_target(source: Path, out: str | Path, form: str, force: bool) -> tuple
     return target, is_folder and form == "timm"
 
 
-def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> None:
+def _write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> None:
     """Writes a checkpoint of solo-learn with a folded backbone and a mask of ones."""
-    rest = checkpoint.other_state()
-    mask = DimensionalMask(rest[MASK_KEY].numel(), "linear", dtype=torch.float32).state_dict()
-    rest |= {f"mask.{name}": value for name, value in mask.items()}
+    assert checkpoint.mask is not None  # what has none is refused
+    mask = DimensionalMask(checkpoint.mask.numel(), "linear", dtype=torch.float32).state_dict()
+    rest = checkpoint.rest | {f"mask.{name}": value for name, value in mask.items()}
     weights = {BACKBONE_PREFIX + name: value for name, value in backbone.state_dict().items()}
     content = {key: checkpoint.raw[key] for key in KEPT_PARTS if key in checkpoint.raw}
     content |= {"state_dict": rest | weights, "metamask": {"kind": "linear", "folded": True}}
@@ -96,26 +142,10 @@ def write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> Non
 
 
 @torch.no_grad()
-def write_library(
-    form: str,
-    backbone: nn.Module,
-    checkpoint: Checkpoint,
-    target: Path,
-    is_folder: bool,
-    images: Tensor,
+def _write_library(
+    form: str, backbone: nn.Module, checkpoint: Checkpoint, target: Path, is_folder: bool
 ) -> None:
-    """Writes the model of a library that gives what backbone and classifier give.
-
-    Args:
-        form: ``timm`` or ``torchvision``.
-        backbone: with the weights to write.
-        checkpoint: that they were read from.
-        target: from :func:`check_target`, and so is ``is_folder``.
-        images: what the model is tried on.
-
-    Raises:
-        UserError: the library has no such model, or its features are others.
-    """
+    """Writes a library's model that gives what backbone and classifier give, if there is one."""
     import timm
     import torchvision
 
@@ -145,14 +175,15 @@ def write_library(
         raise UserError(f"--{form}: has no model for solo-learn's {name}") from error
     state, whole = backbone.state_dict(), nn.Sequential(backbone)
     dtype = next(backbone.parameters()).dtype
+    images = random_images(backbone).to(dtype)
     if classifier is not None:
         head = _head(model) if form == "timm" else "fc"
         state |= {f"{head}.{part}": value for part, value in classifier.state_dict().items()}
         whole.append(classifier.to(dtype))
-    expected = whole(images.to(dtype))
+    expected = whole(images)
     try:
         model.load_state_dict(state)
-        off = (model.eval().to(dtype)(images.to(dtype)) - expected).abs().max()
+        off = (model.eval().to(dtype)(images) - expected).abs().max()
         off /= expected.abs().max().clamp(min=torch.finfo(dtype).tiny)  # may all be 0
     except RuntimeError as error:
         raise UserError(
@@ -191,8 +222,7 @@ def _classifier(checkpoint: Checkpoint) -> nn.Linear | None:
 
     A probe may divide the features by a number first.
     """
-    state = checkpoint.state_dict
-    config = checkpoint.config
+    state, config = checkpoint.rest, checkpoint.config
     if config is None or config.get("method") or "classifier.weight" not in state:
         return None
     weight = state["classifier.weight"] / state.get("classifier.scale", 1.0)

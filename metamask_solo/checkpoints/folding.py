@@ -6,14 +6,11 @@ are h ⊙ m, so that tools which know nothing of masks can use the result.
 """
 
 import copy
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metamask_solo.checkpoints.exporting import check_target, write_host, write_library
-from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.errors import UserError
 
 # Smallest and largest size of a mask entry that a ResNet's weights are multiplied and divided by.
@@ -31,65 +28,6 @@ FINAL_NORMS = {
     "poolformer": ("norm",),
     "wide_resnet": ("bn1",),
 }
-
-
-class Folded(NamedTuple):
-    """What :func:`fold_checkpoint` wrote: the file, mask entries in all, and floored ones."""
-
-    path: Path
-    dims: int
-    floored: int
-
-
-def fold_checkpoint(
-    path: str | Path, out: str | Path, form: str = "host", force: bool = False
-) -> Folded:
-    """Writes a checkpoint whose plain backbone computes the masked features.
-
-    ``host`` writes a solo-learn checkpoint, with its args.json beside it, in a folder that holds
-    no other: the layout that main_linear.py, main_knn.py and main_umap.py of solo-learn's GitHub
-    main read. Its mask is 1 in every dimension and stays so, hence the method's own features and
-    projections are those of before; heads and classifier are kept, optimiser states are not.
-
-    ``timm`` and ``torchvision`` write the library's own model, also of a checkpoint without a mask:
-    its features are compared with the backbone's on one batch before anything is written. A probe
-    or a fine-tuned model keeps its classifier; other models have none (``num_classes=0``, or
-    ``model.fc = nn.Identity()``). A folder is what ``timm.create_model("local-dir:OUT",
-    pretrained=True)`` opens, with any ``num_classes`` and ``in_chans``; a file is a bare state dict
-    for ``strict=True``. A ResNet of the CIFAR data sets fits a model whose ``conv1`` and
-    ``maxpool`` were replaced as solo-learn does it.
-
-    Args:
-        path: a checkpoint, or the folder of its run.
-        out: the ending decides the format: ``.ckpt`` or a folder (``host``), ``.safetensors``,
-            ``.pt``, ``.pth``, ``.ckpt`` (the libraries), or a folder (``timm``). A folder is a name
-            without an ending, or one that ends in ``/``.
-        form: ``host``, ``timm`` or ``torchvision``.
-        force: whether to overwrite ``out``. The checkpoint at ``path`` never is.
-
-    Raises:
-        UserError: the checkpoint has no mask or a folded one (``host``), the mask cannot be folded,
-            the library has no such model, or ``out`` cannot be written.
-    """
-    backbone, checkpoint = load_backbone(path, masked=False)
-    assert checkpoint.config is not None  # load_backbone needs it
-    target, is_folder = check_target(checkpoint.path, out, form, force)
-    if form == "host" and (checkpoint.folded or checkpoint.mask is None):
-        reason = "its mask is folded already" if checkpoint.folded else "has no mask to fold"
-        raise UserError(f"{checkpoint.path}: {reason} (method: {checkpoint.method})")
-    weights = checkpoint.backbone_state()
-    if any(tensor.dtype == torch.float64 for tensor in weights.values()):
-        backbone.double().load_state_dict(weights)  # they were rounded to float32
-    dims = floored = 0
-    if checkpoint.mask is not None and not checkpoint.folded:
-        dims = checkpoint.mask.numel()
-        floored = fold_mask(backbone, checkpoint.mask, checkpoint.config.backbone.name)
-    if form == "host":
-        write_host(backbone, checkpoint, target)
-    else:
-        images = random_images(backbone)
-        write_library(form, backbone, checkpoint, target, is_folder, images)
-    return Folded(target, dims, floored)
 
 
 def fold_mask(backbone: nn.Module, mask: Tensor, name: str, images: Tensor | None = None) -> int:
@@ -138,9 +76,7 @@ def fold_mask(backbone: nn.Module, mask: Tensor, name: str, images: Tensor | Non
         >>> fold_mask(backbone, torch.rand(512) + 0.1, "resnet18")
         0
     """
-    if not isinstance(mask, Tensor):
-        raise UserError(f"mask of type {type(mask).__name__}: must be a tensor of shape (D,)")
-    mask = mask.detach().to("cpu", torch.float64)  # some devices have no float64
+    mask = torch.as_tensor(mask).detach().to("cpu", torch.float64)  # some devices have none
     if mask.ndim != 1 or not torch.isfinite(mask).all() or mask.abs().max() > LARGEST:
         raise UserError(
             f"mask of shape {tuple(mask.shape)}: it must be one row of finite entries, "
@@ -171,14 +107,19 @@ def _prove(plain: nn.Module, mask: Tensor, name: str, images: Tensor | None) -> 
         )
     if not features.isfinite().all():
         raise UserError(f"backbone {name}: its features are not finite; the run diverged")
-    folded = copy.deepcopy(plain)
-    _fold(folded, mask, name)
-    off = (folded(images) - features * mask).abs()
-    if not (off <= features.abs().max() * (ROUNDING * mask.abs() + SMALLEST)).all():
+    folded, reason = copy.deepcopy(plain), ""
+    try:
+        _fold(folded, mask, name)
+        off = (folded(images) - features * mask).abs()
+        if not (off <= features.abs().max() * (ROUNDING * mask.abs() + SMALLEST)).all():
+            share = float(off.max() / (features * mask).abs().max())
+            reason = f"the features would be off by {share:.1e}"
+    except (AttributeError, RuntimeError) as error:  # no such layers
+        reason = str(error)
+    if reason:
         raise UserError(
-            f"backbone {name}: a mask cannot be folded into it, the features would be off by "
-            f"{float(off.max() / (features * mask).abs().max()):.1e}; its layers are not those "
-            "that the name stands for (its activation or its pooling, for instance)"
+            f"backbone {name}: a mask cannot be folded into it ({reason}); its layers are not "
+            "those that the name stands for (its activation or its pooling, for instance)"
         )
 
 
@@ -211,27 +152,18 @@ def _fold(backbone: nn.Module, mask: Tensor, name: str) -> int:
 
 
 def _fold_into_residual_stage(backbone: Any, mask: Tensor, name: str) -> int:
-    blocks = list(getattr(backbone, "layer4", []))
-    last_norms: list[Any] = [
-        getattr(block, "bn3", None) or getattr(block, "bn2", None) for block in blocks
-    ]
-    parts = ("conv1", "downsample")
-    if not blocks or None in last_norms or not all(hasattr(b, p) for b in blocks for p in parts):
-        raise UserError(
-            f"backbone {name}: a mask cannot be folded into it, because a "
-            f"{type(backbone).__name__} does not end in the blocks that the name stands for"
-        )
     closed = mask.abs() < SMALLEST
     _refuse_negative(mask.masked_fill(closed, 0.0), name, "ReLU")
     scale = mask.masked_fill(closed, 1.0)
-    for block, norm in zip(blocks, last_norms, strict=True):
-        _multiply(norm, scale)
+    for block in backbone.layer4:
+        last_norm = block.bn3 if hasattr(block, "bn3") else block.bn2
+        _multiply(last_norm, scale)
         if block.downsample is not None:
             _multiply(block.downsample[-1], scale)
         else:
             _multiply_parameter(block.conv1.weight, (1 / scale).view(1, -1, 1, 1))
     with torch.no_grad():
-        last_norms[-1].bias.masked_fill_(closed.to(last_norms[-1].bias.device), -LARGEST)
+        last_norm.bias.masked_fill_(closed.to(last_norm.bias.device), -LARGEST)
     return int(closed.sum())
 
 

@@ -34,8 +34,6 @@ PREFIXES = ("backbone.", "encoder.", MOCO_PREFIX)
 # what torch.compile, DataParallel, DDP and training scripts put in front
 WRAPPERS = ("_orig_mod", "module", "model")
 MASK_KEY, KIND_KEY = "mask.logits", "mask._extra_state"
-# how a probe or a fine-tuned model holds a backbone with its mask (MaskedBackbone)
-WRAPPED_PREFIX, WRAPPED_MASK = BACKBONE_PREFIX + "backbone.", BACKBONE_PREFIX + "mask."
 NODES = ("AnyNode", "BooleanNode", "FloatNode", "IntegerNode", "PathNode", "StringNode")
 # where releases of Lightning keep their AttributeDict
 LIGHTNINGS = (
@@ -53,7 +51,8 @@ class Checkpoint:
     Attributes:
         path: the file.
         config: the run's config from args.json beside it, or None.
-        state_dict: names, as this release of solo-learn has them, to parameters and buffers.
+        backbone: state of the plain backbone.
+        rest: state of all else, such as heads and classifier.
         method: name of the pretraining method, or None where there is no config.
         mask: the mask m, shape (D,), or None.
         raw: all that the file holds.
@@ -61,18 +60,11 @@ class Checkpoint:
 
     path: Path
     config: DictConfig | None
-    state_dict: dict[str, Tensor]
+    backbone: dict[str, Tensor]
+    rest: dict[str, Tensor]
     method: str | None
     mask: Tensor | None
     raw: dict[str, Any]
-
-    def backbone_state(self) -> dict[str, Tensor]:
-        """The state of the plain backbone, without the host's prefix."""
-        return _below(self.state_dict, BACKBONE_PREFIX)
-
-    def other_state(self) -> dict[str, Tensor]:
-        """The rest of the state: heads, classifier and mask."""
-        return {n: w for n, w in self.state_dict.items() if not n.startswith(BACKBONE_PREFIX)}
 
     @property
     def folded(self) -> bool:
@@ -93,34 +85,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     raw = load_raw(path)
     config = config_beside(path)
     method = (config.get("method") or config.get("pretrain_method")) if config else None
+    mask = None
     try:
-        state = _host_names(raw.get("state_dict"))
+        backbone, rest = _backbone_and_rest(raw.get("state_dict"))
+        if MASK_KEY in rest:
+            kinds = dict(enumerate(KINDS))
+            if (kind := kinds.get(int(rest.get(KIND_KEY, -1)))) is None:
+                raise ValueError(f"its mask is of no kind; {KIND_KEY} must be one of {kinds}")
+            mask = mask_from_logits(rest[MASK_KEY], kind)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    mask = None
-    if WRAPPED_MASK + "logits" in state:
-        # a probe holds its mask as it is multiplied with, whatever its kind was in pretraining
-        rest = {n: w for n, w in state.items() if not n.startswith(BACKBONE_PREFIX)}
-        rest |= {f"mask.{name}": w for name, w in _below(state, WRAPPED_MASK).items()}
-        backbone = _below(state, WRAPPED_PREFIX)
-        state = rest | {BACKBONE_PREFIX + name: w for name, w in backbone.items()}
-        mask = state[MASK_KEY]
-    elif MASK_KEY in state:
-        kind = raw.get("metamask", {}).get("kind")
-        kind = KINDS[int(state[KIND_KEY])] if KIND_KEY in state else kind
-        mask = mask_from_logits(state[MASK_KEY], kind)
-    return Checkpoint(path, config, state, method, mask, raw)
+    return Checkpoint(path, config, backbone, rest, method, mask, raw)
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): w for n, w in state.items() if n.startswith(prefix)}
-
-
-def _host_names(state: Any) -> dict[str, Tensor]:
-    """A state with the names of the installed solo-learn, without those of wrappers.
+def _backbone_and_rest(state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parts of a state, with names that no wrapper has lengthened.
 
     The backbone is what either release of solo-learn calls so, or MoCo's query encoder without the
-    projector that MoCo calls ``fc``.
+    projector that MoCo calls ``fc``. The mask that a probe has in its backbone is in the rest.
 
     Raises:
         ValueError: there is no backbone, or two networks may be it.
@@ -141,12 +123,19 @@ def _host_names(state: Any) -> dict[str, Tensor]:
             f"holds two networks that may be the backbone, {prefixes[0]}* and {prefixes[1]}*; keep "
             "one of them in its state_dict"
         )
-    prefix = prefixes[0]
-    backbone = _below(plain, prefix)
-    if prefix == MOCO_PREFIX:
-        backbone = {n: w for n, w in backbone.items() if not n.startswith(MOCO_PROJECTOR)}
-    rest = {name: w for name, w in plain.items() if not name.startswith(prefix)}
-    return rest | {BACKBONE_PREFIX + name: tensor for name, tensor in backbone.items()}
+    backbone, rest = _parted(plain, prefixes[0])
+    if prefixes[0] == MOCO_PREFIX:
+        _, backbone = _parted(backbone, MOCO_PROJECTOR)
+    if MASK_KEY in backbone:  # of a MaskedBackbone
+        backbone, mask = _parted(backbone, "backbone.")
+        rest |= mask
+    return backbone, rest
+
+
+def _parted(state: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What has a prefix, without it, and what has not."""
+    inner = {n.removeprefix(prefix): w for n, w in state.items() if n.startswith(prefix)}
+    return inner, {n: w for n, w in state.items() if not n.startswith(prefix)}
 
 
 def _without_wrappers(name: str) -> str:
@@ -232,16 +221,14 @@ def config_beside(path: str | Path) -> DictConfig | None:
         return None
     try:
         content = json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds {json.dumps(content)[:20]}, and no settings of a run")
-    if "backbone" not in content:
-        return None
-    for section, key in (("backbone", "name"), ("data", "dataset")):
-        part = content.get(section)
-        if not isinstance(part, dict) or not isinstance(part.get(key), str):
-            raise UserError(f"{file}: {section}.{key} is missing; the file is damaged, or no run's")
+        if isinstance(content, dict) and "backbone" not in content:
+            return None
+        names = (content["backbone"]["name"], content["data"]["dataset"])
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"no names: {names}")
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{file}: damaged, or not the settings of a run ({reason})") from error
     return OmegaConf.create(content)
 
 
@@ -277,7 +264,7 @@ def load_backbone(
     if masked and checkpoint.mask is None:
         raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
     check_backbone_name(config)
-    state = checkpoint.backbone_state()
+    state = checkpoint.backbone
     if str(config.backbone.name).startswith("resnet") and (stem := stem_of(state)):
         # the weights know it best: a probe's config, or another data set, need not tell of it
         config = OmegaConf.merge(config, {"backbone": {"stem": stem}})  # type: ignore[assignment]
@@ -316,8 +303,9 @@ def load_projector(path: str | Path, masked: bool | None = None) -> tuple[nn.Mod
     if checkpoint.method not in METHODS:
         raise UserError(f"{checkpoint.path}: method {checkpoint.method} is unknown here")
     model = build_method(checkpoint.config.copy())
+    state = {BACKBONE_PREFIX + name: weight for name, weight in checkpoint.backbone.items()}
     try:
-        missing = model.load_state_dict(checkpoint.state_dict, strict=False).missing_keys
+        missing = model.load_state_dict(checkpoint.rest | state, strict=False).missing_keys
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{checkpoint.path}: does not fit its args.json: {reason}") from error

@@ -6,7 +6,7 @@ from metamask_solo.commands.options import command_parser
 
 
 def main(argv: list[str]) -> int:
-    """Writes a folded checkpoint; see :func:`metamask_solo.checkpoints.folding.fold_checkpoint`.
+    """Writes a folded checkpoint; see :func:`metamask_solo.checkpoints.exporting.fold_checkpoint`.
 
     Raises:
         UserError: the checkpoint cannot be folded, or OUT cannot be written.
@@ -33,8 +33,7 @@ def main(argv: list[str]) -> int:
     add("--force", action="store_true", help="overwrite OUT")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.checkpoints.exporting import CONFIG
-    from metamask_solo.checkpoints.folding import fold_checkpoint
+    from metamask_solo.checkpoints.exporting import CONFIG, fold_checkpoint
     from metamask_solo.training.endings import print_ending
 
     form = arguments.form or "host"

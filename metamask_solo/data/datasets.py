@@ -60,11 +60,8 @@ class Images(Dataset[Any]):
     Attributes:
         samples: path and label of each image, or its number where it has no file; −1 for no label.
         read: from a path or number to an 8-bit RGB image.
-        classes: names of the classes, printable.
         root: the folder; empty for other data sets.
         notes: what was left out or is doubtful, in sentences.
-        transform: of an image; None for none.
-        with_index: for pretraining.
         split: which images these are, for titles: ``train``, ``val`` or nothing.
         labelled: whether every image has a label.
 
@@ -278,7 +275,8 @@ def _doubts_of_classes(
     if len(classes) == 1:
         notes.append(f"only 1 class ({classes[0]}), so every accuracy is 100 %")
     # a class, or a class and a folder in it; one folder "images" in each is usual, several are not
-    tops = {tuple(os.path.relpath(f, root).split(os.sep)[:2]) for label, f, _ in images if label}
+    folders = {folder for label, folder, _ in images if label}
+    tops = {tuple(os.path.relpath(folder, root).split(os.sep)[:2]) for folder in folders}
     several = [name for name, n in Counter(top[0] for top in tops).items() if n > 1]
     if several and all(len(top) == 2 for top in tops):
         notes.append(

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from metamask_solo.checkpoints.folding import fold_checkpoint
+from metamask_solo.checkpoints.exporting import fold_checkpoint
 from metamask_solo.data.datasets import pair_notes, say
 from metamask_solo.data.loaders import (
     classification_dataset,

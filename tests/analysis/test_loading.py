@@ -19,7 +19,7 @@ from metamask_solo.errors import UserError
 
 
 def checkpoint(path: str = "a/last.ckpt", config: Any = None, **fields: Any) -> Checkpoint:
-    known = {"state_dict": {}, "method": None, "mask": None, "raw": {}} | fields
+    known = {"backbone": {}, "rest": {}, "method": None, "mask": None, "raw": {}} | fields
     config = None if config is None else OmegaConf.create(config)
     return Checkpoint(path=Path(path), config=config, **known)
 

@@ -19,8 +19,8 @@ from checkpoints_of_runs import (
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from metamask_solo.checkpoints.folding import fold_checkpoint, fold_mask
-from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.checkpoints.exporting import fold_checkpoint
+from metamask_solo.checkpoints.folding import fold_mask
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     BACKBONE_PREFIX,
@@ -175,20 +175,16 @@ def test_what_cannot_be_folded_is_refused_and_left_alone(
 
 
 def test_a_backbone_under_the_name_of_another_is_refused() -> None:
-    with pytest.raises(UserError, match="backbone resnet18: a mask cannot be folded.*blocks"):
+    with pytest.raises(UserError, match="backbone resnet18: a mask cannot be folded.*not those"):
         fold_mask(timm.create_model("regnetx_002", num_classes=0), torch.ones(368), "resnet18")
     with pytest.raises(UserError, match="no way to fold a mask into it is known"):
         fold_mask(nn.Flatten(), torch.ones(3 * 64 * 64), "pixels")
     with pytest.raises(UserError, match="float16"):
         fold_mask(shallow_backbone("resnet18").half(), torch.ones(512), "resnet18")
-
-
-def test_a_fold_can_be_tried_on_images_of_ones_own() -> None:
-    backbone = timm.create_model("resnet18", num_classes=0, in_chans=1).eval()
-    images = torch.randn(1, 1, 32, 32)
-    assert fold_mask(backbone, torch.rand(512) + 0.1, "resnet18", images) == 0
+    grey = timm.create_model("resnet18", num_classes=0, in_chans=1).eval()
+    assert fold_mask(grey, torch.rand(512) + 0.1, "resnet18", torch.randn(1, 1, 32, 32)) == 0
     with pytest.raises(UserError, match=r"images of shape \(1, 3, 32, 32\).*images="):
-        fold_mask(backbone, torch.rand(512), "resnet18", torch.randn(1, 3, 32, 32))
+        fold_mask(grey, torch.rand(512), "resnet18", torch.randn(1, 3, 32, 32))
 
 
 def test_a_mask_of_ones_changes_no_bit() -> None:
@@ -238,6 +234,10 @@ def test_training_mode_low_precision_and_flushed_numbers_have_the_masked_feature
 # ---- checkpoints
 
 
+def plain_weights(state: dict[str, Tensor], prefix: str = BACKBONE_PREFIX) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): w for name, w in state.items() if name.startswith(prefix)}
+
+
 def load_as_the_host_does(path: Path) -> Any:
     """As main_knn.py and main_umap.py of GitHub main load a method."""
     config = OmegaConf.create(json.loads((path.parent / "args.json").read_text()))
@@ -253,7 +253,8 @@ def test_a_folded_checkpoint_serves_the_hosts_tools(images: Path, tmp_path: Path
     path = write_run(tmp_path / "run", images)
     raw = torch.load(path, weights_only=True)
     raw["state_dict"]["mask.logits"][7] = -200.0
-    raw["metamask"]["history"] = {"step": torch.tensor([0, 12]), "mask": torch.rand(2, 512)}
+    history = {"step": torch.tensor([0, 12]), "mask": torch.rand(2, 512)}
+    raw["metamask"] = {"kind": "sigmoid", "history": history}
     torch.save(raw | {"optimizer_states": [], "pytorch-lightning_version": "2.6.0"}, path)
     before = load_as_the_host_does(path)
 
@@ -269,13 +270,9 @@ def test_a_folded_checkpoint_serves_the_hosts_tools(images: Path, tmp_path: Path
         torch.testing.assert_close(actual[key], expected[key], rtol=1e-3, atol=1e-4)
     # as main_linear.py loads it: the backbone's keys alone, unknown ones dropped without a word
     content = torch.load(folded.path, weights_only=True)
-    state = {
-        key.removeprefix(BACKBONE_PREFIX): value
-        for key, value in content["state_dict"].items()
-        if key.startswith(BACKBONE_PREFIX)
-    }
     config = OmegaConf.create(json.loads((path.parent / "args.json").read_text()))
     backbone = build_backbone(config).eval()
+    state = plain_weights(content["state_dict"])
     assert backbone.load_state_dict(state, strict=False) == ([], [])
     torch.testing.assert_close(features_of(backbone, x), expected["feats"], rtol=1e-3, atol=1e-4)
 
@@ -296,36 +293,15 @@ def test_a_checkpoint_in_double_precision_and_of_the_other_release(tmp_path: Pat
     path, x, _ = write_backbone_run(tmp_path / "run", "resnet18")
     raw = torch.load(path, weights_only=True)
     prefix = {"encoder.": "backbone.", "backbone.": "encoder."}[BACKBONE_PREFIX]
-    state = {
-        name.replace(BACKBONE_PREFIX, prefix): value.double()
-        if value.is_floating_point()
-        else value
-        for name, value in raw["state_dict"].items()
-    }
+    state = {n.replace(BACKBONE_PREFIX, prefix): w for n, w in raw["state_dict"].items()}
+    state = {name: w.double() if w.is_floating_point() else w for name, w in state.items()}
     state[f"{prefix}layer4.1.bn2.weight"] += 1e-12  # lost in float32
     torch.save(raw | {"state_dict": state}, path)
-    weights = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
     backbone = build_backbone(backbone_config("resnet18")).double().eval()
-    backbone.load_state_dict(weights)
+    backbone.load_state_dict(plain_weights(state, prefix))
     expected = features_of(backbone, x.double()) * torch.sigmoid(state["mask.logits"])
 
     folded = torch.load(fold_checkpoint(path, tmp_path / "out").path, weights_only=True)
-    backbone.load_state_dict(
-        {
-            name.removeprefix(BACKBONE_PREFIX): value
-            for name, value in folded["state_dict"].items()
-            if name.startswith(BACKBONE_PREFIX)
-        }
-    )
+    backbone.load_state_dict(plain_weights(folded["state_dict"]))
     error = features_of(backbone, x.double()) - expected
     assert error.abs().max() <= 1e-13 * expected.abs().max()
-
-
-def test_a_linear_mask_folds_with_its_signs(tmp_path: Path) -> None:
-    path, x, _ = write_backbone_run(tmp_path / "run", "vit_tiny")
-    raw = torch.load(path, weights_only=True)
-    raw["state_dict"]["mask.logits"] = torch.randn(192)
-    torch.save(raw | {"metamask": {"kind": "linear"}}, path)
-    masked = features_of(load_backbone(path, masked=True)[0], x)
-    folded, _ = load_backbone(fold_checkpoint(path, tmp_path / "out/mine.ckpt").path, masked=False)
-    torch.testing.assert_close(features_of(folded, x), masked, rtol=1e-4, atol=1e-4)

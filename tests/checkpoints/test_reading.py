@@ -19,17 +19,14 @@ from metamask_solo.checkpoints.reading import LIGHTNINGS, load_backbone, load_ra
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
 
-CONFIG = {"method": "simclr", "backbone": {"name": "resnet18"}, "data": {"dataset": "custom"}}
-
 
 @pytest.fixture
 def run(images: Path, tmp_path: Path) -> Path:
     return write_run(tmp_path / "simclr", images, "simclr")
 
 
-def save(path: Path, **changes: Any) -> Path:
+def save(path: Path, **changes: Any) -> None:
     torch.save({**load_raw(path), **changes}, path)
-    return path
 
 
 def weights_of(path: Path, **settings: Any) -> dict[str, torch.Tensor]:
@@ -56,18 +53,12 @@ def test_names_of_either_release_of_moco_and_of_wrappers_are_read(run: Path) -> 
         read = weights_of(run)
         assert read.keys() == wanted.keys()
         assert all(torch.equal(read[name], wanted[name]) for name in wanted)
-
-
-def test_two_networks_are_named_and_none_is_taken(run: Path) -> None:
-    state = load_raw(run)["state_dict"]
     for second in {"backbone.", "encoder.", "encoder_q.", "module.backbone.", "module.encoder."}:
-        if second == BACKBONE_PREFIX:
-            continue
-        others = {name: w + 1 for name, w in renamed(state, second).items()}
-        save(run, state_dict={**state, **others})
-        with pytest.raises(UserError, match="twice|two networks") as caught:
-            load_backbone(run)
-        assert BACKBONE_PREFIX in str(caught.value) and second.split(".")[-2] in str(caught.value)
+        if second != BACKBONE_PREFIX:  # two networks are named, and none is taken
+            save(run, state_dict={**state, **renamed(state, second)})
+            with pytest.raises(UserError, match="twice|two networks") as caught:
+                load_backbone(run)
+            assert all(p in str(caught.value) for p in (BACKBONE_PREFIX, second.split(".")[-2]))
 
 
 def test_mocos_own_file_is_read(tmp_path: Path) -> None:
@@ -78,9 +69,7 @@ def test_mocos_own_file_is_read(tmp_path: Path) -> None:
         weights |= {"fc.0.weight": torch.randn(512, 512), "fc.2.weight": torch.randn(128, 512)}
         state |= {f"module.encoder_{network}.{name}": w for name, w in weights.items()}
     state["module.queue"] = torch.randn(128, 16)
-    optimizer = {"state": {}, "param_groups": [{"lr": 0.03}]}
-    content = {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": optimizer}
-    torch.save(content, tmp_path / "moco.pth.tar")
+    torch.save({"epoch": 200, "arch": "resnet18", "state_dict": state}, tmp_path / "moco.pth.tar")
     read = weights_of(tmp_path / "moco.pth.tar", config={"backbone": {"name": "resnet18"}})
     assert all(torch.equal(read[name], w) for name, w in backbone.state_dict().items())
 
@@ -88,14 +77,15 @@ def test_mocos_own_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (None, "args.json: missing"),
+        (None, "args.json: missing; it names the backbone"),
         ({"backbone": "resnet18"}, "backbone.name=None"),
         ({"backbone": {"name": "alexnet"}}, "backbone.name=alexnet"),
         ({"backbone": {"name": "resnet50"}}, "does not fit; first difference at layer1.0.conv1"),
     ],
 )
 def test_a_config_of_the_callers(run: Path, config: Any, words: str) -> None:
-    (run.parent / "args.json").unlink()
+    flat = {"encoder": "resnet18"}  # what scripts of 1.0.2 write, which is no config
+    (run.parent / "args.json").write_text(json.dumps(flat))
     backbone, _ = load_backbone(run, config={"backbone": {"name": "resnet18"}})
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, 512)
     with pytest.raises(UserError, match=words):
@@ -115,7 +105,16 @@ def test_a_damaged_config_is_one_line(run: Path, capsys: pytest.CaptureFixture[s
             assert "args.json: " in line
 
 
-def test_containers_of_settings_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Evil:
+    """What must never be called."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("false",)
+
+
+def test_containers_of_settings_are_read_and_code_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {"a": 1, "b": [0.5, True, "x", None], "c": {"d": {"e": [1, {"f": 2}]}}}
     save(run, hyper_parameters=OmegaConf.create(config), plain={"cfg": OmegaConf.create([1, 2])})
     assert OmegaConf.to_container(load_raw(run)["hyper_parameters"]) == config
@@ -129,16 +128,6 @@ def test_containers_of_settings_are_read(run: Path, monkeypatch: pytest.MonkeyPa
             save(run, hyper_parameters=kind(lr=0.1))
         assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
     load_backbone(run)
-
-
-class Evil:
-    """What must never be called."""
-
-    def __reduce__(self) -> Any:
-        return os.system, ("false",)
-
-
-def test_what_could_run_code_is_named(run: Path) -> None:
     save(run, more=Evil())
     with pytest.raises(UserError, match=r"other than tensors and plain data \(\w+\.system\)"):
         load_raw(run)
@@ -147,23 +136,26 @@ def test_what_could_run_code_is_named(run: Path) -> None:
 def test_a_mask_without_a_kind_is_not_guessed(images: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", images)
     state = load_raw(run)["state_dict"]
-    save(run, metamask={})
-    assert load_backbone(run)[1].mask is not None  # the state says it, too
-    save(run, state_dict={name: w for name, w in state.items() if name != "mask._extra_state"})
-    with pytest.raises(UserError, match="kind=None: allowed are sigmoid, linear"):
+    assert torch.equal(load_backbone(run)[1].mask, torch.sigmoid(state["mask.logits"]))
+    state["mask._extra_state"] += 1
+    save(run, state_dict=state)
+    assert torch.equal(load_backbone(run)[1].mask, state["mask.logits"])  # linear
+    del state["mask._extra_state"]
+    save(run, state_dict=state)
+    with pytest.raises(UserError, match="its mask is of no kind; mask._extra_state must be one of"):
         load_backbone(run)
 
 
-def test_the_newest_has_the_most_steps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_newest_has_the_most_steps(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     later = run.with_name("a-later.ckpt")
     torch.save({**load_raw(run), "global_step": 7}, later)
     os.utime(later, (1, 1))  # copied, with another time
     run.with_name("damaged.ckpt").write_bytes(b"damaged")
     assert newest_whole(run.parent) == later
     assert "skipped: " in capsys.readouterr().out
-
-
-def test_a_folder_above_says_where_checkpoints_are(run: Path, tmp_path: Path) -> None:
+    # a folder above says where checkpoints are
     deep = tmp_path / "benchmark" / "seed-0" / "training" / "simclr"
     deep.mkdir(parents=True)
     with pytest.raises(UserError, match=r"no whole checkpoint \(\*\.ckpt\)$"):
@@ -171,9 +163,3 @@ def test_a_folder_above_says_where_checkpoints_are(run: Path, tmp_path: Path) ->
     os.link(run, deep / "last.ckpt")
     with pytest.raises(UserError, match=f"no whole checkpoint .*; look in {deep}$"):
         newest_whole(deep.parents[1])
-
-
-def test_the_flat_settings_of_the_old_releases_scripts_are_none(run: Path) -> None:
-    (run.parent / "args.json").write_text(json.dumps({"encoder": "resnet18"}))
-    with pytest.raises(UserError, match="args.json: missing; it names the backbone"):
-        load_backbone(run)

@@ -12,7 +12,7 @@ from checkpoints_of_runs import write_run
 from runs import pretrain_config, train, write_images
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints import folding
+from metamask_solo.checkpoints import exporting
 from metamask_solo.checkpoints.reading import load_backbone, load_raw, read_checkpoint
 from metamask_solo.hosts import pl
 
@@ -87,7 +87,7 @@ def test_its_features_are_those_of_the_trained_model(written: Path, pretrained: 
     # the mask is that of the pretraining; fine-tuning changes all weights, a probe none
     before = read_checkpoint(pretrained)
     torch.testing.assert_close(mask, before.mask, rtol=0, atol=0)
-    for name, weight in before.backbone_state().items():
+    for name, weight in before.backbone.items():
         if name.endswith(("weight", "running_mean")):
             assert torch.equal(weights[name], weight) != checkpoint.config.finetune, name
 
@@ -131,7 +131,6 @@ def test_features_of_any_scale_train_alike_and_a_diverged_probe_says_so(
     for scale in (0.01, 100.0):
         checkpoint = write_run(tmp_path / f"{scale}", images, method_kwargs__mask__kind="linear")
         raw = torch.load(checkpoint)
-        raw["metamask"]["kind"] = "linear"
         raw["state_dict"]["mask.logits"].fill_(scale)
         torch.save(raw, checkpoint)
         overrides = [*small(checkpoint, images, tmp_path / "out"), "max_epochs=4"]
@@ -170,8 +169,8 @@ def test_images_that_a_checkpoint_was_trained_on_are_said(
             copy = mixed / "val" / image.parent.name / f"{split}-{image.name}"
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(image, copy)
-    monkeypatch.setattr(folding, "fold_mask", lambda *_: 0)  # the small network takes none
-    folded = folding.fold_checkpoint(stopped, tmp_path / "folded").path
+    monkeypatch.setattr(exporting, "fold_mask", lambda *_: 0)  # the small network takes none
+    folded = exporting.fold_checkpoint(stopped, tmp_path / "folded").path
     own = [f"data.train_path={images / 'val'}", f"data.val_path={images / 'train'}"]
     own.append("optimizer.batch_size=10")
     assert run("linear", "digits", *small(stopped.parent, images, tmp_path), *own) == 0

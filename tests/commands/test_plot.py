@@ -34,8 +34,9 @@ def write_run(
     if mask:
         masks = torch.stack([torch.full((8,), 0.5), torch.linspace(0.49, 0.52, 8)])
         state = {"backbone.weight": torch.ones(1), "mask.logits": torch.zeros(8)}
+        state["mask._extra_state"] = torch.tensor(0)  # sigmoid
         history = {"step": torch.tensor([0, 9]), "mask": masks}
-        raw = {"state_dict": state, "metamask": {"kind": "sigmoid", "history": history}}
+        raw = {"state_dict": state, "metamask": {"history": history}}
         torch.save(raw, folder / "last.ckpt")
     return folder
 

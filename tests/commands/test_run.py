@@ -15,7 +15,7 @@ import torch
 from checkpoints_of_runs import write_run
 from runs import pretrain_config, train
 
-from metamask_solo.checkpoints.folding import fold_checkpoint
+from metamask_solo.checkpoints.exporting import fold_checkpoint
 from metamask_solo.commands import run
 from metamask_solo.hosts import pl
 

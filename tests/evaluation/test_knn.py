@@ -1,4 +1,4 @@
-"""Nearest-neighbour accuracy, against a plain computation of the same vote and scikit-learn's."""
+"""Nearest-neighbour accuracy, against a plain computation of the same vote."""
 
 from typing import Any
 
@@ -55,20 +55,6 @@ def test_it_is_the_weighted_vote(k: int, distance: str, temperature: float) -> N
     assert top1.tolist() == expected_top1
     if k >= 20:  # with few neighbours most classes tie with no vote at all
         assert top5.tolist() == expected_top5
-
-
-@pytest.mark.parametrize(("k", "temperature"), [(1, 1.0), (7, 0.05), (30, 1.0)])
-def test_it_is_scikit_learns_weighted_neighbours(k: int, temperature: float) -> None:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    features = make_features(seed=3)
-    train, train_labels, val, val_labels = (part.numpy() for part in features)
-    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, val)]
-    peer = KNeighborsClassifier(
-        k, weights=lambda far: np.exp((1 - far**2 / 2) / temperature), algorithm="brute"
-    ).fit(unit[0], train_labels)
-    hits = knn_hits(*features, k=k, temperature=temperature)[0]
-    assert hits.tolist() == (peer.predict(unit[1]) == val_labels).tolist()
 
 
 def test_labels_may_be_any_integers_and_classes_missing_from_either_side() -> None:

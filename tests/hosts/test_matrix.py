@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from runs import pretrain_config, train
 
 from metamask_solo import hosts
-from metamask_solo.checkpoints.folding import fold_checkpoint
+from metamask_solo.checkpoints.exporting import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone, load_raw
 from metamask_solo.errors import RunStopped, UserError
 

@@ -9,7 +9,7 @@ from checkpoints_of_runs import write_run
 from runs import pretrain_config
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints.folding import fold_checkpoint
+from metamask_solo.checkpoints.exporting import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import build_method, complete_pretrain_config
