@@ -48,7 +48,7 @@ def _is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
-@dataclass
+@dataclass(eq=False)
 class Images(Dataset[Any]):
     """Images of a folder or of one of torchvision's data sets, and what a transform makes of them.
 

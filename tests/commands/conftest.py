@@ -8,7 +8,7 @@ from checkpoints_of_runs import write_run
 from matplotlib.figure import Figure
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints.folding import fold_checkpoint
+from metamask_solo.checkpoints.exporting import fold_checkpoint
 
 
 @pytest.fixture(scope="session")
