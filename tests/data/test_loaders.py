@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 from omegaconf import DictConfig, OmegaConf
-from runs import pretrain_config, train, write_images
+from runs import pretrain_config, write_images
 from sklearn.model_selection import train_test_split
 from torchvision.datasets import STL10
 
@@ -22,7 +22,6 @@ from metamask_solo.data.loaders import (
     pretrain_dataset,
 )
 from metamask_solo.errors import UserError
-from metamask_solo.training.resume import read_metrics
 
 
 def size_of(image: Any) -> torch.Tensor:
@@ -145,14 +144,6 @@ def test_unlabelled_images_are_read_with_the_labelled_ones(stl10: Path) -> None:
     val = classification_dataset(cfg, "val", size_of)
     assert len(val) == TESTS and val[3][0].tolist() == [96, 96] and val[3][1] == 3
     assert val.files[3] == "3" and val.notes == []
-
-
-@pytest.mark.slow
-def test_a_run_on_stl10_learns_from_both(stl10: Path, tmp_path: Path) -> None:
-    cfg = packed("stl10", stl10)
-    cfg.checkpoint.dir, cfg.log_every_n_steps = str(tmp_path / "runs"), 1
-    model, result = train(cfg, small=True)
-    assert model.global_step == 9 and "train_acc1" not in read_metrics(result.folder)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "stl10"])
