@@ -165,20 +165,23 @@ def _by_clearness(lines: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _effects(family: pd.DataFrame) -> Iterator[str]:
     for (method, baseline), lines in family.groupby(["method", "baseline"], sort=False):
-        for part, verb in zip(
-            _by_clearness(lines),
-            ("is clearly better than", "is clearly worse than", "does not clearly differ from"),
-            strict=True,
-        ):
-            values = [f"{row.difference:+.2f} in {NAMES[row.measure]}" for row in part.itertuples()]
-            if not values:
-                continue
-            sentence = f"{method} {verb} {baseline}: {_list(values)}."
-            if "differ" in verb:
-                gains = _list([f"{max(high, 0):.1f}" for high in part.high])
-                losses = _list([f"{max(-low, 0):.1f}" for low in part.low])
-                sentence += f" Gains above {gains} and losses above {losses} are excluded."
-            yield sentence
+        better, worse, rest = _by_clearness(lines)
+        for word, clear in (("better", better), ("worse", worse)):
+            if len(clear):
+                yield f"{method} is clearly {word} than {baseline}: {_values(clear)}."
+        if len(rest):
+            gains = _list([f"{max(high, 0):.1f}" for high in rest.high])
+            losses = _list([f"{max(-low, 0):.1f}" for low in rest.low])
+            yield (
+                f"{method} does not clearly differ from {baseline}: {_values(rest)}. Gains above "
+                f"{gains} and losses above {losses} are excluded."
+            )
+
+
+def _values(lines: pd.DataFrame) -> str:
+    return _list(
+        [f"{line.difference:+.2f} in {NAMES[line.measure]}" for line in lines.itertuples()]
+    )
 
 
 def _masks(trained: pd.DataFrame) -> Iterator[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -28,7 +29,12 @@ from metamask_solo.benchmark.schema import (
 )
 from metamask_solo.data.datasets import Images
 from metamask_solo.data.digits import VARIANTS, write_dataset
-from metamask_solo.data.loaders import classification_datasets, is_folder, pretrain_dataset
+from metamask_solo.data.loaders import (
+    PACKED,
+    classification_datasets,
+    is_folder,
+    pretrain_dataset,
+)
 from metamask_solo.data.split import SPLITS, split_folder
 from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import UserError
@@ -46,12 +52,6 @@ from metamask_solo.training.resume import run_identity
 from metamask_solo.training.trainer import quiet
 
 JOB = "metamask_solo_benchmark_job"
-# folder that torchvision's copy of a data set is in
-TORCHVISION = {
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-    "stl10": "stl10_binary",
-}
 # of every run
 EVERY_RUN = {
     "checkpoint.enabled": True,
@@ -272,10 +272,11 @@ def _identity(cfg: DictConfig, benchmark: BenchmarkFile, data: Folders | None) -
     if data is not None:
         paths = data.model_dump(include={"train_path", "val_path"})
         cfg.data.update({**paths, **({"no_labels": True} if data.no_labels else {})})
-        if cfg.data.dataset in TORCHVISION:
+        if cfg.data.dataset in PACKED:
             # torchvision's files have their own reader; anything else is read as class folders
-            packed = [Path(p, TORCHVISION[cfg.data.dataset]).is_dir() for p in paths.values() if p]
-            cfg.data.dataset = cfg.data.dataset if all(packed) else "custom"
+            files = getattr(torchvision.datasets, cfg.data.dataset.upper()).base_folder
+            packed = all(Path(path, files).is_dir() for path in paths.values() if path)
+            cfg.data.dataset = cfg.data.dataset if packed else "custom"
     checked = read_pretraining_config(cfg)
     unlabelled = checked.data.get("val_path") is None or checked.data.get("no_labels", False)
     if unlabelled and not benchmark.without_labels:

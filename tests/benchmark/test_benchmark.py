@@ -154,7 +154,7 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     try:
         wait_for(lambda: [*parts.rglob("*ep=1.ckpt"), *parts.rglob("*ep=2.ckpt")], 300)
         stopped.terminate()  # the command alone, which passes it on
-        assert stopped.wait(60) == 128 + signal.SIGTERM
+        assert stopped.wait(300) == 128 + signal.SIGTERM
     finally:
         with suppress(ProcessLookupError):
             os.killpg(stopped.pid, signal.SIGKILL)
