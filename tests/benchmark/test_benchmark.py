@@ -122,15 +122,6 @@ def test_without_labels_rankme_is_compared_and_called_no_accuracy(
     assert 1 < float(random["rankme"]) <= 16
 
 
-def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise TimeoutError
-
-
 @pytest.mark.resume
 def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     benchmark_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +143,9 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     with output.open("w") as stream:
         stopped = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
     try:
-        wait_for(lambda: [*parts.rglob("*ep=1.ckpt"), *parts.rglob("*ep=2.ckpt")], 300)
+        while not [*parts.rglob("*ep=1.ckpt"), *parts.rglob("*ep=2.ckpt")]:
+            assert stopped.poll() is None, output.read_text()
+            time.sleep(0.05)
         stopped.terminate()  # the command alone, which passes it on
         assert stopped.wait(300) == 128 + signal.SIGTERM
     finally:
