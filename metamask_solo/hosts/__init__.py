@@ -10,6 +10,7 @@ Attributes:
     OPTIMIZERS: value of ``optimizer.name`` to the class.
     BACKBONE_PREFIX: what the keys of a backbone begin with in a checkpoint.
     CLASSES: number of classes of the built-in data sets.
+    SMALL_CROPS: methods that take crops of a second size.
     PluginMethod: the class to derive a method of one's own from.
     pl: the Lightning that this release imports.
 
@@ -42,53 +43,19 @@ with warnings.catch_warnings():
     else:
         from metamask_solo.hosts import solo_1_0_2 as host
 
-RELEASE: str = host.RELEASE
-METHODS: dict[str, Any] = host.METHODS
-OPTIMIZERS: dict[str, Any] = host.OPTIMIZERS
-BACKBONE_PREFIX: str = host.BACKBONE_PREFIX
-CLASSES: dict[str, int] = host.CLASSES
-SMALL_CROPS: tuple[str, ...] = host.SMALL_CROPS
-PluginMethod = host.PluginMethod
-pl = host.pl
-backbone_names = host.backbone_names
-build_backbone = host.build_backbone
-build_linear = host.build_linear
-build_method = host.build_method
-complete_linear_config = host.complete_linear_config
-complete_pretrain_config = host.complete_pretrain_config
-dataset_transforms = host.dataset_transforms
-pretrain_transform = host.pretrain_transform
-setting_names = host.setting_names
+
+def __getattr__(name: str) -> Any:
+    """The names of the release."""
+    return getattr(host, name)
 
 
 def trainable_methods() -> list[str]:
     """The values that ``method`` may have."""
-    return sorted(METHODS.keys() - {"base", "linear"})
+    return sorted(host.METHODS.keys() - {"base", "linear"})
 
 
 # these need the names above
 from metamask_solo.hosts.faults import refuse_known_faults  # noqa: E402
 from metamask_solo.hosts.state import HostState  # noqa: E402
 
-__all__ = [
-    "BACKBONE_PREFIX",
-    "CLASSES",
-    "METHODS",
-    "OPTIMIZERS",
-    "RELEASE",
-    "SMALL_CROPS",
-    "HostState",
-    "PluginMethod",
-    "backbone_names",
-    "build_backbone",
-    "build_linear",
-    "build_method",
-    "complete_linear_config",
-    "complete_pretrain_config",
-    "dataset_transforms",
-    "pl",
-    "pretrain_transform",
-    "refuse_known_faults",
-    "setting_names",
-    "trainable_methods",
-]
+__all__ = ["HostState", "refuse_known_faults", "trainable_methods"]
