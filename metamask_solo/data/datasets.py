@@ -39,13 +39,15 @@ BLOCK = 2**14  # bytes; three blocks of a file are compared, of up to three all 
 
 def say(*notes: str) -> None:
     """Prints what a reader leaves out or doubts on stderr, by the first process alone."""
-    if _is_first_process():
+    if is_first_process():
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
 
 
-def _is_first_process() -> bool:
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
+def is_first_process() -> bool:
+    """Whether this process is, as far as its environment tells, the first one of its run."""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 @dataclass(eq=False)
@@ -346,7 +348,7 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
 
 def pair_notes(train: Images, val: Images | None) -> list[str]:
     """A sentence on validation images whose files are copies of training images, if any."""
-    if val is None or not _is_first_process():
+    if val is None or not is_first_process():
         return []
     return _known(val, train.fingerprints, "validation image", "are copies of training images")
 

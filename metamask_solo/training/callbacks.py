@@ -6,10 +6,8 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import rankme
 from metamask_solo.hosts import pl
+from metamask_solo.training.config import one_line
 from metamask_solo.training.resume import position, write_args
 
 LOOK_EVERY = 10  # steps, where none is logged
@@ -51,12 +50,17 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
     A file is written under a temporary name and then renamed; the one before it is removed only
     after that (``keep_prev`` keeps it). Random states go into it too. Weights that are not finite
     are never saved.
+
+    Args:
+        cfg: a completed config.
+        folder: the run's.
+        resume: the checkpoint at which it goes on, of the same run or of another one.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path, last: Path | None = None):
+    def __init__(self, cfg: DictConfig, folder: Path, resume: Path | None):
         self.cfg = cfg
         self.folder = folder
-        self.last = last
+        self.last = resume if resume is not None and resume.parent == folder else None
         self.metrics: dict[str, float] = {}
         self._saved_step: int | None = None
         self._random: dict[str, Any] | None = None
@@ -144,12 +148,11 @@ def logged_metrics(trainer: Any) -> dict[str, float]:
 
 
 def _random_state() -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
     name, keys, *rest = np.random.get_state()  # type: ignore[misc]
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, list(internal), gauss],
+        "python": random.getstate(),
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
     }
 
@@ -432,32 +435,6 @@ class CompiledBackbone(pl.Callback):  # type: ignore[name-defined]
         self._turn(False)
 
 
-class Forecast(pl.Callback):  # type: ignore[name-defined]
-    """Says after the first steps how long the run will take; the first step warms up."""
-
-    STEPS = 3
-
-    def __init__(self) -> None:
-        self._times: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if len(self._times) > self.STEPS:
-            return
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        self._times.append(time.monotonic())
-        if len(self._times) > self.STEPS and trainer.is_global_zero:
-            seconds = float(np.median(np.diff(self._times)))
-            steps = trainer.estimated_stepping_batches - trainer.global_step
-            left = steps * trainer.accumulate_grad_batches * seconds
-            if 60 < left < float("inf"):
-                device = "GPU" if model.device.type == "cuda" else "CPU"
-                duration = timedelta(minutes=round(left / 60))
-                print(f"forecast: {duration} on this {device}, {seconds:.2g} s a step")
-
-
 class Bar(pl.callbacks.TQDMProgressBar):  # type: ignore[name-defined]
     """Lightning's bar with the losses, the accuracies and the spread of the mask."""
 
@@ -481,11 +458,8 @@ def configured_callbacks(cfg: DictConfig) -> list[Any]:
     made = []
     for i, settings in enumerate(cfg.get("callbacks") or []):
         key = f"callbacks.{i}._target_={settings.get('_target_')}"
-        try:
+        with one_line(key):
             made.append(instantiate(OmegaConf.to_container(settings)))
-        except Exception as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(f"{key}: {reason}") from error
         if not isinstance(made[-1], pl.Callback):
             raise UserError(f"{key}: must be a callback of {pl.__name__}, which solo-learn uses")
     return made

@@ -9,7 +9,6 @@ reads this.
 
 import importlib
 import inspect
-import logging
 import os
 import re
 import sys
@@ -362,7 +361,7 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     from metamask_solo.checkpoints.reading import check_backbone_name
     from metamask_solo.data.datasets import say
     from metamask_solo.training.sampling import trains_on_gpu, workers_of
-    from metamask_solo.training.trainer import build_trainer, torch_as_before
+    from metamask_solo.training.trainer import build_trainer, quiet, torch_as_before
 
     try:
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -390,13 +389,8 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     if run.backbone.stem == "3x3" and not run.backbone.name.startswith("resnet"):
         raise UserError(f"backbone.stem=3x3: only a ResNet has one, not {run.backbone.name}")
     _check_optimizer(run.optimizer)
-    level = logging.root.manager.disable
-    logging.disable(logging.INFO)  # the trainer that trains says its devices
-    try:
-        with torch_as_before():
-            build_trainer(checked, [], [])
-    finally:
-        logging.disable(level)
+    with torch_as_before(), quiet(""):  # the trainer that trains says it
+        build_trainer(checked, [], [])
     return checked
 
 
@@ -445,8 +439,13 @@ def one_line(where: str = "config") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # an assertion of solo-learn often says nothing but what it asserts
-        said = str(error).strip() or traceback.extract_tb(error.__traceback__)[-1].line or ""
-        first = (said.splitlines() or [""])[0]
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise UserError(f"{where}: {kind}{first}") from error
+        cause = error.__cause__ or error
+        kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
+        raise UserError(f"{where}: {kind}{first_line(cause)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says; an assertion of solo-learn says nothing but what it asserts."""
+    frames = traceback.extract_tb(error.__traceback__)
+    said = str(error).strip() or (frames[-1].line if frames else "") or type(error).__name__
+    return said.splitlines()[0]

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -146,22 +147,13 @@ def _as_command(name: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, sigterm)
 
 
+@dataclass
 class Job:
-    """One job of a command: its task, and what becomes of an error in it.
+    """One job of a command: its task, and what becomes of an error in it; see :func:`run`."""
 
-    Args:
-        task: trains as a config says.
-        objective: the metric that a search maximises.
-        check: does what ``--cfg-check`` does, in the place of the task.
-    """
-
-    def __init__(
-        self,
-        task: Callable[[DictConfig], "FitResult | None"],
-        objective: str,
-        check: Callable[[DictConfig], DictConfig] | None = None,
-    ):
-        self.task, self.objective, self.check = task, objective, check
+    task: Callable[[DictConfig], "FitResult | None"]
+    objective: str
+    check: Callable[[DictConfig], DictConfig] | None
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Runs the job; returns the objective, for searches."""
@@ -217,11 +209,7 @@ def _measures(cfg: DictConfig, objective: str) -> bool:
 
 
 class SweepTable(Callback):
-    """At the end of a sweep: overrides, folder and accuracies of each job, the best one on top.
-
-    Args:
-        objective: the metric to sort by.
-    """
+    """At the end of a sweep: overrides, folder and accuracies of each job, the best one on top."""
 
     def __init__(self, objective: str):
         self.objective = objective

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.atomic_files import atomic_write
-from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.checkpoints.reading import load_raw, newest_whole
+from metamask_solo.data.datasets import is_first_process
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import METHODS
 
@@ -36,15 +37,14 @@ DECISIVE = (
     *("finetune", "masked", "auto_augment", "label_smoothing", "mixup", "cutmix", "scale_features"),
     *("imports", "callbacks"),
 )
-# What the optimiser and the schedule in a checkpoint hold, whatever the file says, and what the
-# length of a cosine is made of.
+# What a checkpoint goes on with, whatever the file says: its optimiser and schedule, always; the
+# length of a cosine; and what a position inside an epoch counts in.
 PLAN = ("method", "backbone.name", "optimizer", "scheduler")
 LENGTH = (
     *("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"),
-    *("devices", "num_nodes", "data.train_path", "data.fraction"),
+    *("processes", "data.train_path", "data.fraction"),
 )
-# what a position inside an epoch counts in
-WITHIN_AN_EPOCH = ("optimizer.batch_size", "accumulate_grad_batches", "processes", "seed")
+WITHIN_AN_EPOCH = ("accumulate_grad_batches", "processes", "seed")
 
 FINISHED = "finished.json"  # written when a run ended as planned
 LOCK = "running.lock"  # held by the process that writes into a run's folder, and gone with it
@@ -89,10 +89,7 @@ def run_identity(cfg: DictConfig) -> dict[str, Any]:
         Dotted key to plain value; ``processes`` is the number of devices of all nodes, and
         ``results_version`` the number of the method that goes up when its results change.
     """
-    identity = _values(cfg, DECISIVE)
-    devices = cfg.get("devices", 1)
-    devices = len(devices) if OmegaConf.is_list(devices) else devices
-    identity["processes"] = devices * (cfg.get("num_nodes") or 1)
+    identity = _values(cfg, (*DECISIVE, "processes"))
     if cfg.get("method") is not None:
         identity["results_version"] = getattr(METHODS.get(cfg.method), "results_version", 1)
     return identity
@@ -102,6 +99,11 @@ def _values(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:
     """Dotted keys to plain values of all that stands at and below some keys of a config."""
     values: dict[str, Any] = {}
     for key in keys:
+        if key == "processes":
+            devices = cfg.get("devices", 1)
+            devices = len(devices) if OmegaConf.is_list(devices) else devices
+            values[key] = devices * (cfg.get("num_nodes") or 1)
+            continue
         value = OmegaConf.select(cfg, key, default=None)
         values |= _flat(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key)
     return values
@@ -120,9 +122,12 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
 
     Args:
         cfg: a config; ``resume_from_checkpoint`` and ``pretrained_feature_extractor`` name files.
+            A run's folder becomes the newest whole checkpoint in it.
         datasets: training and validation images, None for none; without any, what the config knows
             of its images stays.
     """
+    if cfg.get("resume_from_checkpoint") and Path(cfg.resume_from_checkpoint).is_dir():
+        cfg.resume_from_checkpoint = str(newest_whole(Path(cfg.resume_from_checkpoint)))
     known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
     images = _digest_of_images(datasets) if datasets else known
     digests = {} if images is None else {"images": images}
@@ -153,33 +158,22 @@ def finished_run(cfg: DictConfig, kind: str) -> FitResult | None:
     """A finished run that is the same one, or None.
 
     Args:
-        cfg: a completed config.
+        cfg: a completed and identified config.
         kind: folder below ``checkpoint.dir``.
     """
-    identify(cfg)
-    for summary in sorted((Path(cfg.checkpoint.dir) / kind).glob(f"*/{FINISHED}")):
-        checkpoints = sorted(summary.parent.glob("*.ckpt"), key=age)
-        if checkpoints and _difference(cfg, summary.parent) is None:
-            return FitResult(summary.parent, checkpoints[-1], **json.loads(summary.read_text()))
+    for folder in _newest_first(Path(cfg.checkpoint.dir) / kind):
+        checkpoints = sorted(folder.glob("*.ckpt"), key=age)
+        if (folder / FINISHED).exists() and checkpoints and _difference(cfg, folder) is None:
+            summary = json.loads((folder / FINISHED).read_text())
+            return FitResult(folder, checkpoints[-1], **summary)
     return None
 
 
-def new_folder(root: Path) -> Path:
-    """A new run's folder, not made yet, named as solo-learn does without W&B.
+def starting_point(cfg: DictConfig, root: Path) -> tuple[Path | None, Path]:
+    """The checkpoint at which training goes on, or None, and the run's folder.
 
-    Processes that Lightning starts inherit the name. Those of torchrun or Slurm have other names,
-    until the first process tells them its own.
-    """
-    name = "METAMASK_SOLO_RUN"
-    if name not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        os.environ[name] = secrets.token_hex(4)
-    return root / f"offline-{os.environ[name]}"
-
-
-def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
-    """Where training goes on: in the same run that was stopped, or at the named checkpoint.
-
-    Of a run that began at the named checkpoint and was stopped, what it did since is not lost.
+    It is that of the same run that was stopped, or else the named one. Of a run that began at the
+    named checkpoint and was stopped, what it did since is not lost.
 
     Args:
         cfg: a completed and identified config.
@@ -190,13 +184,28 @@ def checkpoint_to_resume(cfg: DictConfig, root: Path) -> Path | None:
             run is still going.
     """
     named = cfg.resume_from_checkpoint
-    if cfg.auto_resume.enabled and root.is_dir():
-        stopped = _stopped_run(cfg, root, quiet=named is not None)
-        if stopped is not None:
-            return stopped
-    if named is not None:
-        _check_continuation(cfg, Path(named))
-    return Path(named) if named is not None else None
+    resume = _stopped_run(cfg, root, quiet=named is not None) if cfg.auto_resume.enabled else None
+    if resume is None and named is not None:
+        _check_continuation(cfg, resume := Path(named))
+    if resume is None or resume.parent.parent != root:
+        return resume, _new_folder(root)  # a checkpoint from elsewhere starts a run of its own
+    if named == str(resume):
+        # named or found by auto_resume, the run is the one that it was
+        cfg.resume_from_checkpoint = None
+        identify(cfg)
+    return resume, resume.parent
+
+
+def _new_folder(root: Path) -> Path:
+    """Not made yet, and named as solo-learn does without W&B.
+
+    Processes that Lightning starts inherit the name. Those of torchrun or Slurm have other names,
+    until the first process tells them its own.
+    """
+    name = "METAMASK_SOLO_RUN"
+    if name not in os.environ or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        os.environ[name] = secrets.token_hex(4)
+    return root / f"offline-{os.environ[name]}"
 
 
 def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
@@ -206,16 +215,15 @@ def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
     for folder in _newest_first(root):
         if (folder / FINISHED).exists():
             continue
-        key, is_going = _difference(cfg, folder), is_running(folder)
+        key = _difference(cfg, folder)
         if key is not None:
             config = _args(folder) or DictConfig({})
-            if not different and not is_going and config.get("name") == cfg.name:
+            if not different and config.get("name") == cfg.name:
                 different = f"auto_resume: {folder} is another run, {key} differs"
             continue
-        if is_going:
-            raise UserError(
-                f"{folder}: this run is still going; auto_resume.enabled=False starts another one"
-            )
+        if is_first_process():
+            with running(folder):  # refused where it is still going
+                pass
         for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
             if path.stat().st_mtime <= oldest:
                 continue
@@ -288,19 +296,13 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     if earlier is None:
         return
     keys = PLAN + (LENGTH if cfg.scheduler.name == "warmup_cosine" else ())
+    keys += WITHIN_AN_EPOCH if batches else ()
     one, two = _values(cfg, keys), _values(earlier, keys)
     if (key := _first_difference(one, two)) is not None:
         raise UserError(
             f"{key}={one.get(key)}: the checkpoint is of a run with {two.get(key)}, and its "
             "optimiser and schedule go on with that"
         )
-    one, two = run_identity(cfg), run_identity(earlier)
-    for key in WITHIN_AN_EPOCH if batches else ():
-        if two.get(key) is not None and one.get(key) != two[key]:
-            raise UserError(
-                f"{key}={one.get(key)}: {path} is of a run with {two[key]}, and cannot go on "
-                "otherwise"
-            )
 
 
 def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
@@ -310,17 +312,6 @@ def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
     if epochs["started"] == epochs["processed"]:
         return epochs["processed"], 0
     return epochs["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process writes into a run's folder; one that was killed does not."""
-    if not (folder / LOCK).exists() or not is_first_process():
-        return False
-    try:
-        with running(folder):
-            return False
-    except UserError:
-        return True
 
 
 @contextmanager
@@ -341,19 +332,15 @@ def running(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise UserError(f"{folder}: a run is still going in it") from error
+            raise UserError(
+                f"{folder}: this run is still going; auto_resume.enabled=False starts another one"
+            ) from error
     try:
         yield
     finally:
         if lock.is_locked:
             (folder / LOCK).unlink(missing_ok=True)
             lock.release()
-
-
-def is_first_process() -> bool:
-    """Whether this process is, as far as its environment tells, the first one of its run."""
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return int(next((os.environ[name] for name in names if name in os.environ), 0)) == 0
 
 
 def read_metrics(folder: Path) -> pd.DataFrame:

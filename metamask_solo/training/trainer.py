@@ -19,7 +19,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
-from metamask_solo.checkpoints.reading import load_raw, newest_whole
+from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.data.datasets import write_fingerprints
 from metamask_solo.data.loaders import loader_failure
 from metamask_solo.errors import RunStopped, UserError
@@ -29,27 +29,24 @@ from metamask_solo.training.callbacks import (
     Checkpointer,
     CompiledBackbone,
     FiniteLoss,
-    Forecast,
     Interruption,
     SafeCheckpointIO,
     configured_callbacks,
     logged_metrics,
 )
-from metamask_solo.training.config import trainer_arguments
+from metamask_solo.training.config import first_line, trainer_arguments
 from metamask_solo.training.resume import (
     FINISHED,
     FitResult,
     age,
-    checkpoint_to_resume,
-    identify,
     merge_metrics,
-    new_folder,
     running,
+    starting_point,
 )
 from metamask_solo.training.sampling import trains_on_gpu
 
 # A user can do nothing about these: they are of the libraries, or of how this package uses them.
-OF_NO_USE = re.compile(
+OF_NO_USE = (
     r"LeafSpec|torch\.jit\.|eval mode|weights_only|across ranks is zero|the logging interval|"
     r"not empty|FLOP|lr_scheduler\.step\(\)|Importing from timm|torch\.cuda\.amp|You're resuming|"
     r"Tip:|litlogger|litmodels|available|Trainer\.fit. stopped|no .val_dataloader|gpu backend|"
@@ -58,8 +55,8 @@ OF_NO_USE = re.compile(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Leaves out warnings and tips that a user cannot act on; all others are shown."""
+def quiet(pattern: str = OF_NO_USE) -> Iterator[None]:
+    """Leaves out warnings, and what Lightning says, in which a pattern is found."""
     loggers = [
         logging.getLogger(name)
         for name in list(logging.root.manager.loggerDict)
@@ -67,13 +64,13 @@ def quiet() -> Iterator[None]:
     ]
 
     def useful(record: logging.LogRecord) -> bool:
-        return OF_NO_USE.search(record.getMessage()) is None
+        return re.search(pattern, record.getMessage()) is None
 
     for logger in loggers:
         logger.addFilter(useful)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=f".*({OF_NO_USE.pattern})")
+            warnings.filterwarnings("ignore", message=f".*({pattern})")
             yield
     finally:
         for logger in loggers:
@@ -116,25 +113,15 @@ def fit(
     """
     root = Path(cfg.checkpoint.dir) / kind
     dry = bool(cfg.get("fast_dev_run"))  # leaves nothing behind, as Lightning has it
-    if cfg.resume_from_checkpoint is not None and Path(cfg.resume_from_checkpoint).is_dir():
-        cfg.resume_from_checkpoint = str(newest_whole(Path(cfg.resume_from_checkpoint)))
-    identify(cfg)
-    resume = None if dry else checkpoint_to_resume(cfg, root)
+    resume, folder = (None, root / "dry") if dry else starting_point(cfg, root)
     if resume is not None and hasattr(model, "check_resumable"):
         model.check_resumable(load_raw(resume))  # before anything is written
-    # a checkpoint from elsewhere starts a run of its own
-    continued = resume if resume and resume.parent.parent == root else None
-    if continued is not None and cfg.resume_from_checkpoint == str(continued):
-        # named or found by auto_resume, the run is the one that it was
-        cfg.resume_from_checkpoint = None
-        identify(cfg)
-    folder = continued.parent if continued else new_folder(root)
     saves = cfg.checkpoint.enabled and not dry
-    checkpointer = Checkpointer(cfg, folder, continued) if saves else None
+    checkpointer = Checkpointer(cfg, folder, resume) if saves else None
     interruption = Interruption(checkpointer, train_loader)
     # first: from the moment that args.json tells of a run, a signal must find its handler;
     # last: what is saved must be whole
-    all_callbacks = [interruption, *callbacks, Forecast(), *configured_callbacks(cfg)]
+    all_callbacks = [interruption, *callbacks, *configured_callbacks(cfg)]
     if not dry:
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
     if OmegaConf.select(cfg, "performance.compile", default=False):
@@ -157,10 +144,8 @@ def fit(
             metrics = checkpointer.metrics
         seconds = timer.time_elapsed("train") or time.monotonic() - started
         seconds /= max(1, trainer.current_epoch)
-        last = checkpointer.last if checkpointer else None
-        if checkpointer is not None and last == continued:
-            # of a strategy whose processes are copies of this one, which itself does not train
-            last = max(folder.glob("*-ep=*.ckpt"), key=age, default=last)
+        # not the checkpointer's: of some strategies this process trains in copies of itself
+        last = max(folder.glob("*-ep=*.ckpt"), key=age, default=None) if saves else None
         result = FitResult(folder, last, metrics, seconds)
         if writes:
             if checkpointer is not None:
@@ -215,22 +200,18 @@ def _train(
 
 def _line_of(error: Exception, resume: Path | None) -> str | None:
     """One line for an error that a setting, the data or a checkpoint causes; None for a bug."""
-    first, *more = _lines(error)
+    first, *more = str(error).strip().splitlines() or [""]
     kinds = " ".join(kind.__module__ for kind in type(error).__mro__)
     if "torch._dynamo" in kinds or "torch._inductor" in kinds:
         return f"performance.compile=True: this machine cannot compile ({first})"
     if "loading state_dict" in first or "loaded state dict" in first:  # of model, of optimiser
-        return f"{resume}: does not fit this config ({[first, *more[:1]][-1]})"
+        return f"{resume}: does not fit this config ({[first, *more[:1]][-1].strip()})"
     if isinstance(error, RuntimeError) and (failure := loader_failure(error)) is not None:
         return str(failure)
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     lightning = module.startswith(("lightning", "pytorch_lightning"))
     return _trainer_line(error, {}) if lightning else None
-
-
-def _lines(error: BaseException) -> list[str]:
-    return [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
 
 
 def _same_error(trace: str) -> Exception:
@@ -292,7 +273,7 @@ def build_trainer(
 
 def _trainer_line(error: Exception, asked: dict[str, Any]) -> str:
     """What Lightning says of an argument, behind the argument's name where it names one."""
-    line = _lines(error)[0]
+    line = first_line(error)
     named = [name for name in trainer_arguments() if re.search(rf"\b{name}\b", line, re.IGNORECASE)]
     key = max(named, key=len, default="accelerator" if "backend" in line else "trainer")
     return f"{key}={asked[key]}: {line}" if key in asked else f"{key}: {line}"

@@ -1,8 +1,9 @@
-"""Full disks, folders that cannot be written to, images that vanish or are damaged."""
+"""Full disks, folders that cannot be written to, damaged images, workers that are killed."""
 
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,19 @@ import torch
 from checkpoints_of_runs import write_run
 from fragile_runs import FullDisk, fragile_config, run
 from omegaconf import DictConfig, OmegaConf
-from runs import pretrain_config, train
+from PIL import Image
+from runs import image_loader, pretrain_config, train
 
 from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.data.loaders import plain_loader
 from metamask_solo.errors import UserError
+from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import pl
+from metamask_solo.training.pretrain import prepare_pretraining
+from metamask_solo.training.trainer import fit
 
 
 def pretrain(cfg: DictConfig, folder: Path) -> int:
@@ -127,3 +133,38 @@ def test_a_damaged_image_ends_a_command_with_2(
         cfg = pretrain_config(data, tmp_path / "runs", data__num_workers=workers)
         assert pretrain(cfg, tmp_path) == 2
     assert error_line(capsys).startswith(f"metamask-solo {command}: error: {image}: cannot be read")
+
+
+class Killed:
+    """A transform that the system ends, as it does for want of memory."""
+
+    def __call__(self, image: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
+    loader = image_loader(images / "val", num_workers=1)
+    dataset: Any = loader.dataset
+    dataset.transform = Killed()
+    with pytest.raises(UserError, match=r"data.num_workers: a process that reads images was ended"):
+        extract_features(torch.nn.Flatten(), loader)
+    cfg = pretrain_config(images, tmp_path / "runs", data__num_workers=1)
+    model, cfg, train_loader, val_loader = prepare_pretraining(cfg)
+    train_loader.dataset.transform = Killed()
+    with pytest.raises(UserError, match=r"data.num_workers: a process that reads images was ended"):
+        fit(model, cfg, train_loader, val_loader, "metamask")
+
+
+def test_mixed_sizes_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for size in (8, 9):
+        Image.new("RGB", (size, size)).save(tmp_path / "a" / f"{size}.png")
+    with pytest.raises(UserError, match="the images of a batch have different sizes"):
+        extract_features(torch.nn.Flatten(), image_loader(tmp_path))
+
+
+def test_a_plain_loader_leaves_the_random_numbers_alone(images: Path) -> None:
+    dataset: Any = image_loader(images / "val").dataset
+    before = torch.get_rng_state()
+    list(plain_loader(dataset, 4, 0))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -15,6 +15,7 @@ from runs import pretrain_config
 
 from metamask_solo.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
 METHODS = ("metamask", "simclr", "barlow_twins")
 # what takes the place of a value: of the wrong type, out of range, strange in some other way, or
 # valid for another setting

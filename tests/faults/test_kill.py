@@ -8,46 +8,57 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 import torch
 from fragile_runs import EPOCHS, MOMENTS, STEPS, SignalAt, fragile_config, run
 from omegaconf import OmegaConf
 
 from metamask_solo.checkpoints.reading import load_raw
+from metamask_solo.training.resume import read_metrics
 
 
-def final_state(out: Path) -> dict[str, Any]:
-    """The last checkpoint of the one finished run in a folder."""
+class End(NamedTuple):
+    state: dict[str, Any]
+    metrics: pd.DataFrame
+
+
+def end_of(out: Path) -> End:
+    """The last checkpoint of the one finished run in a folder, and what it logged."""
     (summary,) = out.rglob("finished.json")
     assert not list(summary.parent.glob(".*")), "a temporary file was left"
     (checkpoint,) = summary.parent.glob("*.ckpt")  # keep_prev is off
-    return load_raw(checkpoint)
+    return End(load_raw(checkpoint), read_metrics(summary.parent))
 
 
-def assert_same_end(out: Path, unbroken: dict[str, Any]) -> None:
-    state = final_state(out)
-    assert state["global_step"] == unbroken["global_step"] == EPOCHS * STEPS
-    assert state["state_dict"].keys() == unbroken["state_dict"].keys()
-    for name, tensor in unbroken["state_dict"].items():
-        assert torch.equal(state["state_dict"][name], tensor), name
-    one, two = ((s["optimizer_states"], s["metamask"]["mask_optimizer"]) for s in (state, unbroken))
-    assert str(one) == str(two)  # shows tensors in part; weights were compared in full
+def assert_same_end(out: Path, unbroken: End) -> None:
+    (one, metrics), (two, expected) = end_of(out), unbroken
+    assert one["global_step"] == two["global_step"] == EPOCHS * STEPS
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    for name, tensor in two["state_dict"].items():
+        assert torch.equal(one["state_dict"][name], tensor), name
+    for part in ("optimizer_states", "metamask"):  # shows tensors in part; weights are compared
+        assert str(one[part]) == str(two[part])
+    # neither gap nor repetition
+    rows = [table[["step", "val_loss"]].dropna() for table in (metrics, expected)]
+    assert rows[0].reset_index(drop=True).equals(rows[1].reset_index(drop=True))
+    assert len(rows[0]) == EPOCHS
 
 
 @pytest.fixture(scope="module")
-def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def unbroken(images: Path, tmp_path_factory: pytest.TempPathFactory) -> End:
     out = tmp_path_factory.mktemp("unbroken")
     assert run(out / "log.txt", fragile_config(images, out)) == 0
-    return final_state(out)
+    return end_of(out)
 
 
 @pytest.mark.parametrize(
     "kill", [1, 2, 3, *(pytest.param(kill, marks=pytest.mark.soak) for kill in range(100, 120))]
 )
 def test_a_killed_run_ends_like_an_unbroken_one(
-    kill: int, images: Path, tmp_path: Path, unbroken: dict[str, Any]
+    kill: int, images: Path, tmp_path: Path, unbroken: End
 ) -> None:
     """Killed at a random one of its moments, or a little later."""
     rng = random.Random(kill)
@@ -67,7 +78,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(
 
 
 def test_a_run_killed_after_its_last_checkpoint_is_finished(
-    images: Path, tmp_path: Path, unbroken: dict[str, Any]
+    images: Path, tmp_path: Path, unbroken: End
 ) -> None:
     cfg = fragile_config(images, tmp_path / "runs")
     assert run(tmp_path / "first.txt", cfg, SignalAt("renamed", EPOCHS)) == -signal.SIGKILL
@@ -94,7 +105,7 @@ def test_a_signal_saves_and_stops(
     words: str,
     images: Path,
     tmp_path: Path,
-    unbroken: dict[str, Any],
+    unbroken: End,
 ) -> None:
     # without the signal, the second epoch would not be saved; the signal reaches the workers too
     cfg = fragile_config(images, tmp_path / "runs", checkpoint__frequency=2, data__num_workers=1)

@@ -77,20 +77,17 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert_finite(tmp_path / "runs", 0)
 
 
-def test_the_lowest_temperature_trains(images: Path, tmp_path: Path) -> None:
-    cfg = pretrain_config(images, tmp_path)
-    cfg.method_kwargs.temperature = 0.02
-    cfg.method_kwargs.mask = {"lr": 1.0}
-    model, _ = train(cfg)
-    assert model.mask_optimizer.skipped == 0
-    assert_finite(tmp_path, 1)
-
-
-def test_a_validation_batch_of_one_image_is_fine(images: Path, tmp_path: Path) -> None:
+def test_the_lowest_temperature_trains_and_a_validation_batch_of_one_image_is_fine(
+    images: Path, tmp_path: Path
+) -> None:
     # 10 validation images in batches of 9; 20 training images, of which the last 2 are dropped
     cfg = pretrain_config(images, tmp_path, optimizer__batch_size=9)
-    model, result = train(cfg, small=True)
+    cfg.method_kwargs.temperature = 0.02
+    cfg.method_kwargs.mask = {"lr": 1.0}
+    model, result = train(cfg)
     assert model.trainer.global_step == 2 and "val_acc1" in result.metrics
+    assert model.mask_optimizer.skipped == 0
+    assert_finite(tmp_path, 1)
 
 
 class Overflow(pl.LightningModule):  # type: ignore[name-defined]

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from typing import Any
+
+from metamask_solo.hosts import RELEASE
 
 # every function, class, base, class attribute and value of the three packages, known by where the
 # code stands: a wrapper or another default is another text
@@ -57,19 +58,18 @@ print(json.dumps(attributes))
 """
 
 
-def fingerprints(ours: bool) -> dict[str, Any]:
-    from metamask_solo.hosts import RELEASE
-
+def started(ours: bool) -> subprocess.Popen[str]:
     absent = "github_main" if RELEASE == "1.0.2" else "1_0_2"
     code = FINGERPRINTS.replace("OURS", str(ours)).replace("ABSENT", repr(absent))
     command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_importing_adds_one_method_and_changes_nothing() -> None:
-    without, with_ours = fingerprints(False), fingerprints(True)
+    processes = [started(ours) for ours in (False, True)]
+    printed = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    without, with_ours = (json.loads(text.splitlines()[-1]) for text in printed)
     assert len(without) > 5000
     metamask = "metamask_solo.method.metamask.MetaMask"
     for name in ("solo.methods:METHODS", "solo.args.setup:METHODS"):  # the latter of 1.0.2 alone

@@ -1,4 +1,4 @@
-"""Every method that solo-learn can train: three epochs, stopping and going on, folding, kNN.
+"""Every method that solo-learn can train: three epochs, stopping and going on, kNN, folding.
 
 What each method does is written as JSON to the file that METAMASK_SOLO_MATRIX names, if any; that
 is what docs/solo-learn.md is made from (tools/tables.py).
@@ -15,14 +15,12 @@ import torch
 from method_settings import KWARGS
 from omegaconf import DictConfig
 from runs import pretrain_config, train
+from small_resnet import replace_resnet18
 
 from metamask_solo import hosts
-from metamask_solo.checkpoints.exporting import fold_checkpoint
+from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.reading import load_backbone, load_raw
-from metamask_solo.errors import RunStopped, UserError
-
-METHODS = hosts.trainable_methods()
-pl: Any = hosts.pl
+from metamask_solo.errors import RunStopped
 
 
 def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig:
@@ -33,6 +31,7 @@ def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig
     cfg.optimizer.lr = 1.0
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.momentum = {"base_tau": 0.6, "final_tau": 1.0}
+    cfg.knn_eval = {"enabled": True, "k": 3, "distance_func": "cosine"}
     if method == "mae":
         cfg.backbone = {"name": "vit_tiny", "kwargs": {"patch_size": 8}}
         cfg.method_kwargs = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
@@ -44,7 +43,7 @@ def config(method: str, images: Path, out: Path, **overrides: Any) -> DictConfig
     return cfg
 
 
-class Stop(pl.Callback):  # type: ignore[misc]
+class Stop(hosts.pl.Callback):  # type: ignore[misc]
     """Sends this process a signal after an optimiser step, in the middle of the second epoch."""
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
@@ -61,18 +60,25 @@ def note(method: str, **outcome: Any) -> None:
         file.write_text(json.dumps(content, indent=1, sort_keys=True))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_stopped_run_ends_as_one_that_was_not(method: str, images: Path, tmp_path: Path) -> None:
-    note(method, pretrain=False, resume=False)
-    whole, result = train(config(method, images, tmp_path / "whole", data__val_path=None))
-    assert whole.trainer.global_step == 12
+@pytest.mark.parametrize("method", hosts.trainable_methods())
+def test_a_method_trains_resumes_and_is_evaluated(
+    method: str,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if method != "metamask":  # which is folded into a ResNet-18
+        replace_resnet18(monkeypatch.setattr)
+    note(method, pretrain=False, resume=False, knn=False, fold=False)
+    whole, result = train(config(method, images, tmp_path / "whole"))
+    assert whole.trainer.global_step == 12 and 0 <= result.metrics["val_knn_acc1"] <= 100
     assert all(p.isfinite().all() for p in whole.parameters())
     note(method, pretrain=True)
     parts = tmp_path / "parts"
-    overrides = {"data__val_path": None, "auto_resume__enabled": True}
     with pytest.raises(RunStopped, match="SIGTERM"):
-        train(config(method, images, parts, **overrides), Stop())
-    resumed, again = train(config(method, images, parts, **overrides))
+        train(config(method, images, parts, auto_resume__enabled=True), Stop())
+    resumed, again = train(config(method, images, parts, auto_resume__enabled=True))
     assert len(list((parts / method).iterdir())) == 1
     states = [load_raw(fit.checkpoint) for fit in (result, again)]
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
@@ -83,25 +89,13 @@ def test_a_stopped_run_ends_as_one_that_was_not(method: str, images: Path, tmp_p
             assert model.momentum_updater.cur_tau == 1.0  # the plan ends with the run
     note(method, resume=True)
 
-
-@pytest.mark.soak
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_with_validation_is_evaluated_and_folded(
-    method: str, images: Path, tmp_path: Path
-) -> None:
-    note(method, knn=False, fold=False)
-    knn = {"enabled": True, "k": 3, "distance_func": "cosine"}
-    _, result = train(config(method, images, tmp_path, knn_eval=knn))
-    assert 0 <= result.metrics["val_knn_acc1"] <= 100
-    images_of = torch.randn(2, 3, 32, 32)
-    backbone, checkpoint = load_backbone(result.checkpoint)
-    assert backbone(images_of).isfinite().all()
+    knn = ["--k", "3", "--num-workers", "0"]
+    assert main(["knn", str(again.folder), *knn]) == 0, capsys.readouterr().err
     note(method, knn=True)
-    if method == "metamask":
-        fold_checkpoint(result.checkpoint, tmp_path / "folded")
-        folded, _ = load_backbone(tmp_path / "folded")
-        torch.testing.assert_close(folded(images_of), backbone(images_of), rtol=1e-4, atol=1e-5)
-        note(method, fold=True)
-    else:
-        with pytest.raises(UserError, match="mask"):
-            fold_checkpoint(result.checkpoint, tmp_path / "folded")
+    folds = main(["fold", str(again.folder), str(tmp_path / "folded")]) == 0
+    assert folds == (method == "metamask"), capsys.readouterr().err
+    if folds:
+        x = torch.randn(2, 3, 32, 32)
+        one, two = (load_backbone(path)[0](x) for path in (again.folder, tmp_path / "folded"))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    note(method, fold=folds)

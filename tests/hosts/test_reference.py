@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from runs import pretrain_config, train, write_images
 
 from metamask_solo import hosts
@@ -105,31 +105,10 @@ def by_github_main(cfg: DictConfig, ours: Record) -> Record:
 
 
 def by_plain_steps(cfg: DictConfig, ours: Record) -> Record:
-    """The class of 1.0.2 as it is, torch's SGD, and the rates of GitHub main by their formula."""
-    lr, classifier_lr, decay = 8 / 256, cfg.optimizer.classifier_lr, 1e-3
-    model: Any = hosts.METHODS[cfg.method](
-        **SETTINGS[cfg.method],
-        **{"lamb": 0.0051, "scale_loss": 0.024, "supervised": False},
-        **{"base_tau_momentum": 0.9, "final_tau_momentum": 1.0, "momentum_classifier": False},
-        encoder="resnet18",
-        backbone_args={"cifar": False},
-        num_classes=5,
-        num_large_crops=2,
-        num_small_crops=0,
-        batch_size=8,
-        max_epochs=EPOCHS,
-        accumulate_grad_batches=1,
-        classifier_lr=classifier_lr,
-        optimizer="sgd",
-        lars=False,
-        lr=lr,
-        weight_decay=decay,
-        exclude_bias_n_norm=False,
-        extra_optimizer_args={},
-        scheduler="none",
-        min_lr=0.0,
-        warmup_start_lr=0.0,
-        warmup_epochs=0,
+    """The method of 1.0.2, torch's SGD, and the rates of GitHub main by their formula."""
+    lr, decay = 8 / 256, 1e-3
+    model: Any = hosts.build_method(
+        hosts.complete_pretrain_config(OmegaConf.merge(cfg, {"devices": [0]}))
     )
     model.load_state_dict(ours.weights)
     groups = []

@@ -1,8 +1,7 @@
-"""Callbacks: RankMe, compiled steps, the forecast, and those that a config names."""
+"""Callbacks: RankMe, compiled steps, the bar, and those that a config names."""
 
-import re
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from runs import pretrain_config, train
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
-from metamask_solo.training.callbacks import RankMe
+from metamask_solo.training.callbacks import Bar, RankMe
 from metamask_solo.training.resume import read_metrics
 
 
@@ -24,21 +23,19 @@ class Record(pl.Callback):  # type: ignore[name-defined]
         self.masks: list[torch.Tensor] = []
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
-        step, inside = model.training_step, [False]
+        step = model.training_step
+
+        def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            self.epochs[-1].append(output.detach().clone())
 
         def training_step(*args: Any) -> Any:
-            inside[0] = True
+            handle = model.backbone.register_forward_hook(keep)
             try:
                 return step(*args)
             finally:
-                inside[0] = False
-
-        def hear(module: Any, inputs: Any, output: torch.Tensor) -> None:
-            if inside[0]:
-                self.epochs[-1].append(output.detach().clone())
+                handle.remove()
 
         model.training_step = training_step
-        model.backbone.register_forward_hook(hear)
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
         self.epochs.append([])
@@ -121,19 +118,6 @@ def test_a_compiler_that_fails_is_one_line(
         train(cfg)
 
 
-def test_a_long_run_says_how_long_it_will_take(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Slow(pl.Callback):  # type: ignore[name-defined]
-        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            time.sleep(0.2)
-            trainer.should_stop = trainer.global_step > 4
-
-    train(pretrain_config(images, tmp_path, max_epochs=50_000), Slow())
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("forecast: ")]
-    assert re.fullmatch(r"forecast: \d+:\d\d:00 on this CPU, 0\.\d+ s a step", line)
-
-
 def named(target: str, **settings: Any) -> Any:
     return {"_target_": f"{pl.__name__}.callbacks.{target}", **settings}
 
@@ -171,3 +155,13 @@ def test_a_callback_of_the_other_lightning_is_one_line(images: Path, tmp_path: P
     with pytest.raises(UserError, match=f"^callbacks.0._target_=.*callback of {pl.__name__},"):
         train(cfg)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_bar_shows_loss_knn_and_mask_and_no_version_number() -> None:
+    known = {"val_knn_acc1": 61.25, "mask_min": 0.41, "mask_max": 0.6, "lr": 0.1, "v_num": 3.0}
+    known |= {"train_nce_loss_step": 1.23456, "train_nce_loss_epoch": 2.0, "val_loss": 1.0}
+    trainer = SimpleNamespace(callback_metrics={k: torch.tensor(v) for k, v in known.items()})
+    assert Bar().get_metrics(trainer, None) == {
+        **{"train_nce_loss_step": "1.23", "val_knn_acc1": "61.2"},
+        **{"mask_min": "0.41", "mask_max": "0.6"},
+    }

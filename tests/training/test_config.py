@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from runs import pretrain_config
 
 from metamask_solo.errors import UserError
@@ -16,10 +15,7 @@ from metamask_solo.training.config import read_pretraining_config, read_probe_co
 
 
 def changed(images: Path, **overrides: Any) -> Any:
-    cfg = pretrain_config(images, images)
-    for key, value in overrides.items():
-        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
-    return cfg
+    return pretrain_config(images, images, **overrides)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +46,7 @@ def changed(images: Path, **overrides: Any) -> Any:
         ("name", "a\0b", r"name='a\\x00b': must not hold a null character"),
         ("seed", "a", "seed=a: Input should be a valid integer"),
         ("method", "simclar", "method=simclar: allowed are .*simclr"),
+        ("backbone", {"name": "vit_tiny", "stem": "3x3"}, "stem=3x3: only a ResNet has one"),
         ("backbone__name", "resnet19", "backbone.name=resnet19: allowed are .*resnet18"),
         ("logger", False, "logger=false: the command sets it itself"),
         ("imports", ["no_such_module"], "imports=no_such_module: .*ModuleNotFoundError"),

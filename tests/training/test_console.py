@@ -1,29 +1,16 @@
-"""What a run shows and logs: its bar, its warnings, its last lines, with labels and without."""
+"""What a run shows and logs: its warnings, its last lines, with labels and without."""
 
 import json
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from runs import pretrain_config
 
-from metamask_solo.training.callbacks import Bar
 from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import read_metrics
 from metamask_solo.training.trainer import quiet
-
-
-def test_the_bar_shows_loss_knn_and_mask_and_no_version_number() -> None:
-    known = {"val_knn_acc1": 61.25, "mask_min": 0.41, "mask_max": 0.6, "lr": 0.1, "v_num": 3.0}
-    known |= {"train_nce_loss_step": 1.23456, "train_nce_loss_epoch": 2.0, "val_loss": 1.0}
-    trainer = SimpleNamespace(callback_metrics={k: torch.tensor(v) for k, v in known.items()})
-    assert Bar().get_metrics(trainer, None) == {
-        **{"train_nce_loss_step": "1.23", "val_knn_acc1": "61.2"},
-        **{"mask_min": "0.41", "mask_max": "0.6"},
-    }
 
 
 def test_what_a_user_can_act_on_is_still_shown() -> None:
@@ -49,7 +36,7 @@ def test_a_run_ends_with_its_folder_and_the_next_commands(
     assert json.loads((result.folder / "args.json").read_text())["method"] == "metamask"
 
 
-@pytest.mark.parametrize("method", ["metamask", "simclr", "byol"])
+@pytest.mark.parametrize("method", ["metamask", "byol"])
 def test_training_without_labels_logs_no_classifier_and_names_no_command_that_needs_them(
     method: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

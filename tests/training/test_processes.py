@@ -32,25 +32,21 @@ PROCESSES = 3
 
 
 class Record(pl.Callback):  # type: ignore[name-defined]
-    """Keeps, for each step, what goes into it and the gradients that DDP made of it."""
+    """Keeps, for each step, what goes into it and what DDP and the mask's update made of it."""
 
     def __init__(self, out: Path):
         self.out = out
         self.steps: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
-        gradient_of, update = model.mask_gradient, model._update_mask
+        gradient_of = model.mask_gradient
 
         def recorded(views: Any) -> torch.Tensor:
             gradient = gradient_of(views)
             self.steps[-1]["mask_gradient"] = gradient.clone()
             return gradient
 
-        def recorded_update(views: Any) -> None:
-            update(views)
-            self.steps[-1]["mask"] = model.mask.logits.detach().clone()
-
-        model.mask_gradient, model._update_mask = recorded, recorded_update
+        model.mask_gradient = recorded
 
     def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, i: int) -> None:
         state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -64,6 +60,7 @@ class Record(pl.Callback):  # type: ignore[name-defined]
     def on_train_batch_end(
         self, trainer: Any, model: Any, outputs: Any, batch: Any, i: int
     ) -> None:
+        self.steps[-1]["mask"] = model.mask.logits.detach().clone()
         logged = trainer.callback_metrics
         self.steps[-1]["logged"] = {
             name: float(logged[f"train_{name}_loss_step"]) for name in ("barlow", "nce")
@@ -98,13 +95,7 @@ def steps(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
     return [list(step) for step in zip(*ranks, strict=True)]
 
 
-@pytest.fixture(scope="module")
-def reference(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    cfg = config(data, tmp_path_factory.mktemp("reference"))
-    return prepare_pretraining(cfg)[0].double()
-
-
-def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, float]:
     """The losses' definitions on the images of all processes, on one.
 
     BatchNorm has statistics of its own in each process, so each share passes the network alone.
@@ -130,15 +121,17 @@ def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, torch.Tenso
     barlow = LOSSES["scale_loss"] * plain_barlow(r1, r2, LOSSES["lamb"])
     contrastive = plain_nt_xent(z1, z2, LOSSES["temperature"])
     (barlow + LOSSES["alpha"] * contrastive + classifier).backward()
-    return {"barlow": barlow.detach(), "nce": contrastive.detach()}
+    return {"barlow": float(barlow.detach()), "nce": float(contrastive.detach())}
 
 
-def test_losses_and_gradients_are_those_of_the_whole_batch(steps: Steps, reference: Any) -> None:
+def test_losses_and_gradients_are_those_of_the_whole_batch(
+    steps: Steps, data: Path, tmp_path: Path
+) -> None:
+    reference = prepare_pretraining(config(data, tmp_path))[0].double()
     for step in steps:
         losses = whole_batch(reference, step)
         for rank in step:
-            for name, value in losses.items():
-                assert rank["logged"][name] == pytest.approx(float(value), rel=1e-6)
+            assert rank["logged"] == pytest.approx(losses, rel=1e-6)
         # one head sees the one loss, the other head the other, the backbone both
         for part in ("redundancy_projector.", "projector.", BACKBONE_PREFIX):
             expected = {n: p.grad for n, p in reference.named_parameters() if n.startswith(part)}
@@ -183,36 +176,6 @@ def two_of(data: Path, out: Path, strategy: str, **overrides: Any) -> Any:
     return cfg
 
 
-def pretrain_by(launchers: list[list[str]], data: Path, out: Path, *overrides: str) -> list[str]:
-    """Runs ``pretrain`` by each of the launchers at once; what each printed."""
-    cfg = two_of(data, out, "ddp", num_nodes=1, imports=["small"])
-    (out / "small.py").write_text(MODULE)
-    OmegaConf.save(cfg, out / "run.yaml")
-    command = ["-m", "metamask_solo", "pretrain", "--config-path", str(out)]
-    command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
-    tests = str(Path(__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{out}{os.pathsep}{tests}"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, *launcher, *command, *overrides],
-            cwd=out,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for launcher in launchers
-    ]
-    try:
-        printed = [process.communicate(timeout=400)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, text in zip(running, printed, strict=True):
-        assert process.returncode == 0, text[-3000:]
-    return printed
-
-
 def the_checkpoint(out: Path) -> Path:
     (checkpoint,) = out.glob("metamask/*/*.ckpt")
     return checkpoint
@@ -226,35 +189,50 @@ def assert_same_weights(one: Path, two: Path) -> None:
         assert torch.equal(value, second["state_dict"][name]), name
 
 
-@pytest.fixture(scope="module")
-def two_processes(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("two")
-    train(two_of(images, out, "ddp_fork"))
-    return out
-
-
-def test_two_machines_make_one_run(two_processes: Path, images: Path, tmp_path: Path) -> None:
-    """The command started by torchrun on two "machines" of one process each, as README has it."""
+def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None:
+    """torchrun on two "machines" of one process each, as README has it, and Lightning's ways."""
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    nodes = [[*torchrun, "--node-rank", str(rank)] for rank in range(2)]
-    printed = pretrain_by(nodes, images, tmp_path, "num_nodes=2", "devices=1")
-    checkpoint = the_checkpoint(tmp_path)
-    assert [f"checkpoint: {checkpoint}" in text for text in printed].count(True) == 1
-    args = json.loads((checkpoint.parent / "args.json").read_text())
+    nodes = ["checkpoint.dir=machines", "num_nodes=2", "devices=1"]
+    launched: list[tuple[list[str], list[str]]] = [
+        ([*torchrun, "--node-rank", "0"], nodes),
+        ([*torchrun, "--node-rank", "1"], nodes),
+        ([], ["checkpoint.dir=ddp"]),
+    ]
+    (tmp_path / "small.py").write_text(MODULE)
+    cfg = two_of(images, tmp_path, "ddp", num_nodes=1, imports=["small"])
+    OmegaConf.save(cfg, tmp_path / "run.yaml")
+    command = ["-m", "metamask_solo", "pretrain", "--config-path", str(tmp_path)]
+    command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *launcher, *command, *overrides],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for launcher, overrides in launched
+    ]
+    try:
+        for strategy in ("ddp_fork", "ddp_spawn"):
+            train(two_of(images, tmp_path / strategy, strategy))
+        printed = [process.communicate(timeout=400)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, text in zip(processes, printed, strict=True):
+        assert process.returncode == 0, text[-3000:]
+    for name in ("ddp_spawn", "ddp", "machines"):
+        assert_same_weights(tmp_path / "ddp_fork", tmp_path / name)
+    checkpoint = the_checkpoint(tmp_path / "machines").relative_to(tmp_path)
+    assert [f"checkpoint: {checkpoint}" in text for text in printed[:2]].count(True) == 1
+    args = json.loads((tmp_path / checkpoint.parent / "args.json").read_text())
     assert args["num_nodes"] == 2
     # two processes with ten images each, as solo-learn scales it
     assert args["optimizer"]["lr"] == pytest.approx(0.5 * 20 / 256)
-    assert_same_weights(two_processes, tmp_path)
-
-
-def test_every_launcher_makes_the_same_run(
-    two_processes: Path, images: Path, tmp_path: Path
-) -> None:
-    train(two_of(images, tmp_path / "spawn", "ddp_spawn"))
-    assert_same_weights(two_processes, tmp_path / "spawn")
-    pretrain_by([[]], images, tmp_path)
-    assert_same_weights(two_processes, tmp_path)
 
 
 def test_workers_that_inherit_nothing_make_the_same_run(images: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a run ends, and how it goes on: as if it had never been stopped, and only as the same run."""
+"""How a run ends, and as which run it goes on; that it ends as a whole one: faults/test_kill.py."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import pretrain_config, train, write_images
+from runs import pretrain_config, train
 
-from metamask_solo.checkpoints.reading import load_raw, read_checkpoint
+from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
 from metamask_solo.training.linear import prepare_probe
@@ -21,14 +21,11 @@ from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.resume import (
     FINISHED,
     LOCK,
-    checkpoint_to_resume,
     finished_run,
-    read_metrics,
     running,
+    starting_point,
 )
 from metamask_solo.training.trainer import fit
-
-pytestmark = pytest.mark.resume
 
 
 class At(pl.Callback):  # type: ignore[name-defined]
@@ -46,191 +43,111 @@ def crash(trainer: Any) -> None:
     raise InterruptedError
 
 
-def terminate(trainer: Any) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def send(*numbers: signal.Signals) -> Any:
+    return lambda _: [os.kill(os.getpid(), number) for number in numbers]
 
 
 def config(images: Path, out: Path, method: str = "simclr", **overrides: Any) -> Any:
     """Three epochs of two steps that go on by themselves."""
     settings = {"max_epochs": 3, "auto_resume__enabled": True, "optimizer__lr": 1.0, **overrides}
-    cfg = pretrain_config(images, out, method, **settings)
-    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
-    return cfg
+    settings.setdefault("scheduler", {"name": "warmup_cosine", "warmup_epochs": 1})
+    return pretrain_config(images, out, method, **settings)
 
 
-# after an epoch, and within one
-@pytest.mark.parametrize(
-    "at, stop, error, workers, max_steps",
-    [
-        (8, crash, InterruptedError, 2, -1),
-        (8, crash, InterruptedError, 0, 12),
-        (5, terminate, RunStopped, 0, -1),
-    ],
-)
-def test_a_stopped_run_ends_as_a_whole_one(
-    at: int, stop: Any, error: Any, workers: int, max_steps: int, images: Path, tmp_path: Path
-) -> None:
-    def cfg(name: str) -> Any:
-        made = config(images, tmp_path / name, "metamask", data__num_workers=workers)
-        made.max_steps, made.optimizer.batch_size = max_steps, 5  # four steps an epoch
-        made.method_kwargs.mask = {"optimizer": "adam", "lr": 0.1, "schedule": "cosine"}
-        made.knn_eval = {"enabled": True, "k": 3, "distance_func": "cosine"}
-        return made
-
-    whole, whole_fit = train(cfg("whole"))
+def stop(cfg: Any, at: int, do: Any = crash, error: Any = InterruptedError) -> None:
     with pytest.raises(error):
-        train(cfg("parts"), At(at, stop))
-    resumed, resumed_fit = train(cfg("parts"))
-
-    assert resumed.trainer.global_step == whole.trainer.global_step == 12
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b), name
-    a, b = (read_checkpoint(f.checkpoint).raw["metamask"] for f in (whole_fit, resumed_fit))
-    masks = [
-        dict(zip(m["history"]["step"].tolist(), m["history"]["mask"], strict=True)) for m in (a, b)
-    ]
-    assert all(torch.equal(mask, masks[1][step]) for step, mask in masks[0].items())
-    states = [raw["mask_optimizer"]["optimizer"]["state"][0] for raw in (a, b)]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    assert a["mask_optimizer"]["updates"] == b["mask_optimizer"]["updates"] == 12
-    # one folder, and metrics without gap or repetition
-    assert len(list((tmp_path / "parts" / "metamask").iterdir())) == 1
-    one, two = (read_metrics(f.folder) for f in (whole_fit, resumed_fit))
-    validated = ["step", "val_loss", "val_knn_acc1"]
-    assert one[validated].equals(two[validated]) and len(one.dropna(subset="val_loss")) == 3
+        train(cfg, At(at, do))
 
 
 def test_a_damaged_checkpoint_is_named_and_skipped(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def cfg() -> Any:
-        return config(images, tmp_path, checkpoint__keep_prev=True)
-
-    with pytest.raises(InterruptedError):
-        train(cfg(), At(4, crash))
+    stop(config(images, tmp_path, checkpoint__keep_prev=True), 4)
     newest, older = sorted(tmp_path.rglob("*.ckpt"), key=lambda p: -p.stat().st_mtime)
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    model, _ = train(cfg())
+    model, _ = train(config(images, tmp_path, checkpoint__keep_prev=True))
     printed = capsys.readouterr().out
     assert f"skipped: {newest}" in printed and f"resuming from {older}" in printed
     assert model.trainer.global_step == 6
 
 
-@pytest.fixture(scope="module")
-def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of runs with one in it that was stopped after an epoch."""
-    out = tmp_path_factory.mktemp("stopped")
-    with pytest.raises(InterruptedError):
-        train(config(images, out), At(2, crash))
-    assert not list(out.rglob(LOCK))
-    return out
-
-
 def resumed(images: Path, out: Path, **overrides: Any) -> Path | None:
     cfg = prepare_pretraining(config(images, out, **overrides))[1]
-    return checkpoint_to_resume(cfg, out / "simclr")
+    return starting_point(cfg, out / "simclr")[0]
 
 
-def test_where_and_how_to_log_makes_no_other_run(stopped: Path, images: Path) -> None:
-    indifferent = {
-        **{"checkpoint__frequency": 7, "checkpoint__keep_prev": True, "wandb__project": "b"},
-        **{"enable_progress_bar": True, "log_every_n_steps": 3, "fold_at_end": False},
-        **{"data__num_workers": 1, "name": "b", "auto_resume__max_hours": 1},
-    }
-    (checkpoint,) = stopped.rglob("*.ckpt")
-    assert resumed(images, stopped, **indifferent) == checkpoint
+INDIFFERENT = {
+    **{"checkpoint__frequency": 7, "checkpoint__keep_prev": True, "wandb__project": "b"},
+    **{"enable_progress_bar": True, "log_every_n_steps": 3, "fold_at_end": False},
+    **{"data__num_workers": 1, "name": "b", "auto_resume__max_hours": 1},
+}
+DECISIVE = {
+    **{"precision": "bf16-mixed", "gradient_clip_val": 1.0, "accumulate_grad_batches": 2},
+    **{"max_steps": 3, "limit_train_batches": 1, "seed": 2, "knn_eval__enabled": True},
+    **{"deterministic": True, "strategy": "ddp", "augmentations__0__crop_size": 28},
+    **{"augmentations__0__rrc__crop_min_scale": 0.4},
+}
 
 
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("data__val_path", "train"),
-        ("precision", "bf16-mixed"),
-        ("gradient_clip_val", 1.0),
-        ("accumulate_grad_batches", 2),
-        ("max_steps", 3),
-        ("limit_train_batches", 1),
-        ("seed", 2),
-        ("knn_eval__enabled", True),
-        ("deterministic", True),
-        ("strategy", "ddp"),
-        ("augmentations__0__crop_size", 28),
-        ("augmentations__0__rrc__crop_min_scale", 0.4),
-    ],
-)
-def test_what_decides_the_result_makes_another_run(
-    key: str, value: Any, stopped: Path, images: Path, capsys: pytest.CaptureFixture[str]
+def test_the_same_run_is_known_by_what_decides_its_result(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    value = str(images / value) if value == "train" else value
-    assert resumed(images, stopped, **{key: value}) is None
-    assert "is another run" in capsys.readouterr().out
+    data = Path(shutil.copytree(images, tmp_path / "data"))
+    stop(config(data, tmp_path), 2)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
 
+    def another(key: str, **overrides: Any) -> None:
+        assert resumed(data, tmp_path, **overrides) is None, key
+        assert f"is another run, {key} differs" in capsys.readouterr().out
 
-@pytest.mark.parametrize("change", ["size", "name", "class"])
-def test_other_images_in_the_same_folder_are_another_run(
-    change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_images(tmp_path / "data", classes=3)
-    with pytest.raises(InterruptedError):
-        train(config(data, tmp_path), At(1, crash))
+    for key, value in DECISIVE.items():
+        another(key.replace("__", "."), **{key: value})
+    another("started_from.images", data__val_path=str(data / "train"))
     image = sorted((data / "train").rglob("*.png"))[0]
-    if change == "size":
-        with image.open("ab") as file:
-            file.write(b"\0")
-    elif change == "name":
-        image.rename(image.with_name("b.png"))
-    else:
-        image.rename(sorted((data / "train").iterdir())[1] / "b.png")
-    assert resumed(data, tmp_path) is None
-    assert "is another run, started_from.images differs" in capsys.readouterr().out
+    with image.open("ab") as file:
+        file.write(b"\0")
+    another("started_from.images")
+    os.truncate(image, image.stat().st_size - 1)
+    for new in (image.with_name("b.png"), sorted((data / "train").iterdir())[1] / "b.png"):
+        image.rename(new)
+        another("started_from.images")
+        new.rename(image)
+    assert resumed(data, tmp_path, **INDIFFERENT) == checkpoint
+    assert not list(tmp_path.rglob(LOCK))
 
 
-def test_a_run_that_is_still_going_is_not_entered(stopped: Path, images: Path) -> None:
-    (args,) = stopped.rglob("args.json")
-    (checkpoint,) = args.parent.glob("*.ckpt")
-    with running(args.parent):
-        with pytest.raises(UserError, match="still going.*auto_resume.enabled=False"):
-            train(config(images, stopped))
-        cfg = config(images, stopped, auto_resume__enabled=False)
-        cfg.resume_from_checkpoint = str(checkpoint)
-        with pytest.raises(UserError, match="still going"):
-            train(cfg)
-    (args.parent / LOCK).touch()  # as a killed process leaves it
-    assert resumed(images, stopped) == checkpoint
-
-
-def test_a_run_holds_its_lock_and_is_known_when_it_is_finished(
-    images: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_is_still_going_is_not_entered(images: Path, tmp_path: Path) -> None:
     def enter(trainer: Any) -> None:
-        with pytest.raises(UserError, match="still going"):
+        with pytest.raises(UserError, match="still going.*auto_resume.enabled=False"):
             resumed(images, tmp_path)
-        trainer.strategy.entered = True
+        crash(trainer)
 
-    model, first = train(config(images, tmp_path), At(3, enter))
-    assert model.trainer.strategy.entered
+    stop(config(images, tmp_path), 2, enter)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    cfg = config(images, tmp_path, auto_resume__enabled=False)
+    cfg.resume_from_checkpoint = str(checkpoint)
+    with running(checkpoint.parent), pytest.raises(UserError, match="still going"):
+        train(cfg)
+    (checkpoint.parent / LOCK).touch()  # as a killed process leaves it
+    _, first = train(config(images, tmp_path))
+    assert first.folder == checkpoint.parent
     assert not (first.folder / LOCK).exists() and (first.folder / FINISHED).exists()
     same = finished_run(prepare_pretraining(config(images, tmp_path))[1], "simclr")
     assert same is not None and same.folder == first.folder
-    _, second = train(config(images, tmp_path))  # a finished run is not continued
-    assert second.folder != first.folder
+    assert resumed(images, tmp_path) is None  # a finished run is not continued
 
 
 def test_a_run_from_a_named_checkpoint_goes_on_where_it_was_stopped(
     images: Path, tmp_path: Path
 ) -> None:
-    def further() -> Any:
-        cfg = config(images, tmp_path, max_epochs=4)
-        cfg.scheduler = {"name": "none"}
-        return cfg
+    def further(out: Path, epochs: int) -> Any:
+        return config(images, out, max_epochs=epochs, scheduler={"name": "none"})
 
-    first = further()
-    first.max_epochs, first.checkpoint.dir = 1, str(tmp_path / "first")
-    _, first = train(first)
+    _, first = train(further(tmp_path / "first", 1))
     steps: list[int] = []
 
     def run(*callbacks: Any) -> None:
-        cfg = further()
+        cfg = further(tmp_path, 4)
         cfg.resume_from_checkpoint = str(first.folder)  # a run's folder, too
         train(cfg, *callbacks)
 
@@ -257,6 +174,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("optimizer.name", "adam", "optimizer.name=adam: .*run with sgd"),
         ("max_epochs", 1, "max_epochs=1: .* has 3 epochs behind it"),
         ("max_epochs", 4, "max_epochs=4: .*run with 3"),
+        ("devices", 2, "processes=2: .*run with 1"),
         ("method_kwargs.mask", {"kind": "linear"}, "mask.kind=linear"),
     ],
 )
@@ -298,55 +216,37 @@ def steps_in(checkpoint: Path) -> int:
     return int(load_raw(checkpoint)["global_step"])
 
 
-@pytest.mark.parametrize("steps", [3, 4])
-def test_max_steps_keeps_the_last_state_and_more_steps_go_on_from_it(
-    steps: int, images: Path, tmp_path: Path
-) -> None:
-    def cfg(name: str, most: int, **overrides: Any) -> Any:
-        made = config(images, tmp_path / name, checkpoint__frequency=100, **overrides)
-        made.scheduler, made.max_steps = {"name": "none"}, most
-        return made
-
-    _, first = train(cfg("first", steps))
-    assert steps_in(first.checkpoint) == steps and len(list(first.folder.glob("*.ckpt"))) == 1
-    # an epoch that ended early is over
-    model, _ = train(cfg("on", 6, resume_from_checkpoint=str(first.checkpoint)))
-    assert model.trainer.global_step == steps + 2
-
-
-def test_max_time_or_a_callback_ends_a_run_and_keeps_its_last_state(
+def test_a_limit_or_a_callback_ends_a_run_and_keeps_its_last_state(
     images: Path, tmp_path: Path
 ) -> None:
-    limited = config(images, tmp_path / "time", max_time="00:00:00:01", checkpoint__frequency=100)
-    _, result = train(limited, At(2, lambda _: time.sleep(1.1)))
-    assert 1 <= steps_in(result.checkpoint) <= 3 and (result.folder / FINISHED).is_file()
+    def run(*callbacks: Any, **overrides: Any) -> Any:
+        seldom = {"checkpoint__frequency": 100, "scheduler": {"name": "none"}, **overrides}
+        _, result = train(config(images, tmp_path, **seldom), *callbacks)
+        (checkpoint,) = result.folder.glob("*.ckpt")
+        assert checkpoint == result.checkpoint and (result.folder / FINISHED).is_file()
+        return steps_in(checkpoint), checkpoint
 
-    def end(trainer: Any) -> None:
-        trainer.should_stop = True
-
-    _, result = train(config(images, tmp_path / "callback", checkpoint__frequency=100), At(2, end))
-    assert steps_in(result.checkpoint) == 3
+    for steps in (3, 4):
+        ended, first = run(max_steps=steps)
+        assert ended == steps
+        # an epoch that ended early is over
+        assert run(max_steps=6, resume_from_checkpoint=str(first))[0] == steps + 2
+    in_time, _ = run(At(2, lambda _: time.sleep(1.1)), max_time="00:00:00:01")
+    assert 1 <= in_time <= 3
+    assert run(At(2, lambda trainer: setattr(trainer, "should_stop", True)))[0] == 3
 
 
 def test_ctrl_c_saves_after_the_step_and_a_second_one_waits_for_nothing(
     images: Path, tmp_path: Path
 ) -> None:
-    def interrupt(trainer: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def twice(trainer: Any) -> None:
-        interrupt(trainer)
-        interrupt(trainer)
-
     before = signal.getsignal(signal.SIGINT)
     cfg = config(images, tmp_path, checkpoint__frequency=100)
     with pytest.raises(RunStopped, match="SIGINT.*after step 3.*the same command") as caught:
-        train(cfg, At(2, interrupt))
+        train(cfg, At(2, send(signal.SIGINT)))
     assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) == before
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert steps_in(checkpoint) == 3
-    with pytest.raises(KeyboardInterrupt):
-        train(config(images, tmp_path, checkpoint__frequency=100), At(4, twice))
+    stop(cfg, 4, send(signal.SIGINT, signal.SIGINT), KeyboardInterrupt)
     assert list(tmp_path.rglob("*.ckpt")) == [checkpoint] and not list(tmp_path.rglob(FINISHED))
 
 
