@@ -315,20 +315,8 @@ def complete_linear_config(cfg: DictConfig) -> DictConfig:
 
 def _complete_shared(cfg: DictConfig) -> None:
     defaults: dict[str, Any] = {
-        "checkpoint.enabled": False,
-        "checkpoint.dir": "trained_models",
-        "checkpoint.frequency": 1,
-        "checkpoint.keep_prev": False,
-        "auto_resume.enabled": False,
-        "auto_resume.max_hours": 36,
         "data.format": "image_folder",
         "data.fraction": -1,
-        "wandb.enabled": False,
-        "wandb.entity": None,
-        "wandb.project": "solo-learn",
-        "wandb.offline": False,
-        "seed": 5,
-        "resume_from_checkpoint": None,
         "strategy": None,
         "num_nodes": 1,
         "accumulate_grad_batches": 1,

@@ -376,8 +376,9 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
         elif name not in model.model_fields and name not in trainer and f"${{{name}" not in raw:
             raise unknown(str(name), known_keys(model))  # not even another value refers to it
     run = validated(model, plain)
-    checked = OmegaConf.create(run.model_dump(exclude_unset=True))
-    checked.devices = run.devices
+    # the host completes what decides a result; what is left out there has its default here
+    whole = {"seed", "resume_from_checkpoint", "devices", "checkpoint", "auto_resume", "wandb"}
+    checked = OmegaConf.create(run.model_dump(exclude_unset=True) | run.model_dump(include=whole))
     if checked.get("accelerator") == "cpu" and plain.get("devices") in ("auto", -1, "-1"):
         checked.devices = [0]
     checked.data.num_workers = workers_of(checked)

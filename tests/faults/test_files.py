@@ -4,7 +4,9 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from checkpoints_of_runs import write_run
 from fragile_runs import FullDisk, fragile_config, run
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from runs import image_loader, pretrain_config, train
+from runs import image_loader, pretrain_config
 
 from metamask_solo import atomic_files
 from metamask_solo.__main__ import main
@@ -23,7 +25,6 @@ from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.data.loaders import plain_loader
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.features import extract_features
-from metamask_solo.hosts import pl
 from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.trainer import fit
 
@@ -41,16 +42,6 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     assert "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("metamask-solo ")]
     return line
-
-
-class AtEpoch(pl.Callback):  # type: ignore[name-defined]
-    def __init__(self, epoch: int, action: Callable[[], Any]):
-        self.epoch = epoch
-        self.action = action
-
-    def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
-        if trainer.current_epoch == self.epoch:
-            self.action()
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(images: Path, tmp_path: Path) -> None:
@@ -106,16 +97,6 @@ def test_a_path_below_a_file_is_one_line_in_every_command(
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_an_image_that_vanishes_leaves_the_checkpoint_before(images: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(images, tmp_path / "data"))
-    image = data / "train" / "class_3" / "1.png"
-    cfg = pretrain_config(data, tmp_path / "runs", max_epochs=2)
-    with pytest.raises(UserError, match=f"{image}: cannot be read"):
-        train(cfg, AtEpoch(1, image.unlink))
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
-    assert load_raw(checkpoint)["epoch"] == 0
-
-
 @pytest.mark.parametrize("command, workers", [("pretrain", 2), ("pretrain", 0), ("knn", 0)])
 def test_a_damaged_image_ends_a_command_with_2(
     command: str,
@@ -153,6 +134,20 @@ def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
     train_loader.dataset.transform = Killed()
     with pytest.raises(UserError, match=r"data.num_workers: a process that reads images was ended"):
         fit(model, cfg, train_loader, val_loader, "metamask")
+
+
+def test_a_process_ends_though_workers_are_left(images: Path) -> None:
+    """As where an exception still holds the loader; Python ends workers by SIGTERM, and waits."""
+    code = f"""
+        import sys, pathlib, runs
+        loader = runs.image_loader(pathlib.Path({str(images / "val")!r}), num_workers=1)
+        sys.left = iter(loader)
+        next(sys.left)
+    """
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": tests}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, env=environment, timeout=100).returncode == 0
 
 
 def test_mixed_sizes_are_one_line(tmp_path: Path) -> None:

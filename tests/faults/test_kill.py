@@ -1,12 +1,8 @@
 """A run that is killed at any moment, or asked to stop, and continued, ends as if it never was."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from fragile_runs import EPOCHS, MOMENTS, STEPS, SignalAt, fragile_config, run
-from omegaconf import OmegaConf
 
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.training.resume import read_metrics
@@ -39,8 +34,13 @@ def assert_same_end(out: Path, unbroken: End) -> None:
     assert one["state_dict"].keys() == two["state_dict"].keys()
     for name, tensor in two["state_dict"].items():
         assert torch.equal(one["state_dict"][name], tensor), name
-    for part in ("optimizer_states", "metamask"):  # shows tensors in part; weights are compared
-        assert str(one[part]) == str(two[part])
+    optimizers = [(s["optimizer_states"], s["metamask"]["mask_optimizer"]) for s in (one, two)]
+    assert str(optimizers[0]) == str(optimizers[1])  # shows tensors in part; weights are compared
+    # a stop notes its step, too
+    history, expected_history = (s["metamask"]["history"] for s in (one, two))
+    masks = dict(zip(history["step"].tolist(), history["mask"], strict=True))
+    for step, mask in zip(expected_history["step"].tolist(), expected_history["mask"], strict=True):
+        assert torch.equal(mask, masks[step]), step
     # neither gap nor repetition
     rows = [table[["step", "val_loss"]].dropna() for table in (metrics, expected)]
     assert rows[0].reset_index(drop=True).equals(rows[1].reset_index(drop=True))
@@ -119,30 +119,3 @@ def test_a_signal_saves_and_stops(
     assert run(tmp_path / "second.txt", cfg) == 0
     assert f"resuming from {checkpoint} {words}" in (tmp_path / "second.txt").read_text()
     assert_same_end(tmp_path / "runs", unbroken)
-
-
-def test_sigterm_ends_the_command_with_143(images: Path, tmp_path: Path) -> None:
-    """The real command line in a real process, told to stop as soon as it trains."""
-    cfg = fragile_config(images, tmp_path / "runs", max_epochs=20, data__num_workers=1)
-    (tmp_path / "run.yaml").write_text(OmegaConf.to_yaml(cfg))
-    command = [sys.executable, "-m", "metamask_solo", "pretrain"]
-    command += ["--config-path", str(tmp_path), "--config-name", "run.yaml"]
-    process = subprocess.Popen(
-        [*command, "hydra.run.dir=.", "hydra.output_subdir=null"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while process.poll() is None and not list(tmp_path.glob("runs/*/*/args.json")):
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
-    assert "Traceback" not in errors
-    line = errors.splitlines()[-1]
-    assert line.startswith("metamask-solo pretrain: error: stopped by SIGTERM in epoch ")
-    (checkpoint,) = (tmp_path / "runs").rglob("*.ckpt")
-    assert f"after step {load_raw(checkpoint)['global_step']};" in line

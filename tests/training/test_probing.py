@@ -17,13 +17,6 @@ from metamask_solo.training.linear import prepare_probe
 MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 
 
-def own_run(folder: Path, data: Path, **changes: Any) -> Path:
-    """A SimCLR run on 32 pixels with a mean of its own."""
-    changes |= {"augmentations__0__mean": MEAN, "augmentations__0__std": STD}
-    changes |= {"augmentations__0__horizontal_flip__prob": 0.0}
-    return write_run(folder, data, "simclr", devices=[0], **changes)
-
-
 def probe_config(data: Path, checkpoint: Path, **changes: Any) -> DictConfig:
     cfg = pretrain_config(data, checkpoint.parent / "runs", **changes)
     for key in ("augmentations", "method", "method_kwargs"):
@@ -35,7 +28,11 @@ def probe_config(data: Path, checkpoint: Path, **changes: Any) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def checkpoint(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return own_run(tmp_path_factory.mktemp("runs") / "run", images)
+    """Of a SimCLR run on 32 pixels with a mean of its own."""
+    changes = {"augmentations__0__mean": MEAN, "augmentations__0__std": STD}
+    changes |= {"augmentations__0__horizontal_flip__prob": 0.0, "data__background": "#010203"}
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return write_run(folder, images, "simclr", devices=[0], **changes)
 
 
 def pixels(path: str) -> Any:
@@ -55,6 +52,9 @@ def test_what_the_file_does_not_say_comes_from_the_run(
     assert (settings.crop_size, settings.horizontal_flip, settings.crop_min_scale) == (32, 0.0, 0.5)
     assert list(settings.mean) == MEAN and list(settings.std) == STD
     assert "images: 32 x 32 pixels, mean 0.1 0.2 0.3" in capsys.readouterr().err
+    loader = image_loader(images / "val", read_checkpoint(checkpoint).config)
+    for dataset in (train.dataset, val.dataset, loader.dataset):
+        assert dataset.read.keywords["rule"].background == (1, 2, 3)
 
 
 def test_what_the_file_says_counts(images: Path, checkpoint: Path) -> None:
@@ -65,13 +65,6 @@ def test_what_the_file_says_counts(images: Path, checkpoint: Path) -> None:
     assert list(cfg.data.augmentations.mean) == [0.5] * 3
     assert list(cfg.data.augmentations.std) == STD
     assert train.dataset.read.keywords["rule"].background == (0, 0, 0)
-
-
-def test_the_rule_of_reading_comes_from_the_run(images: Path, tmp_path: Path) -> None:
-    path = own_run(tmp_path / "run", images, data__background="#010203")
-    _, _, train, val = prepare_probe(probe_config(images, path))
-    for loader in (train, val, image_loader(images / "val", read_checkpoint(path).config)):
-        assert loader.dataset.read.keywords["rule"].background == (1, 2, 3)
 
 
 def test_auto_augment_normalises_as_validation_and_takes_every_image(

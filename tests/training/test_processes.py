@@ -4,9 +4,11 @@ import copy
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,31 +206,35 @@ def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None
     OmegaConf.save(cfg, tmp_path / "run.yaml")
     command = ["-m", "metamask_solo", "pretrain", "--config-path", str(tmp_path)]
     command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    # a run in this process leaves its port in the environment
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    environment["OMP_NUM_THREADS"] = "1"
+    logs = [tmp_path / f"{number}.txt" for number in range(len(launched))]
     processes = [
         subprocess.Popen(
             [sys.executable, *launcher, *command, *overrides],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
+            env=environment,
+            stdout=log.open("w"),
             stderr=subprocess.STDOUT,
-            text=True,
+            start_new_session=True,
         )
-        for launcher, overrides in launched
+        for log, (launcher, overrides) in zip(logs, launched, strict=True)
     ]
     try:
         for strategy in ("ddp_fork", "ddp_spawn"):
             train(two_of(images, tmp_path / strategy, strategy))
-        printed = [process.communicate(timeout=400)[0] for process in processes]
+        for log, process in zip(logs, processes, strict=True):
+            assert process.wait(400) == 0, log.read_text()[-3000:]
     finally:
         for process in processes:
-            process.kill()
-    for process, text in zip(processes, printed, strict=True):
-        assert process.returncode == 0, text[-3000:]
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     for name in ("ddp_spawn", "ddp", "machines"):
         assert_same_weights(tmp_path / "ddp_fork", tmp_path / name)
     checkpoint = the_checkpoint(tmp_path / "machines").relative_to(tmp_path)
-    assert [f"checkpoint: {checkpoint}" in text for text in printed[:2]].count(True) == 1
+    assert sum(f"checkpoint: {checkpoint}" in log.read_text() for log in logs[:2]) == 1
     args = json.loads((tmp_path / checkpoint.parent / "args.json").read_text())
     assert args["num_nodes"] == 2
     # two processes with ten images each, as solo-learn scales it
