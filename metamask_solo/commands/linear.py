@@ -3,14 +3,14 @@
 import sys
 
 from metamask_solo.training import hydra_app
-from metamask_solo.training.linear import check_probe, probe_run
+from metamask_solo.training.linear import prepare_probe, probe_run
 
 
 def main(argv: list[str], name: str = "linear") -> None:
     """Hydra's command line; masked=true|false chooses the features of a MetaMask checkpoint."""
     if name == "finetune":
         argv = [*argv, "++finetune=True"]
-    hydra_app.run(name, argv, probe_run, check_probe, "val_acc1")
+    hydra_app.run(name, argv, probe_run, prepare_probe, "val_acc1")
 
 
 if __name__ == "__main__":  # the other processes of DDP

@@ -62,7 +62,7 @@ def run(
     name: str,
     argv: list[str],
     task: Callable[[DictConfig], "FitResult | None"],
-    check: Callable[[DictConfig], DictConfig] | None = None,
+    prepare: Callable[..., tuple[Any, DictConfig, Any, Any]] | None = None,
     objective: str = "",
 ) -> None:
     """Runs ``task`` on the config that Hydra composes from ``argv``, for each job of a sweep.
@@ -71,7 +71,7 @@ def run(
         name: the command's.
         argv: its arguments.
         task: trains as a config says.
-        check: what ``--cfg-check`` does instead.
+        prepare: what ``--cfg-check`` does instead: builds all, and writes and downloads nothing.
         objective: the metric that a search maximises, and by which a sweep's table is sorted.
 
     Raises:
@@ -96,7 +96,7 @@ def run(
         options.append("--multirun")
         table = f"{{_target_:{__name__}.SweepTable,objective:'{objective}'}}"
         overrides.append(f"++hydra.callbacks.sweep_table={table}")
-    job = Job(task, objective, check if arguments.cfg_check else None)
+    job = Job(task, objective, prepare if arguments.cfg_check else None)
     _failures.clear()
     _stopped.clear()
     try:
@@ -153,7 +153,7 @@ class Job:
 
     task: Callable[[DictConfig], "FitResult | None"]
     objective: str
-    check: Callable[[DictConfig], DictConfig] | None
+    check: Callable[..., tuple[Any, DictConfig, Any, Any]] | None
 
     def __call__(self, cfg: DictConfig) -> float | None:
         """Runs the job; returns the objective, for searches."""
@@ -170,7 +170,7 @@ class Job:
                     f"hydra.sweeper: the search has no objective, no run computes {self.objective}"
                 )
             if self.check is not None:
-                print(f"ok: {self.check(cfg).name}")
+                print(f"ok: {self.check(cfg, read_packed=False)[1].name}")
                 return None
             if _stopped:
                 raise _stopped[0]

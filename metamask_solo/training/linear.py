@@ -71,15 +71,6 @@ def probe_run(cfg: DictConfig) -> FitResult:
     return result
 
 
-def check_probe(cfg: DictConfig) -> DictConfig:
-    """Validates the config and builds model, data and trainer; writes and downloads nothing.
-
-    Returns:
-        The completed config.
-    """
-    return prepare_probe(cfg, read_packed=False)[1]
-
-
 def prepare_probe(cfg: DictConfig, read_packed: bool = True) -> tuple[Any, DictConfig, Any, Any]:
     """Model, completed config and loaders; see :func:`.pretrain.prepare_pretraining`."""
     cfg = read_probe_config(cfg)

@@ -98,12 +98,3 @@ def prepare_pretraining(
         say(*pair_notes(data, val_data))
         identify(cfg, data, val_data)
         return model, cfg, train_loader, val_loader
-
-
-def check_pretraining(cfg: DictConfig) -> DictConfig:
-    """Validates the config and builds model, data and trainer; writes and downloads nothing.
-
-    Returns:
-        The completed config.
-    """
-    return prepare_pretraining(cfg, read_packed=False)[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metamask_solo import hosts
 from metamask_solo.errors import UserError
-from metamask_solo.training.pretrain import check_pretraining
+from metamask_solo.training.pretrain import prepare_pretraining
 
 TWO = {"devices": 2}
 BOTH, OLD, MAIN = ("main", "1.0.2"), ("1.0.2",), ("main",)
@@ -82,10 +82,10 @@ def test_what_is_known_to_go_wrong_is_refused_and_nothing_else(
         return
     cfg = case(method, said, images)
     if hosts.RELEASE not in releases:
-        check_pretraining(cfg)
+        prepare_pretraining(cfg)
         return
     with pytest.raises(UserError, match=key) as error:
-        check_pretraining(cfg)
+        prepare_pretraining(cfg)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
