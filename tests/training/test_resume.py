@@ -124,7 +124,8 @@ def test_a_run_that_is_still_going_is_not_entered(images: Path, tmp_path: Path) 
 
     stop(config(images, tmp_path), 2, enter)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    cfg = config(images, tmp_path, auto_resume__enabled=False)
+    # another GPU, and as many
+    cfg = config(images, tmp_path, auto_resume__enabled=False, devices=[1])
     cfg.resume_from_checkpoint = str(checkpoint)
     with running(checkpoint.parent), pytest.raises(UserError, match="still going"):
         train(cfg)
