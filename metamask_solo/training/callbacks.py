@@ -115,16 +115,8 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
                     path.unlink(missing_ok=True)
 
     def _check_weights(self, trainer: Any) -> None:
-        state = trainer.lightning_module.state_dict()
-        # one number for all: a wait for the device per tensor would take longer than the saving
-        sums = {
-            name: tensor.detach().sum(dtype=torch.float64)
-            for name, tensor in state.items()
-            if isinstance(tensor, Tensor) and tensor.is_floating_point()
-        }
-        wrong = not torch.stack([s.cpu() for s in sums.values()]).isfinite().all()
-        if _any_process(trainer, wrong):
-            names = [name for name, total in sums.items() if not total.isfinite()]
+        names = _not_finite(trainer.lightning_module)
+        if _any_process(trainer, bool(names)):
             raise RunStopped(
                 f"step {trainer.global_step}: {names[0] if names else 'a weight'} is not finite, "
                 f"so nothing was saved; {ADVICE}; {self.what_is_left()}"
@@ -197,7 +189,7 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
         if not logged or outputs is None or (scale is not None and scale >= 1):
             return
         # DeepCluster's loss of the first epoch is NaN, of images without a cluster: no weight is
-        wrong = not loss_of(outputs).isfinite() and (scale is not None or not _are_finite(model))
+        wrong = not loss_of(outputs).isfinite() and (scale is not None or bool(_not_finite(model)))
         if _any_process(trainer, wrong):
             terms = [
                 name.removesuffix("_step")
@@ -217,8 +209,14 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
         self.skipped = state["skipped"]
 
 
-def _are_finite(model: Any) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+def _not_finite(model: Any) -> list[str]:
+    """Names of the weights and buffers that are not finite."""
+    sums = {
+        name: tensor.detach().sum(dtype=torch.float64)
+        for name, tensor in model.state_dict().items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+    }
+    return [name for name, total in sums.items() if not total.isfinite()]
 
 
 def loss_of(outputs: Any) -> Any:
