@@ -44,10 +44,16 @@ BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 RESULT = "sweep_result.json"  # in the folder that Hydra gives to a job of a sweep
-# of the jobs of the last sweep
-_failures: list[UserError | RunStopped] = []
-# in a process that was told to stop: it begins no further job
-_stopped: list[Exception] = []
+_errors: list[UserError | RunStopped] = []  # of the jobs of the last command in this process
+
+
+def _signal() -> UserError | RunStopped | None:
+    """The error of a job that a signal ended: no further job begins."""
+    return next((error for error in _errors if _code(error) > 128), None)
+
+
+def _code(error: Exception) -> int:
+    return getattr(error, "exit_code", 0)
 
 
 class _Leave(SystemExit):
@@ -97,8 +103,7 @@ def run(
         table = f"{{_target_:{__name__}.SweepTable,objective:'{objective}'}}"
         overrides.append(f"++hydra.callbacks.sweep_table={table}")
     job = Job(task, objective, prepare if arguments.cfg_check else None)
-    _failures.clear()
-    _stopped.clear()
+    _errors.clear()
     try:
         with tempfile.TemporaryDirectory() as nowhere, quiet(), _as_command(name):
             if arguments.cfg_check:
@@ -115,11 +120,11 @@ def run(
             raise UserError(f"config: {error}; write augmentations.0.KEY=VALUE") from error
         raise
     except Exception as error:
-        if _stopped:  # of a launcher whose processes have ended
-            raise _stopped[0] from error
+        if stop := _signal():  # of a launcher whose processes have ended
+            raise stop from error
         raise
-    if errors := [*_failures, *_stopped]:
-        raise max(errors, key=lambda error: getattr(error, "exit_code", 0))
+    if _errors:
+        raise max(_errors, key=_code)
 
 
 def _main(job: "Job", name: str, argv: list[str]) -> None:
@@ -172,8 +177,8 @@ class Job:
             if self.check is not None:
                 print(f"ok: {self.check(cfg, read_packed=False)[1].name}")
                 return None
-            if _stopped:
-                raise _stopped[0]
+            if stop := _signal():
+                raise stop
             result = self.task(cfg)
             if result is None:
                 return None
@@ -183,11 +188,10 @@ class Job:
                 raise RunStopped(f"{self.objective} is {value}")
             return value
         except (UserError, RunStopped) as error:
-            outcome |= {"error": str(error), "exit_code": getattr(error, "exit_code", None)}
-            stopped = (outcome["exit_code"] or 0) > 128
-            _stopped.extend([error] if stopped else [])
+            outcome |= {"error": str(error), "exit_code": _code(error)}
+            _errors.append(error)
             # every trial of a search would fail by a wrong setting
-            ends = stopped or (searches and isinstance(error, UserError))
+            ends = _code(error) > 128 or (searches and isinstance(error, UserError))
             if not sweeps or (ends and settings.launcher._target_ == BASIC_LAUNCHER):
                 raise _Leave(error) from error
             print(f"failed: {error}", file=sys.stderr)
@@ -219,7 +223,7 @@ class SweepTable(Callback):
         """Passes SIGTERM on to processes that run the jobs: they save before they end."""
 
         def pass_on(number: int, frame: Any) -> None:
-            _stopped.append(RunStopped("stopped by SIGTERM", 128 + number))
+            _errors.append(RunStopped("stopped by SIGTERM", 128 + number))
             for child in multiprocessing.active_children():
                 child.terminate()
 
@@ -240,7 +244,7 @@ class SweepTable(Callback):
             rows.append({"overrides": chosen, **metrics, "folder": job.get("folder", "failed")})
             if "error" in job:
                 text, code = job["error"], job["exit_code"]
-                _failures.append(UserError(text) if code is None else RunStopped(text, code))
+                _errors.append(RunStopped(text, code) if code else UserError(text))
         table = pd.DataFrame(rows)
         if len(table) > 1:
             if self.objective in table:
