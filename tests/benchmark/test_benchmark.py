@@ -121,7 +121,6 @@ def test_without_labels_rankme_is_compared_and_called_no_accuracy(
     assert 1 < float(random["rankme"]) <= 16
 
 
-@pytest.mark.resume
 def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     benchmark_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
