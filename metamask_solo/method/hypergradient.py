@@ -148,11 +148,13 @@ def hypergradient(
         # not written to those that were passed in
         copies = {n: t.clone() for n, t in now.items()}
         _, gradient = differentiate(loss_fn, copies, now, method == "double_backward")
-        del copies
         g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
-        if method != "double_backward":
+        if method == "double_backward":  # a step may write to its parameters; the graph holds these
+            copies = {n: t.clone() for n, t in now.items()}
+        else:
             gradient = {}
-        moved = step({n: now[n].clone() for n in g}, g)
+        moved = step({n: copies[n] for n in g}, g)
+        del copies
         theta_plus = {n: moved[n].detach() if n in g else t.clone() for n, t in now.items()}
         after = None if method == "first_order" else g
         direct, v = differentiate(outer_loss_fn or loss_fn, theta_plus, after)
@@ -165,7 +167,13 @@ def hypergradient(
         norm = _norm(w.values())
         size = norm.clamp_min(torch.finfo(torch.float32).tiny)
         unit = {n: w.pop(n) / size.to(g[n].dtype) for n in g}
-        slope: Any = sum((g[n].detach().double() * d).sum() for n, d in unit.items())
+        slope: Any = sum(
+            (x.double() * y).sum()
+            for n, d in unit.items()
+            for x, y in zip(
+                g[n].detach().flatten().split(2**20), d.flatten().split(2**20), strict=True
+            )
+        )
         allowed = 4 * _norm(g.values())
         del g
         mixed: Tensor | None
