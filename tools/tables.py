@@ -43,7 +43,7 @@ TITLES = {
     "vicreg": "VICReg",
     "joint": 'both losses, no mask ("joint")',
     "fixed_mask": "the same with a mask that stays",
-    "heads": "MetaMask, trial step of the heads only",
+    "heads": "MetaMask, trial step of the contrastive head",
     "fast": 'MetaMask, every fourth step ("fast")',
     "metamask": "MetaMask, the paper's setting",
 }

@@ -198,7 +198,7 @@ def _curves(checkpoints: Sequence[Measures]) -> dict[tuple[str, str], SubsetCurv
 def _are_there_confounders(checkpoints: Sequence[Measures]) -> str:
     curves = _curves(checkpoints)
     if not curves:
-        return "Whether dimensions confound cannot be said without labels."
+        return "Without labels, nothing can be said about confounders."
     least = clear_errors(len(curves))
     clear = [f"{n} ({p})" for (n, p), one in curves.items() if one.gain > least * one.gain_error]
     if not clear:

@@ -39,7 +39,7 @@ VERDICTS = {
     (True, False): "Yes.",
     (False, True): "No, it harms.",
     (True, True): "In part.",
-    (False, False): "No effect is to be seen.",
+    (False, False): "No clear effect.",
 }
 
 
@@ -94,7 +94,7 @@ def _verdicts(
         if lines.empty:
             change = means.loc[method] - means.loc[baseline]
             texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
-            verdict = f"That is not known: too few seeds. {method} minus {baseline} is "
+            verdict = f"Too few seeds to tell. {method} minus {baseline} is "
             yield f"{question}{verdict}{_list(texts)}."
         else:
             better, worse, _ = _by_clearness(lines)
@@ -135,7 +135,7 @@ def _learning(
                 f"{_list(titles)}."
             )
     if failed:
-        yield "Where no method is above: train longer, on more images, or augment otherwise."
+        yield "If no method is above: train longer, use more images, or change the augmentations."
     if learned:
         titles = [f"the {UNTRAINED_NAMES[name]}" for name in untrained.method.unique()]
         yield f"In {_list(learned)}, every method's mean is above {_list(titles)}."
@@ -195,7 +195,7 @@ def _masks(trained: pd.DataFrame) -> Iterator[str]:
         (moved if high - low >= STILL else still).append(f"{method} ({low:.3f} to {high:.3f})")
         widest = max(widest, high - low)
     if moved:
-        yield f"The mask moved, to the weights of {_list(moved)}."
+        yield f"The mask moved. Its weights at the end: {_list(moved)}."
     if still:
         yield (
             f"The mask did not move in {_list(still)}: train longer, or raise "
@@ -230,13 +230,15 @@ def _power(
     if not now:
         return
     if seeds < LEAST_SEEDS or freedom < LEAST_FREEDOM:
-        head = (
+        yield (
             f"{'Two' if seeds == 2 else seeds} seeds are too few to compare these methods: they "
-            f"show only differences above {_list(now)}"
+            f"show only differences above {_list(now)}; {more} seeds would show {_list(would)}."
         )
     else:
-        head = f"{seeds} seeds show differences of {_list(now)} (minimum detectable effect)"
-    yield f"{head}; {more} seeds would show {_list(would)}."
+        yield (
+            f"With {seeds} seeds, the minimum detectable effect is {_list(now)}; with {more} "
+            f"seeds, it would be {_list(would)}."
+        )
 
 
 def _noise(trained: pd.DataFrame, same: Pair, measures: Sequence[str]) -> Iterator[str]:

@@ -150,7 +150,7 @@ def rows_of(benchmark: BenchmarkFile) -> pd.DataFrame:
     """
     file = benchmark.rows_file
     if file is None:
-        raise UserError("rows: missing; --from-rows needs the path of a CSV file in it")
+        raise UserError("rows: missing; --from-rows needs this key, the path of a CSV file")
     rows = read_csv(file)
     rows = rows[rows.method.isin(benchmark.shown)]
     seeds = {method: benchmark.seeds_of(method) for method in benchmark.shown}
@@ -162,7 +162,7 @@ def rows_of(benchmark: BenchmarkFile) -> pd.DataFrame:
         raise UserError(f"{file}: has no finished run of these methods, seeds and epochs")
     for name in benchmark.measured:
         if name not in finished or finished[name].isna().any():
-            raise UserError(f"{file}: not every run has {name}; choose others by evaluations=")
+            raise UserError(f"{file}: some runs have no {name}; leave it out of evaluations=")
     twice = finished[finished.duplicated(["variant", "seed"])]
     if len(twice):
         raise UserError(f"{file}: {twice.variant.iloc[0]}, seed {twice.seed.iloc[0]}: two lines")

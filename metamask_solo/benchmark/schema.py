@@ -123,7 +123,7 @@ class BenchmarkFile(Settings):
         if isinstance(data, str) and data not in VARIANTS and not user_path(data).is_dir():
             yield f"data={data}: no such folder; allowed are {', '.join(VARIANTS)} as well"
         for name in names & UNTRAINED_NAMES.keys():
-            yield f"methods.{name}: the name of what is untrained; call the method otherwise"
+            yield f"methods.{name}: this name is reserved for an untrained row; choose another"
         chosen = {"only": self.only or [], "comparisons": chain(*self.comparisons or [])}
         chosen["baseline"] = [self.baseline] if self.baseline else []
         for key, name in ((key, name) for key, listed in chosen.items() for name in listed):
@@ -132,7 +132,7 @@ class BenchmarkFile(Settings):
         if len({*self.seeds}) < len(self.seeds):
             yield f"seeds={self.seeds}: a seed occurs twice"
         if not any(map(self.seeds_of, self.shown)):
-            yield f"seeds={self.seeds}: no method has one of these among its own seeds"
+            yield f"seeds={self.seeds}: no method has any of these seeds"
         for name, method in self.methods.items():
             keys = [override.lstrip("+~").partition("=")[0] for override in method.overrides]
             for key in {*keys, *method.search, *self.search} & RESERVED.keys():

@@ -112,12 +112,12 @@ def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path
             raise UserError(f"{out}: is in the folder of {source.name}; give another folder")
         if others := [file.name for file in target.parent.glob("*.ckpt") if file != target]:
             raise UserError(
-                f"{target.parent}: holds {others[0]} already; solo-learn wants one .ckpt a folder"
+                f"{target.parent}: holds {others[0]} already; a folder is to hold one .ckpt"
             )
     else:
         written = [target]
         if target.resolve() == source.resolve():
-            raise UserError(f"{out}: is what to fold; give another file")
+            raise UserError(f"{out}: is the checkpoint to fold; name another file")
     if not force and any(file.exists() for file in written):
         raise UserError(f"{out}: exists already; --force overwrites it")
     return target, is_folder and form == "timm"

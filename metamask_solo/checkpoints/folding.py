@@ -97,8 +97,8 @@ def _prove(plain: nn.Module, mask: Tensor, name: str, images: Tensor | None) -> 
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(
-            f"backbone {name}: a fold cannot be tried on images of shape {tuple(images.shape)} "
-            f"({reason}); others can be given as images="
+            f"backbone {name}: the fold cannot be tested on images of shape "
+            f"{tuple(images.shape)} ({reason}); pass other images with images="
         ) from error
     if features.shape != (len(images), mask.numel()):
         raise UserError(
@@ -146,8 +146,8 @@ def _fold(backbone: nn.Module, mask: Tensor, name: str) -> int:
             _multiply(norm, mask)
             return 0
     raise UserError(
-        f"backbone {name}: no way to fold a mask into it is known, only into resnet, "
-        f"{', '.join(FINAL_NORMS)}, and where a norm with weights is at the end"
+        f"backbone {name}: folding is supported only for resnet, {', '.join(FINAL_NORMS)}, "
+        "and backbones that end in a norm with weights"
     )
 
 
@@ -183,5 +183,6 @@ def _refuse_negative(mask: Tensor, name: str, activation: str) -> None:
     if negative := int((mask < 0).sum()):
         raise UserError(
             f"mask with {negative} negative entries of {mask.numel()}: cannot be folded into "
-            f"{name}, because it ends in a {activation}, which no change of weights can turn around"
+            f"{name}, because it ends in a {activation}, whose outputs no change of weights makes "
+            "negative"
         )

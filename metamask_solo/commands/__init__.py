@@ -2,12 +2,12 @@
 
 # what each does, in a line; the order is that of `metamask-solo --help`
 COMMANDS = {
-    "demo": "from nothing to a table: data, three methods, two evaluations, figures",
+    "demo": "train and compare three methods on digits, with a table and figures",
     "data": "write small data sets made from Python packages, or split a folder of your own images",
     "pretrain": "pretrain any method of solo-learn from a YAML file",
     "linear": "train a linear probe on a checkpoint's frozen features",
     "finetune": "train backbone and classifier, starting from a checkpoint",
-    "knn": "nearest-neighbour accuracy of a checkpoint's features",
+    "knn": "measure the kNN accuracy of a checkpoint's features",
     "umap": "draw a checkpoint's features in two dimensions",
     "embed": "write a checkpoint's features of a folder of images to a file",
     "fold": "fold the mask into the backbone's weights, for tools that know nothing of masks",

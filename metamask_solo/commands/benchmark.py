@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--from-rows",
         action="store_true",
-        help="run nothing, need no data, write nothing: print the report of the rows in the file "
-        "that the key rows names",
+        help="print the report of the file that the key rows names; needs no data, and runs and "
+        "writes nothing",
     )
     arguments = parser.parse_intermixed_args(argv)
 

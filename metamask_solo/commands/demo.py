@@ -1,4 +1,4 @@
-"""``metamask-solo demo``: the benchmark of demo.yaml, from nothing to a table and figures."""
+"""``metamask-solo demo``: the benchmark of demo.yaml, on images from packages."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``metamask-solo doctor``: packages, solo-learn, devices: what a report of a fault needs."""
+"""``metamask-solo doctor``: packages, solo-learn, devices: what a bug report needs."""
 
 import importlib
 import importlib.util
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     """
     command_parser(
         "doctor",
-        ": what a report of a fault needs. Ends with 1 where something is missing, or does not "
+        ": what a bug report needs. Ends with 1 where something is missing, or does not "
         "import, without which nothing can be trained.",
     ).parse_args(argv)
     troubles = []

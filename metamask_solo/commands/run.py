@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--cpu",
         action="store_true",
-        help="whatever the script sends to a GPU stays: main_knn.py and main_umap.py need one",
+        help="run on the CPU what the script sends to a GPU, as main_knn.py and main_umap.py do",
     )
     parser.add_argument("script", metavar="SCRIPT", help="such as main_pretrain.py")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its own")

@@ -198,7 +198,7 @@ def read_folder(
         if empty := [shown(name) for name in classes if name not in filled]:
             raise UserError("; ".join([f"{where}: class folder {empty[0]} holds no image", *notes]))
         if beside:
-            notes.insert(0, f"{beside}, left out: beside the class folders, so of no class")
+            notes.insert(0, f"{beside}, left out: beside the class folders, and without a class")
         notes = [*_doubts_of_classes(root, files, classes), *notes]
         number = {name: label for label, name in enumerate(classes)}
         samples = [(os.path.join(*path), number[name]) for name, *path in sorted(files) if name]
@@ -282,8 +282,8 @@ def _doubts_of_classes(
     several = [name for name, n in Counter(top[0] for top in tops).items() if n > 1]
     if several and all(len(top) == 2 for top in tops):
         notes.append(
-            "no class folder holds an image itself, all lie in folders below: is this one level "
-            f"too high, and {root}/{min(several)} the folder of the classes? For images without "
+            "all images lie in sub-folders of the class folders: is this folder one level too "
+            f"high, and {root}/{min(several)} the folder of the classes? For images without "
             "labels, give data.no_labels=True"
         )
     return notes

@@ -234,8 +234,8 @@ def loader_failure(error: RuntimeError) -> UserError | None:
     text = str(error)
     if "DataLoader worker" in text and ("killed" in text or "exited unexpectedly" in text):
         return UserError(
-            "data.num_workers: a process that reads images was ended from outside (often for want "
-            "of memory, or of shared memory in /dev/shm); fewer workers, or 0, may help"
+            "data.num_workers: a process that reads images was killed (often because memory or "
+            "/dev/shm is full); try fewer workers, or 0"
         )
     if "stack expects each tensor to be equal size" in text:
         return UserError("data: the images of a batch have different sizes after the transform")

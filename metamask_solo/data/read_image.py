@@ -70,8 +70,8 @@ def read_image(path: str | Path, rule: ReadingRule = DEFAULT_RULE) -> Image.Imag
             return _to_rgb(image, rule.background, tags)
     except Image.DecompressionBombError as error:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        reason = f"has more than {most} million pixels, the most that is read, since such a file "
-        reason += "may be made to fill the memory; save a smaller copy, or cut it into tiles"
+        reason = f"has more than the {most} million pixels allowed, a limit against files made "
+        reason += "to fill the memory; save a smaller copy, or cut it into tiles"
         raise UserError(f"{shown(path)}: {reason}") from error
     except Exception as error:  # Pillow raises almost anything for a damaged file
         # its messages repeat the path

@@ -68,7 +68,7 @@ def split_folder(
     if not 0 < share < 1:
         raise UserError(f"--val={share}: must be above 0 and below 1")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"--out={out}: lies in {folder}, and would be split the next time")
+        raise UserError(f"--out={out}: lies in {folder}; choose a folder outside")
     labels = not flat and holds_classes(folder, "")
     images = read_folder(folder, "", labels)
     source = os.path.abspath(folder)

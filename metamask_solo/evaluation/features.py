@@ -269,8 +269,8 @@ def imbalance_note(accuracy: float, train_labels: Tensor, val_labels: Tensor) ->
     if not unequal or accuracy > largest:
         return None
     return (
-        f"always naming the largest class of the training images is right for {largest:.2f} % of "
-        f"the validation images, and this accuracy is {accuracy:.2f} %: see the mean over classes"
+        f"this accuracy ({accuracy:.2f} %) is not above that of always guessing the largest class "
+        f"of the training images ({largest:.2f} %): see the mean over classes"
     )
 
 

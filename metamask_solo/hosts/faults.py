@@ -52,13 +52,13 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         OLD,
         "optimizer.name",
         cfg.optimizer.name == "lars",
-        "LARS scales the gradients of the step before; use sgd, adam or adamw",
+        "LARS scales the gradients of the previous step; use sgd, adam or adamw",
     )
     yield (
         OLD,
         "optimizer.exclude_bias_n_norm_wd",
         get("optimizer.exclude_bias_n_norm_wd"),
-        "biases and norms have the weight decay of all; leave it False",
+        "biases and norms still have weight decay; leave it False",
     )
     yield (
         OLD,
@@ -84,7 +84,7 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         BOTH,
         "method_kwargs.queue_size",
         (method == "swav" and 0 < queue < batch) or (method in WITH_QUEUE and queue % batch),
-        "the queue takes whole batches alone; use a multiple of optimizer.batch_size × processes",
+        "the queue stores only whole batches; use a multiple of optimizer.batch_size × processes",
     )
     warmup = settings.get("warmup_teacher_temperature_epochs") or 0
     yield (
@@ -107,8 +107,8 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         BOTH,
         "knn_eval.enabled",
         get("knn_eval.enabled") and not (each_epoch and labelled and get("data.val_path")),
-        "the online kNN collects features until all of data.val_path is validated, however old; "
-        "do that at each epoch, or use metamask-solo knn",
+        "the online kNN keeps old features until data.val_path is validated completely; validate "
+        "completely in each epoch, or use metamask-solo knn",
     )
 
 

@@ -130,14 +130,14 @@ def hypergradient(
         strays, derivatives = rest[: len(originals)], rest[len(originals) :]
         if any(d is not None for d in strays):
             raise UserError(
-                "the loss computes with a parameter that was there before, which no trial step "
-                "moves: call the modules, and take parameters from them, inside the loss"
+                "the loss uses a parameter that was taken from a module outside the loss, so no "
+                "trial step moves it: call modules, and read their parameters, inside the loss"
             )
         if partial is None:
             raise UserError("the loss does not depend on the logits")
         reached = {n: d for n, d in zip(inputs, derivatives, strict=True) if d is not None}
         if names is not None and not reached:
-            raise UserError("the loss reaches no parameter that moves: it must compute with one")
+            raise UserError("the loss does not depend on the parameters that the trial step moves")
         return partial, reached
 
     # Each dictionary of tensors below is as large as the network: none lives longer than needed.
@@ -184,9 +184,9 @@ def hypergradient(
                 # its arguments
                 if (slope - tangent).abs() > allowed * eps**0.5:  # false for NaN, to be seen
                     raise UserError(
-                        "exact: the loss has another derivative in forward mode than in reverse "
-                        "mode: an operator without a right forward mode, or noise or state that is "
-                        f"not repeated; {_others(method)}"
+                        "exact: forward and reverse mode give different derivatives of the loss: "
+                        "an operator has a wrong forward mode, or noise or state changes between "
+                        f"evaluations; {_others(method)}"
                     )
             elif method == "double_backward":
                 _refuse_once_differentiable(gradient.values())
@@ -357,7 +357,7 @@ def mask_hypergradient(
     if isinstance(optimizer_or_step, torch.optim.Optimizer):
         step = optimizer_step(optimizer_or_step, params, lr)
     elif lr is not None:
-        raise UserError(f"lr={lr}: a step that is a function has its own rate")
+        raise UserError(f"lr={lr}: has no effect on a step that is a function; leave it out")
 
     def on_modules(closure: Callable[[], Tensor]) -> LossFunction:
         return lambda values, a: holder(closure)
@@ -573,8 +573,8 @@ class _ForwardMode(TorchFunctionMode):
         self.eps = max([self.eps, *(torch.finfo(t.dtype).eps for t, _ in outputs)])
         if _drops_a_tangent(func, args, kwargs, outputs):
             raise UserError(
-                f"exact: {resolve_name(func) or func} has no forward mode, so the loss has "
-                f"another derivative in forward mode than in reverse mode; {_others('exact')}"
+                f"exact: {resolve_name(func) or func} has no forward mode, so forward and "
+                f"reverse mode give different derivatives of the loss; {_others('exact')}"
             )
         return result
 

@@ -120,8 +120,8 @@ class MaskOptimizer:
             now = getattr(self.settings, name)
             if now != value:
                 raise UserError(
-                    f"method_kwargs.mask.{name}={now}: the checkpoint has {value}, and a run goes "
-                    "on with what it began with"
+                    f"method_kwargs.mask.{name}={now}: the checkpoint has {value}, which a "
+                    "resumed run cannot change"
                 )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -190,13 +190,13 @@ class MetaMask(PluginMethod):
             )
 
     def on_train_start(self) -> None:
-        """Starts the mask's optimiser; warns of settings that do nothing."""
+        """Starts the mask's optimiser; warns of settings that have no effect."""
         super().on_train_start()
         meta, steps = self.settings.meta, self.trainer.estimated_stepping_batches
         self.mask_optimizer.start(self.trainer.global_step, steps / meta.every_n_steps)
         idle = idle_settings(self.settings, steps, self.batch_size)
         if self.trainer.is_global_zero and idle:
-            print(f"warning: settings that do nothing: {'; '.join(idle)}", file=sys.stderr)
+            print(f"warning: these settings have no effect: {'; '.join(idle)}", file=sys.stderr)
 
     def on_train_batch_end(self, outputs: Any, batch: Sequence[Any], batch_idx: int) -> None:
         """Logs the mask of this step, which Lightning does not allow in ``optimizer_step``."""
@@ -214,7 +214,7 @@ class MetaMask(PluginMethod):
         super().on_train_end()
         if self.trainer.is_global_zero:
             updates = self.mask_optimizer.updates
-            print(f"mask updates: {updates or 'none, the mask is what it was at the start'}")
+            print(f"mask updates: {updates or 'none; the mask has not changed'}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the mask's optimiser and history to the checkpoint."""

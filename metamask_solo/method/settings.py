@@ -30,7 +30,7 @@ class MaskSettings(Settings):
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser of the mask")
     lr: Number = Field(1e-3, ge=0, description="learning rate of the mask")
     momentum: Number = Field(
-        0.9, ge=0, lt=1, description="momentum of the mask's sgd; of its adam, the first beta"
+        0.9, ge=0, lt=1, description="momentum of the mask's sgd, or first beta of its adam"
     )
     weight_decay: Number = Field(5e-4, ge=0, description="weight decay of the mask's logits")
     schedule: Literal["fixed", "cosine"] = Field(
@@ -68,7 +68,7 @@ class MetaSettings(Settings):
     trial_lr: Number | None = Field(
         None,
         ge=0,
-        description="null: the trial step is the optimiser's own next step; a number: a plain "
+        description="null: the trial step is the optimiser's own next step; a number: a "
         "gradient step with this rate (needed with lars: 1e-3 to start with)",
     )
     every_n_steps: int = Field(1, ge=1, description="the mask is updated after every n-th step")
@@ -88,7 +88,7 @@ class MetaMaskSettings(Settings):
     proj_hidden_dim: int = Field(
         2048,
         ge=1,
-        description="hidden size, twice, of the redundancy-reduction head (three layers)",
+        description="size of both hidden layers of the redundancy-reduction head",
     )
     proj_output_dim: int = Field(
         2048, ge=1, description="output size of the redundancy-reduction head"

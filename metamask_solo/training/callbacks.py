@@ -6,8 +6,10 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,7 @@ from metamask_solo.training.config import one_line
 from metamask_solo.training.resume import position, write_args
 
 LOOK_EVERY = 10  # steps, where none is logged
-ADVICE = (
-    "a lower optimizer.lr, a higher temperature or precision=32 may help, and so may a look at the "
-    "data"
-)
+ADVICE = "try a lower optimizer.lr, a higher temperature or precision=32, and look at the data"
 
 
 class SafeCheckpointIO(pl.plugins.TorchCheckpointIO):  # type: ignore[name-defined]
@@ -198,8 +197,8 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
             ]
             left = self.checkpointer.what_is_left() if self.checkpointer else "none were kept"
             raise RunStopped(
-                f"step {trainer.global_step}: {', '.join(dict.fromkeys(terms)) or 'the loss'} not "
-                f"finite; {ADVICE}; {left}"
+                f"step {trainer.global_step}: not finite: "
+                f"{', '.join(dict.fromkeys(terms)) or 'the loss'}; {ADVICE}; {left}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -431,6 +430,32 @@ class CompiledBackbone(pl.Callback):  # type: ignore[name-defined]
 
     def teardown(self, trainer: Any, model: Any, stage: str) -> None:
         self._turn(False)
+
+
+class Forecast(pl.Callback):  # type: ignore[name-defined]
+    """Says after the first steps how long the run will take; Lightning's bar tells of one epoch."""
+
+    STEPS = 3  # after a step that warms up
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if len(self._times) > self.STEPS:
+            return
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._times.append(time.monotonic())
+        if len(self._times) > self.STEPS and trainer.is_global_zero:
+            seconds = float(np.median(np.diff(self._times)))
+            steps = trainer.estimated_stepping_batches - trainer.global_step
+            left = steps * trainer.accumulate_grad_batches * seconds
+            if 60 < left < float("inf"):
+                device = "GPU" if model.device.type == "cuda" else "CPU"
+                duration = timedelta(minutes=round(left / 60))
+                print(f"forecast: {duration} on this {device}, {seconds:.2g} s a step")
 
 
 class Bar(pl.callbacks.TQDMProgressBar):  # type: ignore[name-defined]

@@ -83,7 +83,7 @@ class Data(Settings):
     background: Any = Field(
         "white", description="behind transparent pixels: white, '#ff8000' or [255, 128, 0]"
     )
-    exif_orientation: bool = Field(False, description="turn images as their camera says")
+    exif_orientation: bool = Field(False, description="turn images as their EXIF data say")
 
 
 class Optimizer(Settings):
@@ -100,7 +100,9 @@ class Scheduler(Settings):
     warmup_epochs: Rate = 10
     warmup_start_lr: Rate = 3e-5
     min_lr: Rate = Field(0, description="at the end of the cosine")
-    lr_decay_steps: list[int] | None = Field(None, description="with step: epochs, times 0.1 each")
+    lr_decay_steps: list[int] | None = Field(
+        None, description="with step: epochs, each of which divides the rate by 10"
+    )
     interval: Literal["step", "epoch"] = Field("step", description="how often the rate changes")
 
     @model_validator(mode="after")
@@ -111,8 +113,8 @@ class Scheduler(Settings):
 
 
 class Checkpoint(Settings):
-    enabled: bool = Field(False, description="the files have it on")
-    dir: Path = Field("trained_models", description="gets METHOD/RUN, or linear/RUN")
+    enabled: bool = Field(False, description="on in the packaged files")
+    dir: Path = Field("trained_models", description="folder of the runs: METHOD/RUN, or linear/RUN")
     frequency: Count = Field(1, description="epochs from one to the next")
     keep_prev: bool = Field(False, description="keep the earlier ones")
 
@@ -168,7 +170,7 @@ class Run(TrainerArguments):
         [0], description="a number, a list of GPUs, or auto"
     )
     resume_from_checkpoint: Path | None = Field(
-        None, description="a .ckpt file or a run's folder, to go on from in a run of its own"
+        None, description="a .ckpt file or a run's folder that a new run starts from"
     )
     imports: list[Text] = Field([], description="modules that are imported first: own methods")
     callbacks: list[Whole] = Field([], description="of Lightning, each with _target_: its class")
@@ -256,7 +258,7 @@ class Pretraining(Run):
 class ProbeAugmentations(Settings):
     """``data.augmentations`` of a probe; null: those of the run."""
 
-    crop_size: Count | None = Field(None, description="pixels; null: the run's, as the next")
+    crop_size: Count | None = Field(None, description="pixels; null: the run's")
     mean: Colour | None = None
     std: Colour | None = None
     crop_min_scale: Probability | None = Field(None, description="least part of a random crop")
@@ -278,7 +280,7 @@ class Probe(Run):
     data: ProbeData
     optimizer: ProbeOptimizer
     pretrained_feature_extractor: Path = Field(description="a run's folder, or .ckpt file")
-    pretrain_method: Any = Field(None, description="for the record")
+    pretrain_method: Any = Field(None, description="the method of the checkpoint")
     masked: bool | None = Field(
         None, description="features of MetaMask; null: masked where there is a mask"
     )
@@ -287,7 +289,7 @@ class Probe(Run):
     )
     finetune: bool = Field(False, description="train the backbone too")
     auto_augment: bool = Field(False, description="timm's RandAugment")
-    label_smoothing: Rate = Field(0, description="GitHub main only, as the next two")
+    label_smoothing: Rate = Field(0, description="GitHub main only, like mixup and cutmix")
     mixup: Rate = 0
     cutmix: Rate = 0
 

@@ -169,7 +169,9 @@ class Job:
         outcome: dict[str, Any] = {"overrides": OmegaConf.to_container(settings.overrides.task)}
         try:
             if settings.job.chdir:
-                raise UserError("hydra.job.chdir=True: the paths of a run start where you are")
+                raise UserError(
+                    "hydra.job.chdir=True: not supported; paths are relative to the current folder"
+                )
             if searches and not _measures(cfg, self.objective):
                 raise UserError(
                     f"hydra.sweeper: the search has no objective, no run computes {self.objective}"

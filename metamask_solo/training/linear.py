@@ -63,8 +63,8 @@ def probe_run(cfg: DictConfig) -> FitResult:
     loss, chance = result.metrics.get("train_loss", 0.0), math.log(cfg.data.num_classes)
     if loss > max(1.1 * chance, first.loss):
         raise RunStopped(
-            f"the probe diverged: its training loss rose from {first.loss:.3g} to {loss:.3g}, and "
-            f"guessing has {chance:.3g}; scale_features=True or a lower optimizer.lr may help"
+            f"the probe diverged: its training loss rose from {first.loss:.3g} to {loss:.3g} "
+            f"(guessing: {chance:.3g}); try scale_features=True or a lower optimizer.lr"
         )
     if result.stopped is not None:
         raise result.stopped

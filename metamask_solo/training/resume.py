@@ -291,7 +291,7 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
         raise UserError(f"{path}: training cannot go on from it, it has no {lacking[0]}")
     epochs, batches = position(state)
     if epochs > cfg.max_epochs:
-        raise UserError(f"max_epochs={cfg.max_epochs}: {path} has {epochs} epochs behind it")
+        raise UserError(f"max_epochs={cfg.max_epochs}: {path} already has {epochs} epochs")
     earlier = _args(path.parent)
     if earlier is None:
         return
@@ -300,8 +300,8 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     one, two = _values(cfg, keys), _values(earlier, keys)
     if (key := _first_difference(one, two)) is not None:
         raise UserError(
-            f"{key}={one.get(key)}: the checkpoint is of a run with {two.get(key)}, and its "
-            "optimiser and schedule go on with that"
+            f"{key}={one.get(key)}: the run of the checkpoint has {two.get(key)}, which a run that "
+            "continues it cannot change"
         )
 
 

@@ -29,6 +29,7 @@ from metamask_solo.training.callbacks import (
     Checkpointer,
     CompiledBackbone,
     FiniteLoss,
+    Forecast,
     Interruption,
     SafeCheckpointIO,
     configured_callbacks,
@@ -121,7 +122,7 @@ def fit(
     interruption = Interruption(checkpointer, train_loader)
     # first: from the moment that args.json tells of a run, a signal must find its handler;
     # last: what is saved must be whole
-    all_callbacks = [interruption, *callbacks, *configured_callbacks(cfg)]
+    all_callbacks = [interruption, *callbacks, Forecast(), *configured_callbacks(cfg)]
     if not dry:
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
     if OmegaConf.select(cfg, "performance.compile", default=False):
@@ -157,7 +158,7 @@ def fit(
             if cfg.get("profiler") is not None:
                 print(f"{trainer.profiler.summary()}profile: {folder}")
     if interruption.received is not None:
-        result.stopped = interruption.report(f"came when the run was finished: {folder}")
+        result.stopped = interruption.report(f"came after the run had finished: {folder}")
     return result
 
 

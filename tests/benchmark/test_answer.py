@@ -49,7 +49,7 @@ def test_learning() -> None:
     ("low", "high", "expected"),
     [
         (0.498, 0.502, "The mask did not move in heads (0.498 to 0.502): train longer, or raise "),
-        (0.38, 0.65, "The mask moved, to the weights of heads (0.380 to 0.650)."),
+        (0.38, 0.65, "The mask moved. Its weights at the end: heads (0.380 to 0.650)."),
     ],
 )
 def test_mask(low: float, high: float, expected: str) -> None:
@@ -75,9 +75,9 @@ def test_effects() -> None:
     [
         (5, 55.0, "Does MetaMask help? Yes. heads is clearly better than joint: +5."),
         (5, 45.0, "Does MetaMask help? No, it harms. heads is clearly worse than joint: -4."),
-        (5, 50.0, "Does MetaMask help? No effect is to be seen. heads does not clearly differ"),
-        (2, 55.0, "Does MetaMask help? That is not known: too few seeds. heads minus joint is +5."),
-        (1, 55.0, "Does MetaMask help? That is not known: too few seeds. heads minus joint is +"),
+        (5, 50.0, "Does MetaMask help? No clear effect. heads does not clearly differ"),
+        (2, 55.0, "Does MetaMask help? Too few seeds to tell. heads minus joint is +5."),
+        (1, 55.0, "Does MetaMask help? Too few seeds to tell. heads minus joint is +"),
     ],
 )
 def test_the_first_sentence_is_about_metamask(seeds: int, mean: float, expected: str) -> None:
@@ -102,7 +102,7 @@ def test_power() -> None:
     )
     assert "; 5 seeds would show" in text and "differ from" not in text
     text = said(runs(seeds=3))
-    assert "3 seeds show differences of " in text and "; 5 seeds would show" in text
+    assert "With 3 seeds, the minimum detectable effect is " in text and "; with 5 seeds, " in text
     pair = runs(seeds=3)[lambda table: table.method != "simclr"]
     assert "3 seeds are too few to compare these methods" in said(pair)
     apart = runs(seeds=6)

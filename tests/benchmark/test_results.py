@@ -122,7 +122,7 @@ def test_rows_that_are_no_runs_of_one_benchmark_are_refused(
     other = whole.copy()
     other.loc[other.method == "simclr", "data_digest"] = "other"
     assert "different images or evaluations" in refused(other)
-    assert "not every run has linear" in refused(whole.drop(columns="linear"))
+    assert "some runs have no linear" in refused(whole.drop(columns="linear"))
     assert "no finished run of these methods" in refused(whole, "seeds=[7]")
     assert "no finished run of these methods" in refused(whole, "epochs=9")
     for override in ("data=digits", "overrides=[optimizer.lr=1]", "methods.simclr.overrides=[]"):

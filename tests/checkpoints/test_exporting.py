@@ -167,9 +167,9 @@ def test_force_never_overwrites_the_input_or_another_run(tmp_path: Path) -> None
         (run, "run", "host", "in the folder of"),
         (run, "run/other.ckpt", "host", "in the folder of"),
         (run, "link", "host", "in the folder of"),
-        (run, "link/run-ep=1.ckpt", "timm", "is what to fold"),
+        (run, "link/run-ep=1.ckpt", "timm", "is the checkpoint to fold"),
         (run, "run", "timm", "is a folder that holds args.json"),
-        (run, "other", "host", "one .ckpt a folder"),
+        (run, "other", "host", "a folder is to hold one .ckpt"),
         (plain, "none", "host", "has no mask to fold"),
     ):
         with pytest.raises(UserError, match=reason):

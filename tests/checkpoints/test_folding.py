@@ -151,7 +151,7 @@ SIGNED = torch.tensor([1.0, -0.5]).repeat(256)
         ("resnet18", {"act_layer": nn.SiLU}, torch.ones(512) / 2, "folded.*off by"),
         ("vit_tiny", {"global_pool": "max", "fc_norm": False}, SIGNED[:192], "off by.*pooling"),
         ("vit_tiny", {"global_pool": "map"}, torch.ones(192) / 2, "off by"),
-        ("vit_tiny", {"final_norm": False}, torch.ones(192), "a norm with weights is at the end"),
+        ("vit_tiny", {"final_norm": False}, torch.ones(192), "end in a norm with weights"),
         ("vit_tiny", {}, torch.ones(512), r"512 entries.*shape \(2, 192\)"),
         ("resnet18", {}, torch.ones(1, 512), "one row"),
         ("resnet18", {}, torch.full((512,), float("nan")), "finite"),
@@ -177,7 +177,7 @@ def test_what_cannot_be_folded_is_refused_and_left_alone(
 def test_a_backbone_under_the_name_of_another_is_refused() -> None:
     with pytest.raises(UserError, match="backbone resnet18: a mask cannot be folded.*not those"):
         fold_mask(timm.create_model("regnetx_002", num_classes=0), torch.ones(368), "resnet18")
-    with pytest.raises(UserError, match="no way to fold a mask into it is known"):
+    with pytest.raises(UserError, match="folding is supported only for"):
         fold_mask(nn.Flatten(), torch.ones(3 * 64 * 64), "pixels")
     with pytest.raises(UserError, match="float16"):
         fold_mask(shallow_backbone("resnet18").half(), torch.ones(512), "resnet18")

@@ -45,7 +45,7 @@ def command(
         ("+optimizer.lrr=1", "optimizer.lrr: unknown setting; did you mean optimizer.lr?"),
         ("+method_kwargs.temprature=0.5", "did you mean method_kwargs.temperature?"),
         ("+logger=False", "logger=false: the command sets it itself"),
-        ("hydra.job.chdir=True", "hydra.job.chdir=True: the paths of a run start where you are"),
+        ("hydra.job.chdir=True", "hydra.job.chdir=True: not supported"),
         ("hydra/launcher=nowhere", "Could not find 'hydra/launcher/nowhere'"),
         ("hydra/hydra_logging=no", "in 'hydra/hydra_logging': default; disabled; .*none$"),
     ],

@@ -1,4 +1,4 @@
-"""What a report of a fault needs, also where solo-learn is missing or damaged."""
+"""What a bug report needs, also where solo-learn is missing or damaged."""
 
 import os
 import subprocess

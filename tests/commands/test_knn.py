@@ -130,4 +130,4 @@ def test_unequal_classes_get_the_mean_over_classes(
     assert "mean_over_classes" in out.splitlines()[1]
     assert float(line[-1]) == pytest.approx(row["mean_over_classes"], abs=0.01)
     assert row["top1"] == pytest.approx(100 / 3) and row["mean_over_classes"] == 20
-    assert "always naming the largest class" in err and "33.33 %" in err
+    assert "always guessing the largest class" in err and "33.33 %" in err

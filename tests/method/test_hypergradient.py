@@ -556,7 +556,7 @@ def inverse(x: Tensor) -> Tensor:
 
 
 GENERATOR = torch.Generator().manual_seed(0)
-DROPPED, WRONG = "has no forward mode|jvp is not implemented", "another derivative in forward mode"
+DROPPED, WRONG = "has no forward mode|jvp is not implemented", "give different derivatives"
 
 
 def rotated(p: Any, g: Any) -> Any:
@@ -662,7 +662,7 @@ def test_two_masks_with_one_tensor(method: str) -> None:
     assert torch.equal(setting.hypergradient(method), expected)
     assert not setting.mask.logits.requires_grad
     setting.loss_of = lambda u: (u * twin.mask()).sum()  # it is not called
-    with pytest.raises(UserError, match="was there before"):
+    with pytest.raises(UserError, match="taken from a module outside"):
         setting.hypergradient(method)
 
 
@@ -671,7 +671,7 @@ def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method:
     w, a, module = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0]), nn.Linear(2, 1)
     params = dict(module.named_parameters())
     before = {n: p.detach() for n, p in params.items()}
-    with pytest.raises(UserError, match="no parameter that moves"):
+    with pytest.raises(UserError, match="parameters that the trial step moves"):
         hypergradient(lambda p, a: module(w * a).sum(), before, a, sgd(0.1), method)
     held = hypergradient(lambda p, a: module(w * a).sin(), params, a, sgd(0.1), method)
     pure = lambda p, a: functional_call(module, p, (w * a,)).sin()  # noqa: E731
@@ -680,7 +680,7 @@ def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method:
         hypergradient(lambda p, a: (p["w"] ** 2).sum(), {"w": w}, a, sgd(0.1), method)
     setting = Setting(mlp())
     plain, parameters = setting.loss, list(setting.network.parameters())
-    with pytest.raises(UserError, match="was there before"):
+    with pytest.raises(UserError, match="taken from a module outside"):
         setting.hypergradient(
             method, outer_loss=lambda: plain() + sum(p.square().sum() for p in parameters)
         )
@@ -743,11 +743,11 @@ def test_wrong_arguments() -> None:
     setting = Setting(mlp())
     with pytest.raises(UserError, match="allowed are exact"):
         setting.hypergradient("second_order")
-    with pytest.raises(UserError, match="has its own rate"):
+    with pytest.raises(UserError, match="has no effect on a step"):
         setting.hypergradient(lr=0.1)
     with pytest.raises(UserError, match="mask: must be a module with logits"):
         mask_hypergradient(setting.loss, setting.network, nn.Identity(), sgd(0.1))
-    with pytest.raises(UserError, match="no parameter that moves"):
+    with pytest.raises(UserError, match="parameters that the trial step moves"):
         mask_hypergradient(setting.loss, [], setting.mask, sgd(0.1))
     with pytest.raises(UserError, match="a tensor of one number"):
         Setting(mlp(), loss_of=lambda u: u).hypergradient()

@@ -1,5 +1,7 @@
-"""Callbacks: RankMe, compiled steps, the bar, and those that a config names."""
+"""Callbacks: RankMe, compiled steps, the bar, the forecast, and those that a config names."""
 
+import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +118,19 @@ def test_a_compiler_that_fails_is_one_line(
     cfg = pretrain_config(images, tmp_path, performance={"compile": True})
     with pytest.raises(UserError, match="performance.compile=True.*No working C.. compiler"):
         train(cfg)
+
+
+def test_a_long_run_says_how_long_it_will_take(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Slow(pl.Callback):  # type: ignore[name-defined]
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            time.sleep(0.2)
+            trainer.should_stop = trainer.global_step > 4
+
+    train(pretrain_config(images, tmp_path, max_epochs=50_000), Slow())
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("forecast: ")]
+    assert re.fullmatch(r"forecast: \d+:\d\d:00 on this CPU, 0\.\d+ s a step", line)
 
 
 def named(target: str, **settings: Any) -> Any:

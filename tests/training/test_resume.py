@@ -172,10 +172,10 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("optimizer.name", "adam", "optimizer.name=adam: .*run with sgd"),
-        ("max_epochs", 1, "max_epochs=1: .* has 3 epochs behind it"),
-        ("max_epochs", 4, "max_epochs=4: .*run with 3"),
-        ("devices", 2, "processes=2: .*run with 1"),
+        ("optimizer.name", "adam", "optimizer.name=adam: .* has sgd"),
+        ("max_epochs", 1, "max_epochs=1: .* already has 3 epochs"),
+        ("max_epochs", 4, "max_epochs=4: .* has 3"),
+        ("devices", 2, "processes=2: .* has 1"),
         ("method_kwargs.mask", {"kind": "linear"}, "mask.kind=linear"),
     ],
 )
