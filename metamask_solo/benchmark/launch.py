@@ -110,7 +110,8 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
         return run_count(len(runs))
     jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
     runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / jobs
-    seconds = each * runs_of_dearest
+    starting = STARTING * len(runs) / jobs
+    seconds = starting + each * runs_of_dearest
     text = f"{run_count(len(runs))}, about {_duration(seconds)} here"
     if not plan.file.quick and seconds > 1800:
         views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
@@ -118,8 +119,8 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
         quick = _seconds(plan, {**dearest.config, **changes})
         if quick is not None and quick < each / 2:
             text += (
-                f"; quick=True takes about {_duration(quick * runs_of_dearest)}: {QUICK_PIXELS} "
-                f"pixels, {QUICK_EPOCHS} epochs"
+                f"; quick=True takes about {_duration(starting + quick * runs_of_dearest)}: "
+                f"{QUICK_PIXELS} pixels, {QUICK_EPOCHS} epochs"
             )
     return text
 
@@ -136,7 +137,9 @@ def _weight(run: Run) -> float:
 
 
 def _seconds(plan: Plan, config: dict[str, Any]) -> float | None:
-    """Seconds of a run, from four steps of which the first warms up; None where that fails.
+    """Seconds of a run once it has started, from four steps of which the first warms up.
+
+    None where that fails.
 
     A forward pass of one image, of which an evaluation takes one, is a sixth of what training takes
     for two views.
@@ -170,7 +173,7 @@ def _seconds(plan: Plan, config: dict[str, Any]) -> float | None:
     epoch *= batch / timed if isinstance(limit, int) else 1
     evaluated = plan.images[-1] / plan.images[0] if len(plan.images) > 1 else 0.0
     each = 1 + evaluated / 6 / (config.get("check_val_every_n_epoch") or 1)
-    return STARTING + epoch * (config["max_epochs"] * each + (1 + evaluated) / 6)
+    return epoch * (config["max_epochs"] * each + (1 + evaluated) / 6)
 
 
 def _duration(seconds: float) -> str:

@@ -6,8 +6,10 @@ features without mask) and ``rankme``; costs; versions; digests of what decides 
 (EPOCH:ACCURACY of the online kNN); ``logged/…``, the last value of all that training logged.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,18 @@ def read_csv(file: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: is no table of a benchmark ({error})") from error
     return _in_order(rows, rows.method.unique())
+
+
+def set_aside(file: Path, rows: pd.DataFrame) -> Path | None:
+    """Renames an earlier table with finished runs that are not in the new one; its new name."""
+    if not file.exists():
+        return None
+    with suppress(UserError):  # what is no table is kept, too
+        earlier = read_csv(file)
+        if earlier[earlier.status == "finished"].digest.isin(rows.digest).all():
+            return None
+    names = (file.with_stem(f"{file.stem}-{number}") for number in itertools.count(1))
+    return file.rename(next(name for name in names if not name.exists()))
 
 
 def add_to_file(benchmark: BenchmarkFile, rows: pd.DataFrame) -> None:

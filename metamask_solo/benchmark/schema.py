@@ -219,12 +219,13 @@ def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
         content: Any = OmegaConf.to_container(merged, resolve=True)
         last = content.pop(LAST, [])
         shared = [] if "overrides" in keys else content.get("overrides") or []
-        for method in content["methods"].values():
+        methods = content["methods"] if isinstance(content["methods"], dict) else {}
+        for method in methods.values():
             method["overrides"] = [*shared, *(method.get("overrides") or []), *last]
         if content.get("quick") and "epochs" not in keys:
             content["epochs"] = QUICK_EPOCHS
-        if content.get("only") is not None:  # a method that the command line adds is wanted
-            content["only"] += [name for name in content["methods"] if name not in in_file]
+        if isinstance(content.get("only"), list):  # a method that the command line adds is wanted
+            content["only"] += [name for name in methods if name not in in_file]
         if "baseline" in keys and "comparisons" not in keys:  # the command line wins
             content.pop("comparisons", None)
     except (AttributeError, KeyError, TypeError) as error:

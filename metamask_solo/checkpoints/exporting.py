@@ -33,11 +33,15 @@ TOLERANCE = 1e-4  # of the largest feature, in single precision, after many laye
 
 
 class Folded(NamedTuple):
-    """The file or folder that was written, mask entries in all, and floored ones."""
+    """What was written: file or folder, mask entries in all and floored ones, Python that opens it.
+
+    Of a library's weights alone, the Python makes the model that takes them.
+    """
 
     path: Path
     dims: int
     floored: int
+    code: str
 
 
 def fold_checkpoint(
@@ -85,9 +89,10 @@ def fold_checkpoint(
         floored = fold_mask(backbone, checkpoint.mask, checkpoint.config.backbone.name)
     if form == "host":
         _write_host(backbone, checkpoint, target)
+        code = ""
     else:
-        _write_library(form, backbone, checkpoint, target, is_folder)
-    return Folded(target, dims, floored)
+        code = _write_library(form, backbone, checkpoint, target, is_folder)
+    return Folded(target, dims, floored, code)
 
 
 def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path, bool]:
@@ -144,8 +149,8 @@ def _write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> No
 @torch.no_grad()
 def _write_library(
     form: str, backbone: nn.Module, checkpoint: Checkpoint, target: Path, is_folder: bool
-) -> None:
-    """Writes a library's model that gives what backbone and classifier give, if there is one."""
+) -> str:
+    """Writes a library's model that gives what backbone and classifier give; its Python."""
     import timm
     import torchvision
 
@@ -158,6 +163,7 @@ def _write_library(
     classifier = _classifier(checkpoint)
     classes = 0 if classifier is None else classifier.out_features
     arguments: dict[str, Any] = {}
+    code = f"import {timm_stems.__name__}; " if small else ""
     try:
         if form == "timm":
             family = name.split("_")[0]
@@ -165,12 +171,17 @@ def _write_library(
             arguments = _timm_arguments(backbone, config)
             constructor = getattr(timm_stems if small else timm.models, architecture)
             model = constructor(num_classes=classes, **arguments)
+            settings = "".join(f", {key}={value!r}" for key, value in arguments.items())
+            code += f'timm.create_model("{architecture}", num_classes={classes}{settings})'
         else:
             model = getattr(torchvision.models, name)(num_classes=max(1, classes))
+            code += f"model = torchvision.models.{name}(num_classes={max(1, classes)})"
             if small:
                 timm_stems.replace_stem(model)
+                code += f"; {timm_stems.__name__}.replace_stem(model)"
             if not classes:
                 model.fc = nn.Identity()
+                code += "; model.fc = torch.nn.Identity()"
     except (AttributeError, TypeError) as error:
         raise UserError(f"--{form}: has no model for solo-learn's {name}") from error
     state, whole = backbone.state_dict(), nn.Sequential(backbone)
@@ -194,7 +205,7 @@ def _write_library(
         raise UserError(f"--{form}: its {name} gives other features than solo-learn's ({off:.0e})")
     if not is_folder:
         _write_state(state, target)
-        return
+        return code
     first = next(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
     model.reset_classifier(max(1, classes))
     content = {
@@ -215,6 +226,8 @@ def _write_library(
     _write_state(state, target / WEIGHTS)
     with atomic_write(target / CONFIG) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
+    stems = f"import {timm_stems.__name__}; " if small else ""
+    return f'{stems}timm.create_model("local-dir:{target}", pretrained=True)'
 
 
 def _classifier(checkpoint: Checkpoint) -> nn.Linear | None:

@@ -100,6 +100,8 @@ def _write_results(plan: Any) -> int:
     if missing == len(rows) and not (rows.status == "failed").any():
         print("nothing is finished yet: no results to show")
         return 1
+    if earlier := results.set_aside(plan.out / RESULTS, rows):
+        print(f"{earlier}: the results of other settings that were here")
     figures = draw_figures(plan.file, rows)
     title, line = plan.file.name, report.summary(plan.file, rows)
     sections = report.sections(plan.file, rows, plan.notes)

@@ -1,7 +1,5 @@
 """``metamask-solo fold``: folds a checkpoint's mask into its backbone."""
 
-import json
-
 from metamask_solo.commands.options import command_parser
 
 
@@ -33,7 +31,7 @@ def main(argv: list[str]) -> int:
     add("--force", action="store_true", help="overwrite OUT")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.checkpoints.exporting import CONFIG, fold_checkpoint
+    from metamask_solo.checkpoints.exporting import fold_checkpoint
     from metamask_solo.training.endings import print_ending
 
     form = arguments.form or "host"
@@ -44,9 +42,6 @@ def main(argv: list[str]) -> int:
             f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0"
         )
     print_ending(made, *([["knn", folded.path]] if form == "host" else []))
-    if form == "timm" and folded.path.is_dir():
-        architecture = json.loads((folded.path / CONFIG).read_text())["architecture"]
-        stems = "import metamask_solo.checkpoints.timm_stems; "
-        stems = stems if architecture.endswith("_3x3") else ""
-        print(f'open it: {stems}timm.create_model("local-dir:{folded.path}", pretrained=True)')
+    if folded.code:
+        print(f"{'open it' if folded.path.is_dir() else 'its model'}: {folded.code}")
     return 0

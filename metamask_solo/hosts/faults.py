@@ -99,6 +99,15 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         not labelled and (method == "supcon" or settings.get("supervised")),
         "this method learns from labels, and some images have none; use another",
     )
+    start, rate = get("scheduler.warmup_start_lr", 0.0), cfg.optimizer.lr
+    warms_up = get("scheduler.name") == "warmup_cosine" and get("scheduler.warmup_epochs", 10) != 0
+    yield (
+        BOTH,
+        "scheduler.warmup_start_lr",
+        warms_up and start > rate,  # type: ignore[operator]
+        f"the warm-up would fall to the rate of {rate:.3g}, which is optimizer.lr scaled by images "
+        "a step / 256, as this setting is not; lower it",
+    )
     # a limit of 1.0 is all batches, and of 1 it is one batch
     limits = [get(key, 1.0) for key in ("limit_val_batches", "val_check_interval")]
     whole = all(isinstance(limit, float) and limit == 1 for limit in limits)

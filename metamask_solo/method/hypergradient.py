@@ -16,7 +16,8 @@ What a loss must be: a function of its parameters and its logits, and beyond the
 default random numbers and of what the modules that it calls hold: buffers, frozen parameters and
 plain attributes. Each evaluation starts from the same random numbers and the same modules, and
 leaves both as they were. Lists and other containers that a loss writes to, noise from a generator
-of its own, TorchScript, and hooks that change gradients are not followed.
+of its own, TorchScript, hooks that change gradients, and a custom autograd.Function whose backward
+autograd cannot differentiate are not followed.
 """
 
 import copy
@@ -34,6 +35,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 import torch.nn.utils.parametrize as parametrize
+import torch.nn.utils.stateless as stateless
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -55,6 +57,7 @@ CHECKPOINTING = (
     "the loss uses saved-tensor hooks (activation checkpointing or offloading), which would "
     "compute again at other parameters: turn them off for the hypergradient"
 )
+WRITES = "the loss writes to a parameter: do so before or after the step"
 GIVE_RATE = "give the trial step a rate of its own (lr, in a run meta.trial_lr): 1e-3 to start with"
 ONE_AT_A_TIME = threading.RLock()  # forward mode and what is patched are of all threads
 
@@ -102,6 +105,8 @@ def hypergradient(
     """
     if method not in METHODS:
         raise UserError(f"method={method!r}: allowed are {', '.join(METHODS)}")
+    if not radius > 0:
+        raise UserError(f"radius={radius}: must be above 0")
     moving = {n: p for n, p in params.items() if p.requires_grad} or dict(params)
     originals = [*(p for p in moving.values() if p.requires_grad), logits]
     now, a = {n: p.detach() for n, p in moving.items()}, logits.detach().clone().requires_grad_()
@@ -113,7 +118,7 @@ def hypergradient(
         with _same_function(tensors, held):
             value = loss({**params, **values}, a)
         if versions != [t._version for t in tensors]:
-            raise UserError("the loss writes to a parameter: do so before or after the step")
+            raise UserError(WRITES)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError("the loss must be a tensor of one number")
         return value
@@ -148,6 +153,10 @@ def hypergradient(
         # not written to those that were passed in
         copies = {n: t.clone() for n, t in now.items()}
         _, gradient = differentiate(loss_fn, copies, now, method == "double_backward")
+        # a write to .data has no version; NaN is no difference
+        changed = [((now[n] < t) | (now[n] > t)).any().to(a.device) for n, t in copies.items()]
+        if torch.stack(changed).any():
+            raise UserError(WRITES)
         g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
         if method == "double_backward":  # a step may write to its parameters; the graph holds these
             copies = {n: t.clone() for n, t in now.items()}
@@ -165,7 +174,8 @@ def hypergradient(
         w = _through_step(moved, g, v)
         del moved, v
         norm = _norm(w.values())
-        size = norm.clamp_min(torch.finfo(torch.float32).tiny)
+        tiny = max(torch.finfo(t).tiny for t in (torch.float32, *(d.dtype for d in w.values())))
+        size = norm.clamp_min(tiny)
         unit = {n: w.pop(n) / size.to(g[n].dtype) for n in g}
         slope: Any = sum(
             (x.double() * y).sum()
@@ -206,7 +216,7 @@ def hypergradient(
             raise
         except (RuntimeError, NotImplementedError) as error:
             raise UserError(f"{method}: {_first_line(error)}; {_others(method)}") from error
-        return direct if mixed is None else direct + norm.to(direct.dtype) * mixed
+        return direct if mixed is None else direct + size.to(direct.dtype) * mixed
 
 
 def optimizer_step(
@@ -463,22 +473,28 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
     """
     kept: dict[nn.Module, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     copies = dict(held)  # tied tensors stay tied
+    reparametrized = stateless._reparametrize_module
 
     def copy_state(called: nn.Module, args: Any) -> None:
         for module in called.modules() if called not in kept else ():
             if module not in kept:  # a part may be called by its forward, past a hook
                 holders: Any = vars(module), module._parameters, module._buffers
                 kept[module] = [(holder, dict(holder)) for holder in holders]
-                for holder in holders[1:]:
-                    for name, t in holder.items():
-                        frozen = isinstance(t, nn.Parameter) and not t.requires_grad
-                        if frozen or id(t) in copies or (holder is holders[2] and t is not None):
+                for holder, content in kept[module]:
+                    for name, t in content.items():
+                        trained = isinstance(t, nn.Parameter) and t.requires_grad
+                        if isinstance(t, Tensor) and (id(t) in copies or not trained):
                             holder[name] = copies.setdefault(id(t), t.clone())
 
     def put_back() -> None:
         for holder, content in itertools.chain(*reversed(kept.values())):  # copies share theirs
+            mode = {key: holder[key] for key in ("training",) if key in holder}  # set by the loss
             holder.clear()
-            holder.update(content)
+            holder.update(content | mode)
+
+    def reparametrize(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        copy_state(module, args)  # what functional_call puts in is no state of the module
+        return reparametrized(module, *args, **kwargs)
 
     def refuse_checkpointing(*args: Any) -> None:
         raise UserError(CHECKPOINTING)
@@ -493,6 +509,7 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
             (nn.SyncBatchNorm, "forward", _BatchNorm.forward),
             (torch.utils.checkpoint.CheckpointFunction, "apply", refuse_checkpointing),
             (parametrize, "_cache", {}),  # of the parameters that are held now
+            (stateless, "_reparametrize_module", reparametrize),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         if "torch._dynamo" in sys.modules:  # without it nothing is compiled

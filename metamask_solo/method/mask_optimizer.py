@@ -81,7 +81,7 @@ class MaskOptimizer:
         if not gradient.isfinite().all():
             self.skipped += 1
             return False
-        logits.grad = gradient.to(logits.dtype)
+        logits.grad = gradient.to(logits.dtype, copy=True)  # clipping changes it
         if settings.clip_grad is not None:
             nn.utils.clip_grad_norm_([logits], settings.clip_grad)
         self.optimizer.step()

@@ -362,6 +362,7 @@ def read_probe_config(cfg: DictConfig) -> DictConfig:
 def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     from metamask_solo.checkpoints.reading import check_backbone_name
     from metamask_solo.data.datasets import say
+    from metamask_solo.training.callbacks import configured_callbacks
     from metamask_solo.training.sampling import trains_on_gpu, workers_of
     from metamask_solo.training.trainer import build_trainer, quiet, torch_as_before
 
@@ -393,7 +394,7 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
         raise UserError(f"backbone.stem=3x3: only a ResNet has one, not {run.backbone.name}")
     _check_optimizer(run.optimizer)
     with torch_as_before(), quiet(""):  # the trainer that trains says it
-        build_trainer(checked, [], [])
+        build_trainer(checked, [], configured_callbacks(checked))
     return checked
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def run(
     """
     from metamask_solo.training.trainer import quiet
 
-    parser = argparse.ArgumentParser(prog=f"metamask-solo {name}", add_help=False)
+    parser = argparse.ArgumentParser(
+        prog=f"metamask-solo {name}", add_help=False, allow_abbrev=False
+    )
     parser.add_argument("--config-path", "-cp")
     parser.add_argument("--config-name", "-cn")
     parser.add_argument("--multirun", "-m", action="store_true")
@@ -113,18 +116,23 @@ def run(
         raise left.error from left
     except CONFIG_ERRORS as error:
         raise UserError(f"config: {reason(error)}") from error
-    except ValueError as error:
-        if "No trials are completed" in str(error):  # Optuna's words
-            raise RunStopped("every trial of the search failed") from error
-        if "invalid literal for int()" in str(error):  # OmegaConf's, of a list
-            raise UserError(f"config: {error}; write augmentations.0.KEY=VALUE") from error
-        raise
     except Exception as error:
-        if stop := _signal():  # of a launcher whose processes have ended
-            raise stop from error
-        raise
+        if (line := _signal() or _of_hydra(error)) is None:  # a launcher's processes may have ended
+            raise
+        raise line from error
     if _errors:
         raise max(_errors, key=_code)
+
+
+def _of_hydra(error: Exception) -> UserError | RunStopped | None:
+    """One line where Hydra, OmegaConf or Optuna raised an error of another kind than theirs."""
+    if "No trials are completed" in str(error):  # Optuna's words
+        return RunStopped("every trial of the search failed")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if not frame.f_globals.get("__name__", "").startswith(("hydra", "omegaconf")):
+        return None
+    hint = "; write augmentations.0.KEY=VALUE" if " int" in str(error) else ""
+    return UserError(f"config: {reason(error)}{hint}")
 
 
 def _main(job: "Job", name: str, argv: list[str]) -> None:
@@ -201,7 +209,7 @@ class Job:
                 raise  # Optuna marks the trial
             return None
         finally:
-            if sweeps and self.objective and self.check is None:
+            if sweeps and self.objective:
                 with atomic_write(Path(settings.runtime.output_dir, RESULT)) as path:
                     path.write_text(json.dumps(outcome))
 
@@ -243,7 +251,8 @@ class SweepTable(Callback):
         for job in jobs:
             metrics = {k: v for k, v in job.get("metrics", {}).items() if "acc" in k and "val" in k}
             chosen = " ".join(o.lstrip("+") for o in job["overrides"] if o not in fixed)
-            rows.append({"overrides": chosen, **metrics, "folder": job.get("folder", "failed")})
+            if "folder" in job or "error" in job:  # no check that went well
+                rows.append({"overrides": chosen, **metrics, "folder": job.get("folder", "failed")})
             if "error" in job:
                 text, code = job["error"], job["exit_code"]
                 _errors.append(RunStopped(text, code) if code else UserError(text))
@@ -321,7 +330,10 @@ def _absolute(path: str) -> str:
 def reason(error: Exception) -> str:
     """The innermost cause in one line: Hydra wraps what OmegaConf and YAML say."""
     if isinstance(error, OverrideParseException):
-        quoted = shlex.quote(override(*str(error.override).split("=", 1)))
+        key, equals, value = str(error.override).partition("=")
+        if not equals:
+            return f"{key}: must be KEY=VALUE"
+        quoted = shlex.quote(override(key, value))
         return f"{error.override}: Hydra cannot read it; quote the value: {quoted}"
     if isinstance(error, UnicodeDecodeError):
         return f"a YAML file is not UTF-8 ({error})"

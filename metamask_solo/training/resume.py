@@ -125,9 +125,14 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
             A run's folder becomes the newest whole checkpoint in it.
         datasets: training and validation images, None for none; without any, what the config knows
             of its images stays.
+
+    Raises:
+        UserError: the named checkpoint lacks something, or the run cannot go on from it.
     """
     if cfg.get("resume_from_checkpoint") and Path(cfg.resume_from_checkpoint).is_dir():
         cfg.resume_from_checkpoint = str(newest_whole(Path(cfg.resume_from_checkpoint)))
+    if cfg.get("resume_from_checkpoint"):
+        _check_continuation(cfg, Path(cfg.resume_from_checkpoint))
     known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
     images = _digest_of_images(datasets) if datasets else known
     digests = {} if images is None else {"images": images}
@@ -172,28 +177,21 @@ def finished_run(cfg: DictConfig, kind: str) -> FitResult | None:
 def starting_point(cfg: DictConfig, root: Path) -> tuple[Path | None, Path]:
     """The checkpoint at which training goes on, or None, and the run's folder.
 
-    It is that of the same run that was stopped, or else the named one. Of a run that began at the
-    named checkpoint and was stopped, what it did since is not lost.
+    It is that of the same run that was stopped, or else the named one, at which a new run begins.
+    Of a run that began at the named checkpoint and was stopped, what it did since is not lost.
 
     Args:
         cfg: a completed and identified config.
         root: the folder that holds the folders of such runs.
 
     Raises:
-        UserError: the named checkpoint lacks something or is of another kind of run, or the same
-            run is still going.
+        UserError: the same run is still going.
     """
     named = cfg.resume_from_checkpoint
     resume = _stopped_run(cfg, root, quiet=named is not None) if cfg.auto_resume.enabled else None
-    if resume is None and named is not None:
-        _check_continuation(cfg, resume := Path(named))
-    if resume is None or resume.parent.parent != root:
-        return resume, _new_folder(root)  # a checkpoint from elsewhere starts a run of its own
-    if named == str(resume):
-        # named or found by auto_resume, the run is the one that it was
-        cfg.resume_from_checkpoint = None
-        identify(cfg)
-    return resume, resume.parent
+    if resume is not None:
+        return resume, resume.parent
+    return Path(named) if named is not None else None, _new_folder(root)
 
 
 def _new_folder(root: Path) -> Path:
@@ -219,6 +217,7 @@ def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
         if key is not None:
             config = _args(folder) or DictConfig({})
             if not different and config.get("name") == cfg.name:
+                key = key.removeprefix(f"{STARTED_FROM}.")
                 different = f"auto_resume: {folder} is another run, {key} differs"
             continue
         if is_first_process():
@@ -290,19 +289,19 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     if lacking := [key for key in TRAINING_STATE if key not in state]:
         raise UserError(f"{path}: training cannot go on from it, it has no {lacking[0]}")
     epochs, batches = position(state)
-    if epochs > cfg.max_epochs:
-        raise UserError(f"max_epochs={cfg.max_epochs}: {path} already has {epochs} epochs")
     earlier = _args(path.parent)
-    if earlier is None:
-        return
     keys = PLAN + (LENGTH if cfg.scheduler.name == "warmup_cosine" else ())
     keys += WITHIN_AN_EPOCH if batches else ()
-    one, two = _values(cfg, keys), _values(earlier, keys)
+    one, two = _values(cfg, keys), _values(earlier or cfg, keys)
     if (key := _first_difference(one, two)) is not None:
         raise UserError(
             f"{key}={one.get(key)}: the run of the checkpoint has {two.get(key)}, which a run that "
-            "continues it cannot change"
+            f"continues it cannot change{' (rates as scaled)' if key == 'optimizer.lr' else ''}"
         )
+    if epochs >= cfg.max_epochs or 0 < (cfg.get("max_steps") or 0) <= state["global_step"]:
+        key = "max_epochs" if epochs >= cfg.max_epochs else "max_steps"
+        done = f"{epochs} epochs and {state['global_step']} steps"
+        raise UserError(f"{key}={cfg[key]}: {path} already has {done}")
 
 
 def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:

@@ -23,13 +23,13 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"data": "mnist"}, [], "data=mnist: no such folder; allowed are digits"),
     ({"data": {"train_path": "x", "val_path": "y"}}, [], "data.train_path="),
     ({"methods": {"simclr": {"config": "no.yaml"}}}, [], "simclr: no.yaml: no such file; the pack"),
-    ({"methods": {"random": SIMCLR}}, [], "methods.random: the name of what is untrained"),
+    ({"methods": {"random": SIMCLR}}, [], "methods.random: this name is reserved"),
     ({"baseline": "vicreg"}, [], "baseline=vicreg: allowed are simclr, metamask"),
     ({}, ["overrides+=[max_epochs=3]"], "max_epochs is set by the benchmark's own key epochs"),
     ({"overrides": ["optimizer.lr=-3"]}, [], "methods.simclr: optimizer.lr=-3"),
     ({"overrides": ["data.val_path=null"], "data": ...}, [], "data.val_path"),
     ({"search": {"optimizer.rate": [0.1]}}, [], "search: optimizer.rate is not in simclr.yaml"),
-    ({}, ["only=[simclr]", "methods.simclr.seeds=[7]"], "no method has one of these among its own"),
+    ({}, ["only=[simclr]", "methods.simclr.seeds=[7]"], "no method has any of these seeds"),
     ({"launcher": {"name": "joblib", "jobs": 2}}, [], "launcher=joblib: "),
 ]
 
@@ -60,7 +60,7 @@ def test_a_wrong_file_is_one_line_and_nothing_is_written(
 def test_an_unreadable_file_is_one_line(content: str, tmp_path: Path) -> None:
     file = tmp_path / "bench.yaml"
     file.write_text(content)
-    with pytest.raises(UserError, match="bench.yaml: [^\n]*$"):
+    with pytest.raises(UserError, match=r"(bench.yaml|^methods=\['b'\]): [^\n]*$"):
         read_file(file, [])
 
 
@@ -70,6 +70,9 @@ def test_packaged_files_are_known_by_name(tmp_path: Path) -> None:
     addresses += ("pkg://metamask_solo/scripts/benchmark/cifar10_small.yaml",)
     files = [read_file(name, []) for name in (*names, *addresses, SCRIPTS / "cifar10_small.yaml")]
     assert all(file == files[0] for file in files)
+    for override in ("only=simclr", "methods=simclr"):
+        with pytest.raises(UserError, match=f"^{override}: Input should be a valid"):
+            read_file("custom", [override])
     with pytest.raises(UserError, match=r"costum: no such file; the package has .*custom, "):
         read_file("costum", [])
 

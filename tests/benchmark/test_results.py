@@ -100,6 +100,21 @@ def test_rows_stand_for_runs_elsewhere_and_are_added_to(
     assert said.count("\n") == 1
 
 
+def test_an_earlier_table_of_other_settings_is_kept(
+    benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = benchmark_file(seeds=[0, 1])
+    finish(file)
+    assert command(file) == 0
+    (table,) = tmp_path.rglob("results.csv")
+    before = table.read_bytes()
+    assert command(file, "--tables-only") == 0  # the same runs
+    assert command(file, "--tables-only", "methods.simclr.overrides=[optimizer.lr=0.125]") == 1
+    aside = table.with_name("results-1.csv")
+    assert f"{aside}: the results of other settings" in capsys.readouterr().out
+    assert aside.read_bytes() == before and table.read_bytes() != before
+
+
 def test_rows_that_are_no_runs_of_one_benchmark_are_refused(
     benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

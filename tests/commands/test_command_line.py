@@ -37,6 +37,11 @@ def command(
         ("data.train_path=/data/a=b", "quote the value: 'data.train_path=\"/data/a=b\"'"),
         ("name=it's", """quote the value: 'name="it'"'"'s"'"""),
         ("augmentations.crop_size=32", "write augmentations.0.KEY=VALUE"),
+        ("augmentations.rrc.crop_min_scale=0.1", "write augmentations.0.KEY=VALUE"),
+        ("augmentations=null", "config: Config group override must be a string or a list"),
+        ("max_epochs", "max_epochs: must be KEY=VALUE"),
+        ("resume_from_checkpoint=no.ckpt", "no.ckpt: no such"),
+        ("callbacks=[{_target_: nowhere.Callback}]", "callbacks.0._target_=nowhere.Callback: "),
         (
             "data.train_path=${oc.env:NO_SUCH_PLACE}/train",
             "data.train_path: .*'NO_SUCH_PLACE' not found",
@@ -61,6 +66,20 @@ def test_what_cannot_work_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert re.search(line.replace("?", r"\?"), refused(command(images, override)))
     assert os.getcwd() == str(tmp_path)
+
+
+def test_a_wrong_job_of_a_checked_sweep_is_an_error(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for launcher in ("basic", "joblib"):
+        sweep = ["-m", f"hydra/launcher={launcher}", "max_epochs=0,1"]
+        assert main(command(images, *sweep)) == 2
+        assert "error: max_epochs=0: " in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_cannot_be_read_is_one_line(

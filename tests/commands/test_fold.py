@@ -12,7 +12,10 @@ from metamask_solo.__main__ import main
     ("out", "lines"),
     [
         ("out", ["out/folded.ckpt: ", "next: metamask-solo knn out/folded.ckpt"]),
-        ("m.pth --torchvision", ["m.pth: "]),
+        (
+            "m.pth --torchvision",
+            ["m.pth: ", "its model: import metamask_solo.checkpoints.timm_stems"],
+        ),
         ("v1.0/ --timm", ["v1.0: ", "open it: import metamask_solo.checkpoints.timm_stems"]),
     ],
 )

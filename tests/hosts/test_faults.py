@@ -22,6 +22,7 @@ TWO = {"devices": 2}
 BOTH, OLD, MAIN = ("main", "1.0.2"), ("1.0.2",), ("main",)
 KNN = {"knn_eval.enabled": True}
 SMALL = {"small": 2}
+COSINE = {"scheduler.name": "warmup_cosine", "scheduler.warmup_epochs": 1}
 DINO_WARMUP = "method_kwargs.warmup_teacher_temperature_epochs"
 # method, what a file says (20 images, 10 a step), releases that refuse it, and the key
 CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
@@ -46,6 +47,8 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("swav", {"method_kwargs.queue_size": 0}, (), ""),
     ("dino", {DINO_WARMUP: 3}, BOTH, "epochs=3"),
     ("dino", {DINO_WARMUP: None}, OLD, "epochs="),
+    ("simclr", {**COSINE, "scheduler.warmup_start_lr": 1.0}, BOTH, "warmup_start_lr=1.0"),
+    ("simclr", COSINE, (), ""),
     ("simclr", KNN, (), ""),
     ("simclr", {**KNN, "data.val_path": None}, BOTH, "knn_eval.enabled=True"),
     ("simclr", {**KNN, "check_val_every_n_epoch": 2}, BOTH, "knn_eval.enabled=True"),

@@ -686,6 +686,51 @@ def test_a_loss_that_reaches_nothing_or_what_was_there_before_is_refused(method:
         )
 
 
+class Attribute(nn.Module):
+    """Subtracts the mean that it has seen so far, which it holds as a plain tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8).double()
+        self.centre = torch.zeros(8, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        out = h - self.centre.clone()
+        self.centre.mul_(0.5).add_(h.detach().mean(0), alpha=0.5)
+        return out
+
+
+@every_method
+def test_what_is_not_passed_in_is_left_as_it_was(method: Any) -> None:
+    network, teacher, mask = Attribute(), nn.BatchNorm1d(8).double(), DimensionalMask(8).double()
+    smooth = {"weight": torch.full((8,), 0.5, dtype=torch.float64), "bias": teacher.bias.detach()}
+    weights = dict(teacher.named_parameters())
+
+    def loss() -> Tensor:
+        z = mask(network(X)).tanh()
+        target = functional_call(teacher, smooth, (z.detach(),))
+        teacher.eval()
+        target = target + teacher(z).detach()
+        teacher.train()
+        return (z - target).square().sum()
+
+    optimizer = optim.SGD(network.parameters(), lr=0.1)
+    result = mask_hypergradient(loss, network, mask, optimizer, method)
+    assert torch.equal(mask_hypergradient(loss, network, mask, optimizer, method), result)
+    assert not network.centre.any() and teacher.training
+    assert all(p is weights[n] for n, p in teacher.named_parameters())
+
+    def clips() -> Tensor:
+        network.linear.weight.data.clamp_(-0.1, 0.1)
+        return loss()
+
+    before = network.linear.weight.detach().clone()
+    with pytest.raises(UserError, match="writes to a parameter"):
+        mask_hypergradient(clips, network, mask, optimizer, method)
+    assert torch.equal(network.linear.weight, before)
+
+
 @pytest.mark.parametrize("mixed", [True, False])
 def test_attention_in_low_precision(mixed: bool) -> None:
     """Its kernels round otherwise in forward mode: no reason to refuse it."""
@@ -743,6 +788,8 @@ def test_wrong_arguments() -> None:
     setting = Setting(mlp())
     with pytest.raises(UserError, match="allowed are exact"):
         setting.hypergradient("second_order")
+    with pytest.raises(UserError, match="radius=0: must be above 0"):
+        setting.hypergradient("finite_difference", radius=0)
     with pytest.raises(UserError, match="has no effect on a step"):
         setting.hypergradient(lr=0.1)
     with pytest.raises(UserError, match="mask: must be a module with logits"):

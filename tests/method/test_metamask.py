@@ -239,7 +239,9 @@ def test_settings_that_do_nothing_get_one_warning(
     cfg.method_kwargs.meta = {**meta, "every_n_steps": 3, "batch_fraction": 0.2}
     train(cfg, small=True)
     out, err = capsys.readouterr()
-    (warning,) = [line for line in err.splitlines() if line.startswith("warning: settings that do")]
+    (warning,) = [
+        line for line in err.splitlines() if line.startswith("warning: these settings have")
+    ]
     for name in ("every_n", "trial_lr", "radius", "fraction"):
         assert name in warning
     assert "mask updates: none" in out

@@ -102,15 +102,15 @@ def test_the_same_run_is_known_by_what_decides_its_result(
 
     for key, value in DECISIVE.items():
         another(key.replace("__", "."), **{key: value})
-    another("started_from.images", data__val_path=str(data / "train"))
+    another("images", data__val_path=str(data / "train"))
     image = sorted((data / "train").rglob("*.png"))[0]
     with image.open("ab") as file:
         file.write(b"\0")
-    another("started_from.images")
+    another("images")
     os.truncate(image, image.stat().st_size - 1)
     for new in (image.with_name("b.png"), sorted((data / "train").iterdir())[1] / "b.png"):
         image.rename(new)
-        another("started_from.images")
+        another("images")
         new.rename(image)
     assert resumed(data, tmp_path, **INDIFFERENT) == checkpoint
     assert not list(tmp_path.rglob(LOCK))
@@ -124,11 +124,13 @@ def test_a_run_that_is_still_going_is_not_entered(images: Path, tmp_path: Path) 
 
     stop(config(images, tmp_path), 2, enter)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    # another GPU, and as many
+    # a named checkpoint begins a run of its own, which leaves that file; another GPU, and as many
     cfg = config(images, tmp_path, auto_resume__enabled=False, devices=[1])
-    cfg.resume_from_checkpoint = str(checkpoint)
-    with running(checkpoint.parent), pytest.raises(UserError, match="still going"):
-        train(cfg)
+    cfg.resume_from_checkpoint = os.path.relpath(checkpoint)
+    with running(checkpoint.parent):
+        _, own = train(cfg)
+    assert own.folder != checkpoint.parent and checkpoint.is_file()
+    shutil.rmtree(own.folder)
     (checkpoint.parent / LOCK).touch()  # as a killed process leaves it
     _, first = train(config(images, tmp_path))
     assert first.folder == checkpoint.parent
@@ -166,15 +168,17 @@ def test_a_run_from_a_named_checkpoint_goes_on_where_it_was_stopped(
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of metamask on a cosine that ended at 0: its last checkpoint."""
     out = tmp_path_factory.mktemp("finished")
-    return Path(train(config(images, out, "metamask"))[1].checkpoint)
+    cfg = config(images, out, "metamask", checkpoint__keep_prev=True)
+    return Path(train(cfg)[1].checkpoint)
 
 
 @pytest.mark.parametrize(
     "key, value, message",
     [
         ("optimizer.name", "adam", "optimizer.name=adam: .* has sgd"),
-        ("max_epochs", 1, "max_epochs=1: .* already has 3 epochs"),
+        ("max_epochs", 1, "max_epochs=1: .* has 3"),
         ("max_epochs", 4, "max_epochs=4: .* has 3"),
+        ("max_epochs", 3, "max_epochs=3: .* already has 3 epochs and 6 steps"),
         ("devices", 2, "processes=2: .* has 1"),
         ("method_kwargs.mask", {"kind": "linear"}, "mask.kind=linear"),
     ],
@@ -182,7 +186,9 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_cannot_go_on_is_refused(
     key: str, value: Any, message: str, finished: Path, images: Path, tmp_path: Path
 ) -> None:
-    cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=str(finished))
+    name = finished.name if value == 3 else finished.name.replace("ep=2", "ep=1")
+    start = str(finished.with_name(name))
+    cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=start)
     OmegaConf.update(cfg, key, value)
     with pytest.raises(UserError, match=message):
         train(cfg)
