@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,6 @@ from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import hydra_app
 
 LOG = "log.txt"  # of a run's folder
-STARTING = 12.0  # seconds that a process takes to start
 
 
 def pending_runs(plan: Plan) -> list[Run]:
@@ -96,32 +96,33 @@ def execute(plan: Plan, runs: list[Run]) -> None:
 
 
 def forecast(plan: Plan, runs: list[Run]) -> str:
-    """How long some runs take, from three timed steps of the dearest method; also with ``quick``.
+    """How long some runs take, from three short epochs of the dearest method; also with ``quick``.
 
-    Where no step can be timed, such as with one step an epoch, their number alone; the run itself
-    then says what is wrong.
+    Where no step can be timed, their number alone; the run itself then says what is wrong.
     """
     trained = [run for run in runs if run.trained]
     if not trained:
         return f"{run_count(len(runs))} without training"
     dearest = max(trained, key=_weight)
-    each = _seconds(plan, dearest.config)
-    if each is None:
-        return run_count(len(runs))
     jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
-    runs_of_dearest = sum(map(_weight, runs)) / _weight(dearest) / jobs
-    starting = STARTING * len(runs) / jobs
-    seconds = starting + each * runs_of_dearest
-    text = f"{run_count(len(runs))}, about {_duration(seconds)} here"
-    if not plan.file.quick and seconds > 1800:
+
+    def seconds(config: dict[str, Any]) -> float | None:
+        if (timed := _seconds(plan, config)) is None:
+            return None
+        starting, training = timed
+        return (starting * len(runs) + training * sum(map(_weight, runs)) / _weight(dearest)) / jobs
+
+    whole = seconds(dearest.config)
+    if whole is None:
+        return run_count(len(runs))
+    text = f"{run_count(len(runs))}, about {_duration(whole)} here"
+    if not plan.file.quick and whole > 1800:
         views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
         changes = {"augmentations": views, "max_epochs": QUICK_EPOCHS, "precision": "32"}
-        quick = _seconds(plan, {**dearest.config, **changes})
-        if quick is not None and quick < each / 2:
-            text += (
-                f"; quick=True takes about {_duration(starting + quick * runs_of_dearest)}: "
-                f"{QUICK_PIXELS} pixels, {QUICK_EPOCHS} epochs"
-            )
+        quick = seconds({**dearest.config, **changes})
+        if quick is not None and quick < whole / 2:
+            text += f"; quick=True takes about {_duration(quick)}: {QUICK_PIXELS} pixels, "
+            text += f"{QUICK_EPOCHS} epochs"
     return text
 
 
@@ -136,13 +137,11 @@ def _weight(run: Run) -> float:
     return 1 + update / int(meta.get("every_n_steps", 1))
 
 
-def _seconds(plan: Plan, config: dict[str, Any]) -> float | None:
-    """Seconds of a run once it has started, from four steps of which the first warms up.
+def _seconds(plan: Plan, config: dict[str, Any]) -> tuple[float, float] | None:
+    """Seconds that a run takes to start, and from then on; None where it fails.
 
-    None where that fails.
-
-    A forward pass of one image, of which an evaluation takes one, is a sixth of what training takes
-    for two views.
+    Of three epochs of two steps, the last ones count. A forward pass of one image, of which an
+    evaluation takes one, is a sixth of what training takes for two views.
     """
     batch, limit = config["optimizer"]["batch_size"], config.get("limit_train_batches")
     # on a CPU, a step of large images may take minutes; small ones cost less in large batches
@@ -152,11 +151,11 @@ def _seconds(plan: Plan, config: dict[str, Any]) -> float | None:
         changes = {
             "optimizer.batch_size": timed,
             "devices": 1,
-            "max_epochs": 1,
-            "max_steps": 4,
+            "max_epochs": 3,
+            "limit_train_batches": 2,
             "auto_resume.enabled": False,
             "num_sanity_val_steps": 0,
-            "limit_val_batches": 0,
+            "limit_val_batches": 1,
             "knn_eval.enabled": False,
             "checkpoint.dir": folder,
         }
@@ -165,15 +164,21 @@ def _seconds(plan: Plan, config: dict[str, Any]) -> float | None:
             OmegaConf.update(cfg, key, value, force_add=True)
         task = {"config": OmegaConf.to_container(cfg), "evaluations": [], "keep_checkpoints": True}
         write_json(Path(folder, TASK), task)
+        began = time.monotonic()
         _train(Path(folder))
+        lasted = time.monotonic() - began
         result = read_json(Path(folder, RESULT))
     if result is None or result["seconds_per_step"] is None:
         return None
-    epoch = result["seconds_per_step"] * result["steps_per_epoch"]
-    epoch *= batch / timed if isinstance(limit, int) else 1
+    steps = result["batches"] * timed // batch
+    steps = steps * limit if isinstance(limit, float) else min(steps, limit or steps)
+    epoch = result["seconds_per_step"] * steps * batch / timed
     evaluated = plan.images[-1] / plan.images[0] if len(plan.images) > 1 else 0.0
-    each = 1 + evaluated / 6 / (config.get("check_val_every_n_epoch") or 1)
-    return epoch * (config["max_epochs"] * each + (1 + evaluated) / 6)
+    between = result["seconds_between_epochs"] + epoch * evaluated / 6
+    training = config["max_epochs"] * (
+        epoch + between / (config.get("check_val_every_n_epoch") or 1)
+    )
+    return lasted - 3 * result["seconds_per_epoch"], training + epoch * (1 + evaluated) / 6
 
 
 def _duration(seconds: float) -> str:

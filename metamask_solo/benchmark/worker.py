@@ -72,14 +72,18 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
     """Keeps what training costs, in the checkpoints too.
 
     A step lasts from the start of one batch to the start of the next: reading the data and
-    MetaMask's mask update included, validation not. The median of the last epoch is taken.
+    MetaMask's mask update included, validation not. The median of the last epoch is taken. What an
+    epoch takes beyond its steps, such as validation and saving, is that of the last but one.
     """
 
     def __init__(self) -> None:
         self.starts: list[float] = []
-        self.costs: dict[str, Any] = {"seconds_per_step": None}
+        self.costs: dict[str, Any] = {"seconds_per_step": None, "seconds_between_epochs": None}
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        if self.starts and (step := self.costs["seconds_per_step"]) is not None:
+            whole = time.perf_counter() - self.starts[0]
+            self.costs["seconds_between_epochs"] = max(0.0, whole - step * len(self.starts))
         self.starts = []
 
     def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
@@ -92,7 +96,7 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
             "peak_memory_mib": peak_memory(model.device),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "device": model.device.type,
-            "steps_per_epoch": trainer.num_training_batches,
+            "batches": len(trainer.train_dataloader),
         }
 
     def state_dict(self) -> dict[str, Any]:
