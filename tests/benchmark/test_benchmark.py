@@ -23,7 +23,7 @@ from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 
 pytestmark = pytest.mark.slow
-TIMES = ("seconds_per_epoch", "seconds_per_step", "peak_memory_mib")
+TIMES = ("seconds_per_epoch", "seconds_per_step", "seconds_between_epochs", "peak_memory_mib")
 SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
 
 

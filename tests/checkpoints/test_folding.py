@@ -250,7 +250,7 @@ def test_a_folded_checkpoint_serves_the_hosts_tools(images: Path, tmp_path: Path
 
     folded = fold_checkpoint(path.parent, tmp_path / "folded")
 
-    assert folded == (tmp_path / "folded" / "folded.ckpt", 512, 1)
+    assert folded == (tmp_path / "folded" / "folded.ckpt", 512, 1, "")
     names = sorted(file.name for file in folded.path.parent.iterdir())
     assert names == ["args.json", "folded.ckpt"]
     x = torch.randn(4, 3, 32, 32)

@@ -124,7 +124,7 @@ def test_classes_of_unequal_size() -> None:
 
     largest = 100 * np.mean(val == 0)
     note = imbalance_note(largest, torch.from_numpy(train), labels)
-    assert note is not None and f"right for {largest:.2f} %" in note
+    assert note is not None and f"training images ({largest:.2f} %)" in note
     assert imbalance_note(largest + 1, torch.from_numpy(train), labels) is None
     equal: Any = torch.arange(90) % 3
     assert imbalance_note(33.3, torch.from_numpy(train), equal) is None

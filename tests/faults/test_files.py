@@ -127,12 +127,16 @@ def test_a_killed_worker_is_one_line(images: Path, tmp_path: Path) -> None:
     loader = image_loader(images / "val", num_workers=1)
     dataset: Any = loader.dataset
     dataset.transform = Killed()
-    with pytest.raises(UserError, match=r"data.num_workers: a process that reads images was ended"):
+    with pytest.raises(
+        UserError, match=r"data.num_workers: a process that reads images was killed"
+    ):
         extract_features(torch.nn.Flatten(), loader)
     cfg = pretrain_config(images, tmp_path / "runs", data__num_workers=1)
     model, cfg, train_loader, val_loader = prepare_pretraining(cfg)
     train_loader.dataset.transform = Killed()
-    with pytest.raises(UserError, match=r"data.num_workers: a process that reads images was ended"):
+    with pytest.raises(
+        UserError, match=r"data.num_workers: a process that reads images was killed"
+    ):
         fit(model, cfg, train_loader, val_loader, "metamask")
 
 
