@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from metamask_solo.benchmark.plan import JOB, Plan, Run
 from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, known_runs, read_json, write_json
-from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS, run_count
-from metamask_solo.benchmark.worker import LARGEST_RAW, device_of
+from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS
+from metamask_solo.benchmark.worker import LARGEST_RAW
+from metamask_solo.data.datasets import counted
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.training import hydra_app
+from metamask_solo.training.sampling import trains_on_gpu
 
 LOG = "log.txt"  # of a run's folder
 
@@ -102,7 +104,7 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     """
     trained = [run for run in runs if run.trained]
     if not trained:
-        return f"{run_count(len(runs))} without training"
+        return f"{counted(len(runs), 'run')} without training"
     dearest = max(trained, key=_weight)
     jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
 
@@ -114,8 +116,8 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
 
     whole = seconds(dearest.config)
     if whole is None:
-        return run_count(len(runs))
-    text = f"{run_count(len(runs))}, about {_duration(whole)} here"
+        return counted(len(runs), "run")
+    text = f"{counted(len(runs), 'run')}, about {_duration(whole)} here"
     if not plan.file.quick and whole > 1800:
         views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
         changes = {"augmentations": views, "max_epochs": QUICK_EPOCHS, "precision": "32"}
@@ -146,7 +148,7 @@ def _seconds(plan: Plan, config: dict[str, Any]) -> tuple[float, float] | None:
     batch, limit = config["optimizer"]["batch_size"], config.get("limit_train_batches")
     # on a CPU, a step of large images may take minutes; small ones cost less in large batches
     large = max(view["crop_size"] for view in config["augmentations"]) > LARGEST_RAW
-    timed = min(batch, 16) if large and device_of(config) == "cpu" else batch
+    timed = min(batch, 16) if large and not trains_on_gpu(config) else batch
     with tempfile.TemporaryDirectory(prefix="forecast-") as folder:
         changes = {
             "optimizer.batch_size": timed,

@@ -207,7 +207,8 @@ def _methods(
     """
     first = next(iter(benchmark.methods))
     runs: list[Run] = []
-    images: dict[tuple[str, ...], list[Images]] = {}
+    known: dict[tuple[str, ...], tuple[list[Images], list[str]]] = {}  # images, what they are
+    measured = {name: EVALUATIONS[name] for name in benchmark.measured}
     for name, method in benchmark.methods.items():
         if name != first and name not in benchmark.trained:
             continue
@@ -222,13 +223,14 @@ def _methods(
                 raise UserError(f"methods.{name}: {error}") from error
             paths = [path for path in (cfg.data.train_path, cfg.data.get("val_path")) if path]
             key = (cfg.data.dataset, *paths)
-            images[key] = read = images[key] if key in images else _images(cfg)
-            if isinstance(benchmark.data, str):  # made from packages, so the name says all
-                known = [benchmark.data]
-            else:  # of torchvision's files, too: it checks their sums
-                known = [*map(_fingerprint, read)] or [cfg.data.dataset] * len(paths)
-            measured = {name: EVALUATIONS[name] for name in benchmark.measured}
-            digest = _digest([known, measured, RELEASE])
+            if key not in known:
+                images = _images(cfg)
+                if isinstance(benchmark.data, str):  # made from packages, so the name says all
+                    fingerprints = [benchmark.data]
+                else:  # of torchvision's files, too: it checks their sums
+                    fingerprints = [*map(_fingerprint, images)] or [cfg.data.dataset] * len(paths)
+                known[key] = images, fingerprints
+            digest = _digest([known[key][1], measured, RELEASE])
             if runs and digest != runs[0].data_digest:
                 raise UserError(
                     f"methods.{name}: its images are not those of {first}; give all the same by "
@@ -237,7 +239,8 @@ def _methods(
             shared: Any = OmegaConf.to_container(cfg, resolve=True)
             text = " ".join(f"{key}={json.dumps(value)}" for key, value in setting.items())
             runs.append(Run(name, text, shared, identity, digest, out))
-    return runs, next(iter(images.values()))
+    images, _ = next(iter(known.values()))
+    return runs, images
 
 
 def compose_method(

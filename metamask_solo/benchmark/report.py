@@ -15,9 +15,9 @@ from metamask_solo.benchmark.schema import (
     UNTRAINED_NAMES,
     BenchmarkFile,
     Folders,
-    run_count,
 )
 from metamask_solo.benchmark.statistics import compare, coverage, fit
+from metamask_solo.data.datasets import counted
 from metamask_solo.evaluation.linear import CS, HELD_OUT
 
 HOW = {
@@ -74,7 +74,7 @@ def summary(benchmark: BenchmarkFile, rows: pd.DataFrame) -> str:
     counts = [f"{(rows.status == status).sum()} {status}" for status in ("finished", "failed")]
     data = benchmark.data.train_path if isinstance(benchmark.data, Folders) else benchmark.data
     lines = [
-        f"{run_count(len(rows))} ({', '.join(counts)})" + (f" on {data}" if data else "") + "."
+        f"{counted(len(rows), 'run')} ({', '.join(counts)})" + (f" on {data}" if data else "") + "."
     ]
     finished = rows[rows.status == "finished"]
     if "val_images" in finished and finished.val_images.notna().any():

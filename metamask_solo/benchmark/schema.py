@@ -248,11 +248,6 @@ def _changed(content: Any, override: str) -> Any:
     return OmegaConf.merge(content, added)
 
 
-def run_count(number: int) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{number} run{'' if number == 1 else 's'}"
-
-
 def find_config(config: str | Path, kind: str = "benchmark", *beside: Path) -> Path:
     """A YAML file: a path, ``pkg://metamask_solo.scripts.…``, or the name of a packaged one.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import metamask_solo
 from metamask_solo.benchmark.results import RESULT, TASK, VERSIONS, read_json, write_json
 from metamask_solo.benchmark.step_cost import peak_memory
-from metamask_solo.checkpoints.reading import load_backbone, load_raw
+from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.loaders import (
     classification_dataset,
     classification_datasets,
@@ -33,7 +33,6 @@ from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import (
     extract_features,
     percent,
-    pick_device,
     rankme,
 )
 from metamask_solo.evaluation.knn import knn_hits
@@ -41,6 +40,7 @@ from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import FitResult, read_metrics
+from metamask_solo.training.sampling import device_of
 from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
@@ -123,7 +123,7 @@ def _run(config: Any, evaluations: list[str]) -> dict[str, Any]:
     backbone, checkpoint = load_backbone(trained.checkpoint, masked=False)
     result |= _measured(evaluations, backbone, checkpoint.config, checkpoint.mask)
     result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
-    result |= load_raw(trained.checkpoint)["callbacks"][Costs.__qualname__]
+    result |= checkpoint.raw["callbacks"][Costs.__qualname__]
     result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
     return result
 
@@ -147,11 +147,6 @@ class Pixels(nn.Module):
         if images.shape[-1] > LARGEST_RAW:
             images = nn.functional.adaptive_avg_pool2d(images, 32)
         return images.flatten(1)
-
-
-def device_of(config: Any) -> str:
-    """Where a run computes."""
-    return "cpu" if config.get("accelerator") == "cpu" else pick_device("auto")
 
 
 def _measured(

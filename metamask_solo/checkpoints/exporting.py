@@ -163,7 +163,7 @@ def _write_library(
     classifier = _classifier(checkpoint)
     classes = 0 if classifier is None else classifier.out_features
     arguments: dict[str, Any] = {}
-    code = f"import {timm_stems.__name__}; " if small else ""
+    code = stems = f"import {timm_stems.__name__}; " if small else ""
     try:
         if form == "timm":
             family = name.split("_")[0]
@@ -226,7 +226,6 @@ def _write_library(
     _write_state(state, target / WEIGHTS)
     with atomic_write(target / CONFIG) as file:
         file.write_text(json.dumps(content, indent=1) + "\n")
-    stems = f"import {timm_stems.__name__}; " if small else ""
     return f'{stems}timm.create_model("local-dir:{target}", pretrained=True)'
 
 

@@ -44,14 +44,15 @@ def main(argv: list[str]) -> int:
     from metamask_solo.analysis.measure_checkpoint import measure_checkpoint
     from metamask_solo.analysis.report import check_output, write_analysis
     from metamask_solo.checkpoints.reading import read_checkpoint
-    from metamask_solo.data.datasets import say
+    from metamask_solo.data.datasets import counted, say
     from metamask_solo.errors import UserError
 
     seed, samples, draws = arguments.seed, arguments.samples, arguments.draws
     readers = [
-        feature_reader(arguments, checkpoint=path, masked=masked)
+        feature_reader(
+            arguments, checkpoint=path, masked=None if read_checkpoint(path).folded else False
+        )
         for path in arguments.checkpoints
-        for masked in [None if read_checkpoint(path).folded else False]
     ]
     read = [reader.checkpoint for reader in readers]
     data = arguments.data
@@ -91,7 +92,6 @@ def main(argv: list[str]) -> int:
         "draws": draws,
     }
     write_analysis(arguments.out, about, measured)
-    what = "checkpoints" if len(measured) > 1 else "checkpoint"
-    report = arguments.out / "report.html"
-    print(f"{report}: {len(measured)} {what}{'' if labelled else ', without labels'}")
+    report, what = arguments.out / "report.html", counted(len(measured), "checkpoint")
+    print(f"{report}: {what}{'' if labelled else ', without labels'}")
     return 0 if any(one.dims for one in measured) else 1

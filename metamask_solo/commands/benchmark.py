@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
 
     from metamask_solo.benchmark import launch, report, results
     from metamask_solo.benchmark.plan import read_plan
-    from metamask_solo.benchmark.schema import read_file, run_count
+    from metamask_solo.benchmark.schema import read_file
+    from metamask_solo.data.datasets import counted
 
     if arguments.from_rows:
         _refuse_what_rows_ignore(arguments.overrides)
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     if not arguments.tables_only:
         pending = launch.pending_runs(plan)
         finished = len(plan.runs) - len(pending)
-        print(f"{plan.file.name}: {run_count(len(plan.runs))}, {finished} finished before")
+        print(f"{plan.file.name}: {counted(len(plan.runs), 'run')}, {finished} finished before")
         if pending:
             launch.check_batches(plan, pending)
             with launch.stoppable():

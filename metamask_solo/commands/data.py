@@ -69,7 +69,7 @@ def split(argv: list[str]) -> int:
     add("--force", action="store_true", help="replace a split of another folder")
     arguments = parser.parse_args(argv)
 
-    from metamask_solo.data.datasets import say
+    from metamask_solo.data.datasets import counted, say
     from metamask_solo.data.split import split_folder
     from metamask_solo.training.endings import config_path, override, print_ending
 
@@ -77,7 +77,7 @@ def split(argv: list[str]) -> int:
     made = split_folder(arguments.folder, arguments.out, *options)
     say(*made.notes)
     classes = made.train.classes
-    kind = f"{len(classes)} class{'es' * (len(classes) > 1)}" if classes else "no classes (flat)"
+    kind = counted(len(classes), "class") if classes else "no classes (flat)"
     line = f"{made.out}: {len(made.train)} training and {len(made.val)} validation images, {kind}"
     paths = {} if arguments.out == CUSTOM else {"train_path": "train", "val_path": "val"}
     overrides = [override(f"data.{key}", made.out / part) for key, part in paths.items()]

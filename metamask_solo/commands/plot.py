@@ -22,9 +22,10 @@ def main(argv: list[str]) -> int:
 
     from metamask_solo.analysis.curves import draw_runs
     from metamask_solo.atomic_files import atomic_write
+    from metamask_solo.data.datasets import counted
 
     content = draw_runs(arguments.runs)
     with atomic_write(arguments.out) as path:
         path.write_bytes(content)
-    print(f"{arguments.out}: {len(arguments.runs)} run{'s' if len(arguments.runs) > 1 else ''}")
+    print(f"{arguments.out}: {counted(len(arguments.runs), 'run')}")
     return 0

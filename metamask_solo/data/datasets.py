@@ -88,7 +88,7 @@ class Images(Dataset[Any]):
 
     def __str__(self) -> str:
         """How many images of which split, such as ``10 val images``."""
-        return _count(len(self), f"{self.split} image".strip())
+        return counted(len(self), f"{self.split} image".strip())
 
     @property
     def targets(self) -> list[int]:
@@ -255,18 +255,18 @@ def _walk(root: str, key: str) -> tuple[list[tuple[str, str, str]], list[str]]:
                 images.append((label, folder, name))
     notes = []
     if again:
-        links = _count(len(again), "link")
+        links = counted(len(again), "link")
         notes.append(f"{links} left out, such as {again[0]}: the folder was read already")
     if others:
         counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
         kinds = ", ".join(f"{kind} {count}" for kind, count in counts[:8])
-        notes.append(f"{_count(others.total(), 'file')} left out, no {KINDS}: {kinds}")
+        notes.append(f"{counted(others.total(), 'file')} left out, no {KINDS}: {kinds}")
     return images, notes
 
 
 def _such_as(names: list[str]) -> str:
     """How many images, and the first one's name; empty for none."""
-    return f"{_count(len(names), 'image')}, such as {min(names)}" if names else ""
+    return f"{counted(len(names), 'image')}, such as {min(names)}" if names else ""
 
 
 def _doubts_of_classes(
@@ -327,8 +327,10 @@ def _identity(path: PathLike) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``, ``2 classes``."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def check_same_classes(train: list[str], val: list[str]) -> None:
@@ -363,7 +365,7 @@ def overlap_notes(images: Images, run_folder: PathLike) -> list[str]:
 def _known(images: Images, known: NDArray[np.uint64], noun: str, text: str) -> list[str]:
     if not (count := np.isin(images.fingerprints, known).sum()):
         return []
-    share = shown(f"{images.root}: {count} of {_count(len(images), noun)}")
+    share = shown(f"{images.root}: {count} of {counted(len(images), noun)}")
     return [f"{share} {text}; accuracies are too high"]
 
 

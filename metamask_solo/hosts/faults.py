@@ -5,6 +5,7 @@ would be wrong, and what to use.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,14 +25,14 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         pretrains: False for a probe and for fine-tuning.
     """
 
-    def get(key: str, default: object = None) -> object:
+    def get(key: str, default: Any = None) -> Any:
         value = OmegaConf.select(cfg, key, default=None)
         return default if value is None else value
 
     method = cfg.method if pretrains else ""
     settings = cfg.get("method_kwargs") or {}
-    batch = cfg.optimizer.batch_size * len(cfg.devices) * (cfg.get("num_nodes") or 1)
-    processes = batch // cfg.optimizer.batch_size
+    processes = len(cfg.devices) * get("num_nodes", 1)
+    batch = cfg.optimizer.batch_size * processes
     of_solo_learn = pretrains and host.METHODS[method].__module__.startswith("solo.")
     # most images of STL-10 have no label
     labelled = not get("data.no_labels") and get("data.dataset") != "stl10"
@@ -104,7 +105,7 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
     yield (
         BOTH,
         "scheduler.warmup_start_lr",
-        warms_up and start > rate,  # type: ignore[operator]
+        warms_up and start > rate,
         f"the warm-up would fall to the rate of {rate:.3g}, which is optimizer.lr scaled by images "
         "a step / 256, as this setting is not; lower it",
     )

@@ -177,14 +177,8 @@ def hypergradient(
         tiny = max(torch.finfo(t).tiny for t in (torch.float32, *(d.dtype for d in w.values())))
         size = norm.clamp_min(tiny)
         unit = {n: w.pop(n) / size.to(g[n].dtype) for n in g}
-        slope: Any = sum(
-            (x.double() * y).sum()
-            for n, d in unit.items()
-            for x, y in zip(
-                g[n].detach().flatten().split(2**20), d.flatten().split(2**20), strict=True
-            )
-        )
-        allowed = 4 * _norm(g.values())
+        if method == "exact":  # what it is compared with
+            slope, allowed = _dot(g, unit), 4 * _norm(g.values())
         del g
         mixed: Tensor | None
         try:
@@ -397,6 +391,13 @@ def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of all of them, in double precision, in which no small one underflows."""
     norms = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64) for t in tensors]
     return torch.stack(norms).norm()
+
+
+def _dot(one: Params, two: Params) -> Any:
+    """⟨one, two⟩ in double precision, in pieces, so that no layer is copied whole."""
+    layers = ((one[n].detach().flatten(), d.flatten()) for n, d in two.items())
+    pieces = (zip(x.split(2**20), y.split(2**20), strict=True) for x, y in layers)
+    return sum((x.double() * y).sum() for layer in pieces for x, y in layer)
 
 
 def _grad(value: Any, inputs: list[Tensor], **kwargs: Any) -> tuple[Tensor | None, ...]:

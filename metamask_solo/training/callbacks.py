@@ -211,11 +211,13 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
 def _not_finite(model: Any) -> list[str]:
     """Names of the weights and buffers that are not finite."""
     sums = {
-        name: tensor.detach().sum(dtype=torch.float64)
+        name: tensor.detach().sum(dtype=torch.float64).to(model.device)
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point()
     }
-    return [name for name, total in sums.items() if not total.isfinite()]
+    # read at once: a wait for the device per tensor would take longer than the saving
+    finite = torch.stack([*sums.values()]).isfinite().tolist()
+    return [name for name, is_finite in zip(sums, finite, strict=True) if not is_finite]
 
 
 def loss_of(outputs: Any) -> Any:

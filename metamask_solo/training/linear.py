@@ -31,7 +31,7 @@ from metamask_solo.hosts import build_linear, complete_linear_config, pl, refuse
 from metamask_solo.training.config import one_line, read_probe_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import FitResult, identify
-from metamask_solo.training.sampling import training_loader, trains_on_gpu
+from metamask_solo.training.sampling import device_of, training_loader
 from metamask_solo.training.trainer import fit
 
 MOST_SCALED = 1024  # images whose features say by how much they are scaled
@@ -129,8 +129,7 @@ def scale_classifier(model: Any, cfg: DictConfig) -> None:
     images = classification_dataset(cfg, "train", evaluation_transform(cfg))
     images.samples = images.samples[:: max(1, len(images) // MOST_SCALED)]
     loader = plain_loader(images, cfg.optimizer.batch_size, cfg.data.num_workers)
-    device = "cuda" if trains_on_gpu(cfg) else "cpu"
-    features, _ = extract_features(model.backbone, loader, device, "scale")
+    features, _ = extract_features(model.backbone, loader, device_of(cfg), "scale")
     model.backbone.train(cfg.finetune)
     squared = float(features.double().square().sum(1).mean())
     model.classifier = ScaledLinear(model.classifier, math.sqrt(squared / SQUARED_NORM) or 1.0)

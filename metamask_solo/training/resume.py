@@ -129,10 +129,11 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
     Raises:
         UserError: the named checkpoint lacks something, or the run cannot go on from it.
     """
-    if cfg.get("resume_from_checkpoint") and Path(cfg.resume_from_checkpoint).is_dir():
-        cfg.resume_from_checkpoint = str(newest_whole(Path(cfg.resume_from_checkpoint)))
     if cfg.get("resume_from_checkpoint"):
-        _check_continuation(cfg, Path(cfg.resume_from_checkpoint))
+        named = Path(cfg.resume_from_checkpoint)
+        named = newest_whole(named) if named.is_dir() else named
+        _check_continuation(cfg, named)
+        cfg.resume_from_checkpoint = str(named)
     known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
     images = _digest_of_images(datasets) if datasets else known
     digests = {} if images is None else {"images": images}

@@ -96,6 +96,11 @@ def trains_on_gpu(cfg: DictConfig | dict[str, Any]) -> bool:
     return torch.cuda.is_available() and cfg.get("accelerator") != "cpu"
 
 
+def device_of(cfg: DictConfig | dict[str, Any]) -> str:
+    """Where a run of this config computes."""
+    return "cuda" if trains_on_gpu(cfg) else "cpu"
+
+
 def workers_of(cfg: DictConfig) -> int:
     """``data.num_workers`` as a number; ``auto`` is decided by the device and the cores.
 
