@@ -12,6 +12,6 @@ def user_path(text: str | Path) -> Path:
     return Path(text).expanduser()
 
 
-def shown(name: Any) -> str:
+def as_text(name: Any) -> str:
     """A name for people: bytes of a file's name that are no text become question marks."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -48,7 +48,7 @@ from metamask_solo.paths import user_path
 from metamask_solo.training.config import one_line, read_pretraining_config
 from metamask_solo.training.endings import scripts_folder
 from metamask_solo.training.hydra_app import compose_file, reason
-from metamask_solo.training.resume import run_identity
+from metamask_solo.training.resume import digest_of_images, run_identity
 from metamask_solo.training.trainer import quiet
 
 JOB = "metamask_solo_benchmark_job"
@@ -228,7 +228,8 @@ def _methods(
                 if isinstance(benchmark.data, str):  # made from packages, so the name says all
                     fingerprints = [benchmark.data]
                 else:  # of torchvision's files, too: it checks their sums
-                    fingerprints = [*map(_fingerprint, images)] or [cfg.data.dataset] * len(paths)
+                    fingerprints = [digest_of_images([one]) for one in images]
+                    fingerprints = fingerprints or [cfg.data.dataset] * len(paths)
                 known[key] = images, fingerprints
             digest = _digest([known[key][1], measured, RELEASE])
             if runs and digest != runs[0].data_digest:
@@ -304,15 +305,6 @@ def _images(cfg: DictConfig) -> list[Images]:
         return [pretrain_dataset(cfg)]
     transform = evaluation_transform(cfg)
     return [*classification_datasets(cfg, transform, transform)]
-
-
-def _fingerprint(images: Images) -> str:
-    """What the images of a folder are: names below it, and sizes."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(path) for path, _ in images.samples):
-        name = path.relative_to(images.root).as_posix()
-        digest.update(f"{name} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _untrained(name: str, run: Run) -> Run:

@@ -41,6 +41,7 @@ from metamask_solo.hosts import build_backbone, pl
 from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import FitResult, read_metrics
 from metamask_solo.training.sampling import device_of
+from metamask_solo.training.trainer import quiet
 from metamask_solo.versions import version_of
 
 ONLINE_KNN = "val_knn_acc1"
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
             _pretrain(OmegaConf.create(task["config"]))
             return 0
         # waits until no other process works on this run; a killed process holds nothing
-        with FileLock(folder / "lock"):
+        with FileLock(folder / "lock"), quiet():
             if not (folder / RESULT).exists():
                 write_json(folder / RESULT, _run(task["config"], task["evaluations"]))
                 if not task["keep_checkpoints"]:

@@ -26,7 +26,7 @@ from metamask_solo.atomic_files import atomic_write
 from metamask_solo.data.read_image import DEFAULT_RULE, ENDINGS, KINDS, ReadingRule, read_image
 from metamask_solo.data.seeds import Draw, generator_of, start_at, states_kept
 from metamask_solo.errors import UserError
-from metamask_solo.paths import shown, user_path
+from metamask_solo.paths import as_text, user_path
 
 PathLike = str | Path
 NO_LABEL = -1
@@ -135,7 +135,7 @@ class Images(Dataset[Any]):
                 views = self.transform(views)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            name = shown(file) if self.root else f"image {file}"
+            name = as_text(file) if self.root else f"image {file}"
             raise UserError(f"{name}: was read, but its transform failed ({reason})") from error
         if self.with_index:  # the online classifier, which logs nothing then, takes no −1
             return index, views, label if self.labelled else 0
@@ -195,7 +195,7 @@ def read_folder(
     filled = {label for label, _, _ in files if label}
     beside = _such_as([name for label, _, name in files if not label])
     if labels or (labels is None and filled and not beside):
-        if empty := [shown(name) for name in classes if name not in filled]:
+        if empty := [as_text(name) for name in classes if name not in filled]:
             raise UserError("; ".join([f"{where}: class folder {empty[0]} holds no image", *notes]))
         if beside:
             notes.insert(0, f"{beside}, left out: beside the class folders, and without a class")
@@ -209,8 +209,8 @@ def read_folder(
             notes.insert(0, f"{beside}, beside folders of images: so no image gets a label")
     if not samples:
         raise UserError("; ".join([f"{where}: holds no image", *notes]))
-    notes = [*_notes_of_split(user_path(folder)), *(shown(f"{where}: {note}") for note in notes)]
-    return Images(samples, partial(read_image, rule=rule), [*map(shown, classes)], root, notes)
+    notes = [*_notes_of_split(user_path(folder)), *(as_text(f"{where}: {note}") for note in notes)]
+    return Images(samples, partial(read_image, rule=rule), [*map(as_text, classes)], root, notes)
 
 
 def holds_classes(folder: PathLike, key: str) -> bool:
@@ -289,22 +289,28 @@ def _doubts_of_classes(
     return notes
 
 
+def split_settings(folder: Path) -> dict[str, Any]:
+    """What ``data split`` noted in a folder that it made; nothing of another folder."""
+    with suppress(OSError, ValueError):
+        noted = json.loads((folder / SPLIT_FILE).read_text())
+        if isinstance(noted, dict) and noted.get("made_by") == SPLIT_COMMAND:
+            return noted
+    return {}
+
+
 def _notes_of_split(folder: Path) -> list[str]:
     """What ``data split`` left out when it made a folder, and what lies beside that of a split."""
-    notes: list[str] = []
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        split = json.loads((folder.parent / SPLIT_FILE).read_text())
-        notes += split["notes"] if split["made_by"] == SPLIT_COMMAND else []
+    notes: list[str] = list(split_settings(folder.parent).get("notes", ()))
     if folder.name.lower() in NAMES_OF_SPLITS:
         with suppress(OSError):
             names = [name for name in os.listdir(folder.parent) if name.lower().endswith(ENDINGS)]
             if beside := _such_as([name for name in names if not name.startswith(".")]):
-                notes.append(shown(f"{folder.parent}: {beside}, left out: beside {folder.name}/"))
+                notes.append(as_text(f"{folder.parent}: {beside}, left out: beside {folder.name}/"))
     return notes
 
 
 def _where(folder: PathLike, key: str) -> str:
-    return (f"{key}=" if key else "") + shown(user_path(folder))
+    return (f"{key}=" if key else "") + as_text(user_path(folder))
 
 
 def _refuse_splits(path: PathLike, key: str, names: list[str], least: int) -> None:
@@ -318,7 +324,7 @@ def _refuse_splits(path: PathLike, key: str, names: list[str], least: int) -> No
     raise UserError(
         f"{_where(path, key)}: names of splits are no classes: {', '.join(splits[:4])}; give "
         f"{_where(os.path.join(path, first), key)} "
-        f"({'or rename the class' if least == 1 else shown(otherwise)})"
+        f"({'or rename the class' if least == 1 else as_text(otherwise)})"
     )
 
 
@@ -344,7 +350,7 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
         form = "; the other has it in another Unicode form: rename it" if one == other else ""
         raise UserError(
             f"data: {len(train)} classes in train and {len(val)} in val must be the same; class "
-            f"{shown(odd[0])} is in {'train' if odd[0] in train else 'val'} only{form}"
+            f"{as_text(odd[0])} is in {'train' if odd[0] in train else 'val'} only{form}"
         )
 
 
@@ -365,7 +371,7 @@ def overlap_notes(images: Images, run_folder: PathLike) -> list[str]:
 def _known(images: Images, known: NDArray[np.uint64], noun: str, text: str) -> list[str]:
     if not (count := np.isin(images.fingerprints, known).sum()):
         return []
-    share = shown(f"{images.root}: {count} of {counted(len(images), noun)}")
+    share = as_text(f"{images.root}: {count} of {counted(len(images), noun)}")
     return [f"{share} {text}; accuracies are too high"]
 
 

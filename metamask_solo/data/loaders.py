@@ -27,7 +27,7 @@ from metamask_solo.data.read_image import reading_rule
 from metamask_solo.data.seeds import generator_of
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import CLASSES, pretrain_transform
-from metamask_solo.paths import shown, user_path
+from metamask_solo.paths import as_text, user_path
 
 FOLDER_DATASETS = ("custom", "imagenet", "imagenet100")
 CIFAR = {"pretrain": {"train": True}, "train": {"train": True}, "val": {"train": False}}
@@ -58,7 +58,7 @@ def check_folders(cfg: DictConfig) -> None:
     most = CLASSES.get(cfg.data.dataset, len(classes))
     if has_labels(cfg) and len(classes) > most:
         raise UserError(
-            f"data.train_path={shown(cfg.data.train_path)}: holds {len(classes)} class folders, "
+            f"data.train_path={as_text(cfg.data.train_path)}: holds {len(classes)} class folders, "
             f"but data.dataset={cfg.data.dataset} has {most} classes"
         )
 
@@ -198,7 +198,7 @@ def images_of(cfg: DictConfig, split: str, purpose: str, labels: bool | None = T
     except Exception as error:  # network, disk, archive
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{key}={shown(path)}: cannot be read as {name}: {state}, and it could not be "
+            f"{key}={as_text(path)}: cannot be read as {name}: {state}, and it could not be "
             f"downloaded ({reason})"
         ) from error
     numbers = [int(label) for label in getattr(source, "targets", None) or source.labels]

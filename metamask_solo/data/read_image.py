@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from metamask_solo.errors import UserError
-from metamask_solo.paths import shown
+from metamask_solo.paths import as_text
 
 KINDS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -72,13 +72,13 @@ def read_image(path: str | Path, rule: ReadingRule = DEFAULT_RULE) -> Image.Imag
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         reason = f"has more than the {most} million pixels allowed, a limit against files made "
         reason += "to fill the memory; save a smaller copy, or cut it into tiles"
-        raise UserError(f"{shown(path)}: {reason}") from error
+        raise UserError(f"{as_text(path)}: {reason}") from error
     except Exception as error:  # Pillow raises almost anything for a damaged file
         # its messages repeat the path
         reason = str(error).strip().replace(repr(str(path)), "the file") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             reason = f"empty, or no {KINDS}"
-        raise UserError(f"{shown(path)}: cannot be read ({reason})") from error
+        raise UserError(f"{as_text(path)}: cannot be read ({reason})") from error
 
 
 def _to_rgb(

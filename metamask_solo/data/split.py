@@ -16,9 +16,10 @@ from metamask_solo.data.datasets import (
     holds_classes,
     pair_notes,
     read_folder,
+    split_settings,
 )
 from metamask_solo.errors import UserError
-from metamask_solo.paths import shown, user_path
+from metamask_solo.paths import as_text, user_path
 
 SPLITS = ("train", "val")
 
@@ -74,10 +75,7 @@ def split_folder(
     source = os.path.abspath(folder)
     settings = {"made_by": SPLIT_COMMAND, "folder": source, "val": share, "seed": seed}
     links = _links(out)
-    try:
-        earlier = json.loads((out / SPLIT_FILE).read_text())
-    except (OSError, ValueError):
-        earlier = {}
+    earlier = split_settings(out)
     split_before = earlier.get("folder", "")
     if links and not force and os.path.realpath(split_before) != os.path.realpath(source):
         what = f"the split of another folder ({split_before})" if split_before else "other links"
@@ -94,10 +92,10 @@ def split_folder(
             link = Path(os.path.relpath(file, folder))
             link = link if labels else Path("_".join(link.parts))
             if link in targets:
-                raise UserError(f"{folder}: two images would be {shown(link)}; use class folders")
+                raise UserError(f"{folder}: two images would be {as_text(link)}; use class folders")
             targets[link] = os.path.abspath(file)  # not resolved: it may link into a cache
         if len(targets) < 2:
-            where = f"class folder {images.classes[label]}" if labels else shown(folder)
+            where = f"class folder {images.classes[label]}" if labels else as_text(folder)
             raise UserError(f"{where}: has 1 image; train and val need one each")
         for link, side in _sides(list(targets), share, seed, sides).items():
             wanted[Path(side, link)] = targets[link]

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import host
+from metamask_solo.hosts.shared import process_count
 
 BOTH, OLD = ("1.0.2", "main"), ("1.0.2",)
 WITH_QUEUE = ("all4one", "mocov2plus", "nnbyol", "nnclr", "nnsiam", "ressl")
@@ -31,7 +32,7 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
 
     method = cfg.method if pretrains else ""
     settings = cfg.get("method_kwargs") or {}
-    processes = len(cfg.devices) * get("num_nodes", 1)
+    processes = process_count(cfg)
     batch = cfg.optimizer.batch_size * processes
     of_solo_learn = pretrains and host.METHODS[method].__module__.startswith("solo.")
     # most images of STL-10 have no label

@@ -1,8 +1,9 @@
-"""What both releases lack for a run: logging without labels, and torchmetrics of today."""
+"""What both releases share: processes, logging without labels, and torchmetrics of today."""
 
 import functools
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from torchmetrics.metric import Metric
 
 # how the names begin of what solo-learn logs of labels
@@ -14,6 +15,13 @@ OF_LABELS = (
     "val_",
     "momentum_",
 )
+
+
+def process_count(cfg: DictConfig) -> int:
+    """How many processes train, on all machines; ``devices`` is a list, or a number."""
+    devices = cfg.get("devices", 1)
+    here = len(devices) if OmegaConf.is_list(devices) else devices
+    return int(here * (cfg.get("num_nodes") or 1))
 
 
 def log_nothing_of_labels(model: Any) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metamask_solo.errors import UserError
-from metamask_solo.hosts.shared import UpdatingMetric, log_nothing_of_labels
+from metamask_solo.hosts.shared import UpdatingMetric, log_nothing_of_labels, process_count
 from metamask_solo.hosts.stem import SMALL, set_image_size, stem
 from metamask_solo.validation import Settings, unknown, validated
 
@@ -339,7 +339,7 @@ def _complete_shared(cfg: DictConfig) -> None:
 
 def _lr_factor(cfg: DictConfig) -> float:
     """solo-learn's rates are for 256 images a step."""
-    return cfg.optimizer.batch_size * len(cfg.devices) * cfg.num_nodes / 256
+    return cfg.optimizer.batch_size * process_count(cfg) / 256
 
 
 def _default(cfg: DictConfig, values: dict[str, Any]) -> None:

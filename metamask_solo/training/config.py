@@ -7,9 +7,11 @@ which fills them in. What solo-learn, Lightning and torch check themselves, they
 reads this.
 """
 
+import hashlib
 import importlib
 import inspect
 import os
+import pathlib
 import re
 import sys
 import traceback
@@ -363,6 +365,7 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     from metamask_solo.checkpoints.reading import check_backbone_name
     from metamask_solo.data.datasets import say
     from metamask_solo.training.callbacks import configured_callbacks
+    from metamask_solo.training.resume import STARTED_FROM
     from metamask_solo.training.sampling import trains_on_gpu, workers_of
     from metamask_solo.training.trainer import build_trainer, quiet, torch_as_before
 
@@ -388,7 +391,8 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     if str(checked.get("precision")) in ("16", "16-mixed") and not trains_on_gpu(checked):
         say("precision: the CPU has no 16-mixed; this run trains in bf16-mixed")
         checked.precision = "bf16-mixed"
-    _import_modules(run.imports)
+    if run.imports:
+        checked[STARTED_FROM] = {"code": _import_modules(run.imports)}
     check_backbone_name(checked)
     if run.backbone.stem == "3x3" and not run.backbone.name.startswith("resnet"):
         raise UserError(f"backbone.stem=3x3: only a ResNet has one, not {run.backbone.name}")
@@ -398,13 +402,23 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
     return checked
 
 
-def _import_modules(names: list[str]) -> None:
-    """Imports modules of the working folder or installed ones, which may register methods."""
-    if names and os.getcwd() not in sys.path:
+def _import_modules(names: list[str]) -> str:
+    """Imports modules of the working folder or installed ones, which may register methods.
+
+    Returns:
+        A digest of their files: with other code, a run is another one.
+    """
+    digest = hashlib.sha256()
+    if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     for name in names:
         with one_line(f"imports={name}"):
-            importlib.import_module(name)
+            module = importlib.import_module(name)
+        folders = [pathlib.Path(folder) for folder in getattr(module, "__path__", ())]
+        files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+        for file in files or filter(None, [module.__file__]):
+            digest.update(pathlib.Path(file).read_bytes())
+    return digest.hexdigest()
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

@@ -21,8 +21,10 @@ from metamask_solo.checkpoints.reading import load_raw, newest_whole
 from metamask_solo.data.datasets import is_first_process
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import METHODS
+from metamask_solo.hosts.shared import process_count
 
-# Set by a command: what the images are, and what the checkpoint holds that a run starts from.
+# Set by a command: what the images are, the code of `imports`, and what the checkpoint holds that a
+# run starts from.
 STARTED_FROM = "started_from"
 # All that decides the result of a run. What is missing here says where the run is written, how it
 # is logged, or how fast its images are read.
@@ -100,9 +102,7 @@ def _values(cfg: DictConfig, keys: tuple[str, ...]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key in keys:
         if key == "processes":
-            devices = cfg.get("devices", 1)
-            devices = len(devices) if OmegaConf.is_list(devices) else devices
-            values[key] = devices * (cfg.get("num_nodes") or 1)
+            values[key] = process_count(cfg)
             continue
         value = OmegaConf.select(cfg, key, default=None)
         values |= _flat(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key)
@@ -123,8 +123,7 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
     Args:
         cfg: a config; ``resume_from_checkpoint`` and ``pretrained_feature_extractor`` name files.
             A run's folder becomes the newest whole checkpoint in it.
-        datasets: training and validation images, None for none; without any, what the config knows
-            of its images stays.
+        datasets: training and validation images, None for none.
 
     Raises:
         UserError: the named checkpoint lacks something, or the run cannot go on from it.
@@ -134,17 +133,16 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
         named = newest_whole(named) if named.is_dir() else named
         _check_continuation(cfg, named)
         cfg.resume_from_checkpoint = str(named)
-    known = OmegaConf.select(cfg, f"{STARTED_FROM}.images")
-    images = _digest_of_images(datasets) if datasets else known
-    digests = {} if images is None else {"images": images}
+    digests = dict(cfg.get(STARTED_FROM) or {})
+    digests["images"] = digest_of_images(datasets)
     for key in ("pretrained_feature_extractor", "resume_from_checkpoint"):
         if cfg.get(key) is not None and Path(cfg[key]).is_file():
             digests[key] = hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest()
-    OmegaConf.update(cfg, STARTED_FROM, digests or None, force_add=True)
+    OmegaConf.update(cfg, STARTED_FROM, digests, force_add=True)
 
 
-def _digest_of_images(datasets: Any) -> str:
-    """A SHA-256 of names, sizes and labels; where the folders lie does not matter."""
+def digest_of_images(datasets: Any) -> str:
+    """A SHA-256 of names, sizes and labels of images; where their folders lie does not matter."""
     digest = hashlib.sha256()
     for dataset in datasets:
         samples = [] if dataset is None else dataset.samples

@@ -13,6 +13,7 @@ from metamask_solo.data.datasets import Images
 from metamask_solo.data.loaders import ignore_signals
 from metamask_solo.data.seeds import Draw, Generator, image_seed
 from metamask_solo.errors import UserError
+from metamask_solo.hosts.shared import process_count
 
 
 def count_and_rank() -> tuple[int, int]:
@@ -69,7 +70,7 @@ class EpochShuffle(DistributedSampler[Any]):
 def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
     """The shuffled training loader of a config."""
     sampler = EpochShuffle(dataset, cfg.seed)
-    processes = len(cfg.devices) * cfg.num_nodes
+    processes = process_count(cfg)
     if len(sampler) // processes < cfg.optimizer.batch_size:
         share = f", to be shared by {processes} processes" if processes > 1 else ""
         raise UserError(

@@ -116,6 +116,27 @@ def test_the_same_run_is_known_by_what_decides_its_result(
     assert not list(tmp_path.rglob(LOCK))
 
 
+def test_with_other_code_of_ones_own_a_run_is_another_one(
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package_of_a_test").mkdir()
+    names = ("module_of_a_test.py", "package_of_a_test/__init__.py", "package_of_a_test/losses.py")
+    for name in names:
+        (tmp_path / name).write_text("")
+    imports = ["module_of_a_test", "package_of_a_test"]
+    stop(config(images, tmp_path, imports=imports), 2)
+    assert resumed(images, tmp_path, imports=imports) is not None
+    for name in names:
+        (tmp_path / name).write_text("temperature = 0.1")
+        assert resumed(images, tmp_path, imports=imports) is None
+        assert "is another run, code differs" in capsys.readouterr().out
+        (tmp_path / name).write_text("")
+
+
 def test_a_run_that_is_still_going_is_not_entered(images: Path, tmp_path: Path) -> None:
     def enter(trainer: Any) -> None:
         with pytest.raises(UserError, match="still going.*auto_resume.enabled=False"):
