@@ -71,7 +71,7 @@ def write_backbone_run(
     Returns:
         The file, images, and their features, masked where there is a mask.
     """
-    config = backbone_config(name, dataset)
+    config = OmegaConf.merge(backbone_config(name, dataset), changes)
     backbone, images = random_backbone(config), random_images(name)
     with torch.no_grad():
         features = backbone(images)
@@ -82,7 +82,7 @@ def write_backbone_run(
         logits[0] = -200.0  # as a sigmoid mask, 0 in float32
         state |= {"mask.logits": logits, "mask._extra_state": torch.tensor(0)}  # sigmoid
         features = features * torch.sigmoid(logits)
-    args: Any = OmegaConf.to_container(OmegaConf.merge(config, changes))
+    args: Any = OmegaConf.to_container(config)
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(json.dumps(args))
     torch.save(raw, folder / "run-ep=1.ckpt")

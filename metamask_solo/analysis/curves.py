@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -59,8 +60,8 @@ def draw_runs(paths: Sequence[Path]) -> bytes:
         curves = [_curve(rows, column) for rows in metrics]
         if any(curve.notna().any() for curve in curves):
             panels.append((title, unit, curves))
-    histories = [(label, _mask_history(f)) for label, f in zip(labels, folders, strict=True)]
-    masked = [(label, history) for label, history in histories if history is not None]
+    masks = [(label, *_mask_and_history(f)) for label, f in zip(labels, folders, strict=True)]
+    masked = [(label, mask, history) for label, mask, history in masks if history is not None]
     count = len(panels) + len(masked)
     if not count:
         raise UserError("the runs logged no finite number of what is drawn")
@@ -69,14 +70,13 @@ def draw_runs(paths: Sequence[Path]) -> bytes:
         figure, axes = grid(-(-count // columns), columns, height=3.7)
         for (title, unit, curves), axis in zip(panels, axes.flat, strict=False):
             _draw_panel(axis, labels, curves)
-            axis.set(ylabel=unit, title=title)
-        for (label, history), axis in zip(masked, axes.flat[len(panels) :], strict=False):
+            axis.set(xlabel="epoch", ylabel=unit, title=title)
+        for (label, mask, history), axis in zip(masked, axes.flat[len(panels) :], strict=False):
             draw_mask_history(axis, history)
-            last = history.iloc[-1]
-            spread = f"{last.min():.4f} to {last.max():.4f}"
+            spread = f"{mask.min():.4f} to {mask.max():.4f}"
+            axis.set_xlabel("optimiser step (count)")
             axis.set_title(f"{wrapped('mask of ' + label)}\nat the end: {spread}")
         for axis in axes.flat:
-            axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         for axis in axes.flat[count:]:
             axis.set_visible(False)
@@ -104,12 +104,10 @@ def _curve(rows: pd.DataFrame, column: str) -> pd.Series:
     return curve.where(np.isfinite)
 
 
-def _mask_history(folder: Path) -> pd.DataFrame | None:
-    """A row of D weights for the start and each epoch."""
+def _mask_and_history(folder: Path) -> tuple[Any, pd.DataFrame | None]:
     if not any(folder.glob("*.ckpt")):
-        return None
-    history = mask_and_history(read_checkpoint(folder))[1]
-    return None if history is None else history.reset_index(drop=True)
+        return None, None
+    return mask_and_history(read_checkpoint(folder))[:2]
 
 
 def _draw_panel(axis: Axes, labels: Sequence[str], curves: Sequence[pd.Series]) -> None:

@@ -20,6 +20,8 @@ from metamask_solo.training.resume import run_identity
 METADATA = "metadata.csv"
 MOST_DIFFERENCES = 3  # settings in the label of a run
 LONGEST_NAME = 40  # letters in the label of a run
+# in args.json they are those of a step
+RATES = {f"optimizer.{name}": f"scaled {name}" for name in ("lr", "classifier_lr")}
 SAME_DATA = ("dataset", "train_path", "val_path", "no_labels")
 Loaders = dict[str, DataLoader[Any]]  # by split
 
@@ -50,9 +52,12 @@ def run_labels(runs: Sequence[tuple[str, DictConfig | None, Path]]) -> list[str]
     for _, group in table.groupby("name"):
         alike = settings.loc[group.index]
         alike = alike[sorted(alike.columns[alike.nunique() > 1])]
+        short = [key.rpartition(".")[2] for key in alike.columns]
+        names = [s if short.count(s) == 1 else key for s, key in zip(short, alike, strict=True)]
+        names = [RATES.get(key, name) for key, name in zip(alike, names, strict=True)]
         for row in group.index if len(group) > 1 else ():
             parts = [
-                f"{key.rpartition('.')[2]}={text[:20]}" for key, text in alike.loc[row].items()
+                f"{name}={text[:20]}" for name, text in zip(names, alike.loc[row], strict=True)
             ]
             if len(parts) > MOST_DIFFERENCES:
                 parts[MOST_DIFFERENCES:] = ["…"]
@@ -115,7 +120,7 @@ def mask_and_history(
 
     There is neither where the mask was folded into the backbone, or is not finite.
     """
-    if checkpoint.mask is None or checkpoint.folded:
+    if checkpoint.mask is None:
         return None, None, []
     mask = checkpoint.mask.double()
     if not mask.isfinite().all():
@@ -127,7 +132,7 @@ def mask_and_history(
     return mask.numpy(), history, []
 
 
-def read_background(root: Path | None, files: Sequence[str]) -> IntArray | None:
+def read_background(root: Path, files: Sequence[str]) -> IntArray | None:
     """Reads from ``root``/metadata.csv which photograph lies behind the object of each image.
 
     Args:
@@ -140,7 +145,7 @@ def read_background(root: Path | None, files: Sequence[str]) -> IntArray | None:
     Raises:
         UserError: an image is missing from it.
     """
-    if root is None or not (root / METADATA).is_file():
+    if not (root / METADATA).is_file():
         return None
     try:
         table = pd.read_csv(root / METADATA)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.folding import fold_mask, random_images
-from metamask_solo.checkpoints.reading import Checkpoint, load_backbone
+from metamask_solo.checkpoints.reading import Checkpoint, load_backbone, read_checkpoint
 from metamask_solo.data.datasets import FINGERPRINTS, write_fingerprints
 from metamask_solo.data.transforms import timm_image_config
 from metamask_solo.errors import UserError
@@ -74,7 +74,8 @@ def fold_checkpoint(
         UserError: the checkpoint has no mask or a folded one (``host``), the mask cannot be folded,
             the library has no such model, or ``out`` cannot be written.
     """
-    backbone, checkpoint = load_backbone(path, masked=False)
+    checkpoint = read_checkpoint(path)
+    backbone, _ = load_backbone(checkpoint, None if checkpoint.folded else False)
     assert checkpoint.config is not None  # load_backbone needs it
     target, is_folder = _target(checkpoint.path, out, form, force)
     if form == "host" and (checkpoint.folded or checkpoint.mask is None):
@@ -84,7 +85,7 @@ def fold_checkpoint(
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         backbone.double().load_state_dict(weights)  # they were rounded to float32
     dims = floored = 0
-    if checkpoint.mask is not None and not checkpoint.folded:
+    if checkpoint.mask is not None:
         dims = checkpoint.mask.numel()
         floored = fold_mask(backbone, checkpoint.mask, checkpoint.config.backbone.name)
     if form == "host":
@@ -123,8 +124,11 @@ def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path
         written = [target]
         if target.resolve() == source.resolve():
             raise UserError(f"{out}: is the checkpoint to fold; name another file")
-    if not force and any(file.exists() for file in written):
-        raise UserError(f"{out}: exists already; --force overwrites it")
+    there = [file for file in written if file.exists()]
+    if there and not target.exists():
+        raise UserError(f"{there[0]}: exists already, and is not of {out}; name a new folder")
+    if there and not force:
+        raise UserError(f"{there[0]}: exists already; --force overwrites it")
     return target, is_folder and form == "timm"
 
 
@@ -267,4 +271,6 @@ def _timm_arguments(backbone: Any, config: DictConfig) -> dict[str, Any]:
     size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
     if size is not None:  # ViT and Swin; solo-learn 1.0.2 takes the crop's
         arguments["img_size"] = size[0] if isinstance(size, tuple | list) else size
+    if config.backbone.name.startswith("vit"):  # solo-learn has its own number for some methods
+        arguments["num_heads"] = backbone.blocks[0].attn.num_heads
     return arguments

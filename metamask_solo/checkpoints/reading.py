@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from metamask_solo.data.transforms import DEFAULT_SIZES
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import (
     BACKBONE_PREFIX,
@@ -54,7 +55,7 @@ class Checkpoint:
         backbone: state of the plain backbone.
         rest: state of all else, such as heads and classifier.
         method: name of the pretraining method, or None where there is no config.
-        mask: the mask m, shape (D,), or None.
+        mask: the mask m, shape (D,), or None; a folded one is in the backbone.
         raw: all that the file holds.
     """
 
@@ -68,8 +69,9 @@ class Checkpoint:
 
     @property
     def folded(self) -> bool:
-        """Whether a mask was folded into the backbone."""
-        return bool(self.raw.get("metamask", {}).get("folded", False))
+        """Whether a mask was folded into the backbone, or into that of the run that it probes."""
+        probed = self.config is not None and OmegaConf.select(self.config, "started_from.folded")
+        return bool(probed or _is_folded(self.raw))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -88,7 +90,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     mask = None
     try:
         backbone, rest = _backbone_and_rest(raw.get("state_dict"))
-        if MASK_KEY in rest:
+        if MASK_KEY in rest and not _is_folded(raw):
             kinds = dict(enumerate(KINDS))
             if (kind := kinds.get(int(rest.get(KIND_KEY, -1)))) is None:
                 raise ValueError(f"its mask is of no kind; {KIND_KEY} must be one of {kinds}")
@@ -96,6 +98,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return Checkpoint(path, config, backbone, rest, method, mask, raw)
+
+
+def _is_folded(raw: dict[str, Any]) -> bool:
+    return bool(raw.get("metamask", {}).get("folded", False))
 
 
 def _backbone_and_rest(state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -229,31 +235,35 @@ def config_beside(path: str | Path) -> DictConfig | None:
     except (ValueError, RecursionError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{file}: damaged, or not the settings of a run ({reason})") from error
-    return OmegaConf.create(content)
+    config = OmegaConf.create(content)
+    if "started_from" not in config and config.data.dataset in DEFAULT_SIZES:
+        # main_linear.py fills in a size that it does not use
+        config.data.pop("augmentations", None)
+    return config
 
 
 def load_backbone(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     masked: bool | None = None,
     config: DictConfig | Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, Checkpoint]:
     """The backbone of a checkpoint in evaluation mode: images to N × D features.
 
     Args:
-        path: checkpoint file or run folder.
+        path: checkpoint file or run folder, or what was read of it.
         masked: True for masked features, False for plain ones, None for masked ones where the
             checkpoint has a mask.
         config: overrides the config beside the checkpoint (backbone, data set): a whole config,
             or a dictionary of what differs, such as ``{"backbone": {"name": "vit_tiny"}}``.
 
     Raises:
-        UserError: ``masked`` is True and there is no mask, or the backbone does not fit.
+        UserError: there are no such features, or the backbone does not fit.
 
     Example:
         >>> backbone, checkpoint = load_backbone("trained_models/metamask/offline-abc")
         ... # doctest: +SKIP
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
     if config is None:
         config = checkpoint.config
     elif not isinstance(config, DictConfig):
@@ -261,8 +271,7 @@ def load_backbone(
         config = OmegaConf.merge(known, dict(config))  # type: ignore[assignment]
     if not isinstance(config, DictConfig):
         raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the backbone")
-    if masked and checkpoint.mask is None:
-        raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
+    _check_masked(checkpoint, masked)
     check_backbone_name(config)
     state = checkpoint.backbone
     if str(config.backbone.name).startswith("resnet") and (stem := stem_of(state)):
@@ -284,6 +293,16 @@ def load_backbone(
     return backbone.eval(), checkpoint
 
 
+def _check_masked(checkpoint: Checkpoint, masked: bool | None) -> None:
+    if masked and checkpoint.mask is None and not checkpoint.folded:
+        raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
+    if masked is False and checkpoint.folded:
+        raise UserError(
+            f"{checkpoint.path}: its mask is folded into the backbone, so there are no plain "
+            "features; take the checkpoint that it was folded from"
+        )
+
+
 def load_projector(path: str | Path, masked: bool | None = None) -> tuple[nn.Module, Checkpoint]:
     """A whole method in evaluation mode, as a module from images to its projected features.
 
@@ -292,8 +311,7 @@ def load_projector(path: str | Path, masked: bool | None = None) -> tuple[nn.Mod
             its projector takes.
     """
     checkpoint = read_checkpoint(path)
-    if masked and checkpoint.mask is None:
-        raise UserError(f"{checkpoint.path}: holds no mask, so there are no masked features")
+    _check_masked(checkpoint, masked)
     if masked is False and checkpoint.mask is not None:
         raise UserError(f"{checkpoint.path}: its projector takes masked features only")
     if checkpoint.config is None:

@@ -1,5 +1,6 @@
 """``metamask-solo analyze``: measures and draws what a mask did to the representation."""
 
+from pathlib import Path
 from typing import Any
 
 from metamask_solo.commands.options import (
@@ -48,13 +49,11 @@ def main(argv: list[str]) -> int:
     from metamask_solo.errors import UserError
 
     seed, samples, draws = arguments.seed, arguments.samples, arguments.draws
+    read = [read_checkpoint(path) for path in arguments.checkpoints]
     readers = [
-        feature_reader(
-            arguments, checkpoint=path, masked=None if read_checkpoint(path).folded else False
-        )
-        for path in arguments.checkpoints
+        feature_reader(arguments, checkpoint=one, masked=None if one.folded else False)
+        for one in read
     ]
-    read = [reader.checkpoint for reader in readers]
     data = arguments.data
     if data is None:
         loading.check_same_data(read)
@@ -74,7 +73,10 @@ def main(argv: list[str]) -> int:
             "no train/ and val/ with class folders: only redundancy and mask are measured; for "
             "accuracies, split class folders by metamask-solo data split, and give datasets/custom"
         )
-    photographs = loading.read_background(data, images["train"].files) if labelled else None
+    photographs = None
+    if labelled and images["train"].root:
+        root = Path(images["train"].root).parent
+        photographs = loading.read_background(root, images["train"].files)
     check_output(arguments.out)
     measured = []
     for reader, name, loaders in zip(readers, loading.titles(read), splits, strict=True):

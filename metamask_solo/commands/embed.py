@@ -49,16 +49,18 @@ def main(argv: list[str]) -> int:
     images: Any = loader.dataset
     checkpoint = str(reader.checkpoint.path)
     table = pd.DataFrame({"file": images.files}, dtype=object)
-    array: Any = None
+    labels: list[int] = []
     with atomic_write(out) as array_file, atomic_write(names) as table_file:
-        labels: list[int] = []
-        for features, of in feature_batches(reader.module, loader, reader.device, checkpoint):
-            if array is None:
-                shape = len(images), features.shape[1]
-                array = np.lib.format.open_memmap(array_file, "w+", np.float32, shape)
-            array[len(labels) : len(labels) + len(of)] = features.numpy()
-            labels += of.tolist()
-        array.flush()
+        # written rather than mapped: on a full disk, a map ends the process without a line
+        with array_file.open("wb") as stream:
+            for features, of in feature_batches(reader.module, loader, reader.device, checkpoint):
+                if not labels:
+                    shape = len(images), features.shape[1]
+                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(features.numpy().astype("<f4").tobytes())
+                labels += of.tolist()
+        array = np.load(array_file, mmap_mode="r")
         say_collapse(torch.from_numpy(array), checkpoint)
         if images.labelled:
             table = table.assign(label=labels, **{"class": [images.classes[i] for i in labels]})

@@ -105,7 +105,8 @@ def _refuse_masks(script: str) -> None:
         content = load(file, *args, **kwargs)
         state = content if isinstance(content, dict) else {}
         folded = (state.get("metamask") or {}).get("folded", False)
-        if "mask.logits" in state.get("state_dict", ()) and not folded:
+        masks = [name for name in state.get("state_dict", ()) if name.endswith("mask.logits")]
+        if masks and not folded:
             print(
                 f"metamask-solo run: error: {file}: {script} would train without its mask; fold "
                 f"first: metamask-solo fold {file} {Path(file).parent / 'folded'}",

@@ -16,8 +16,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # what solo-learn's own transforms of a data set make of an image
 DEFAULT_SIZES = {"cifar10": 32, "cifar100": 32, "stl10": 96}
-# main_linear.py writes this size into args.json for them as well, and does not use it
-FILLED_IN = 224
+DEFAULT_SIZE = 224  # of any other
 IMAGENETS = ("imagenet", "imagenet100")
 # up to this size an image is scaled to the crop itself, above it in the proportion of 256 to 224
 LARGEST_WHOLE = 96
@@ -63,9 +62,7 @@ def image_settings(cfg: DictConfig) -> ImageSettings:
         mean, std = normalize.mean, normalize.std
     else:
         mean, std = _setting(cfg, "mean", mean), _setting(cfg, "std", std)
-    size = _setting(cfg, "crop_size", usual := DEFAULT_SIZES.get(dataset, FILLED_IN))
-    if OmegaConf.select(cfg, f"{PROBE}.crop_size") == FILLED_IN:
-        size = usual
+    size = _setting(cfg, "crop_size", DEFAULT_SIZES.get(dataset, DEFAULT_SIZE))
     return ImageSettings(
         size=int(size),
         mean=tuple(float(x) for x in mean),
@@ -91,14 +88,15 @@ def complete_image_settings(cfg: DictConfig, run: DictConfig | None) -> None:
             reading.
         run: config of the pretraining run, or None where it has none.
     """
-    if run is None:
-        return
-    settings = image_settings(run)
+    known = cfg if run is None else run
+    settings = image_settings(known)
     values: dict[str, Any] = {f"{PROBE}.crop_size": settings.size}
     if cfg.data.dataset == "custom":
         values |= {f"{PROBE}.mean": list(settings.mean), f"{PROBE}.std": list(settings.std)}
         values |= {f"{PROBE}.{k}": getattr(settings, k) for k in TRAINING_KEYS}
-    values |= {f"data.{k}": OmegaConf.select(run, f"data.{k}", default=None) for k in READING_KEYS}
+    values |= {
+        f"data.{k}": OmegaConf.select(known, f"data.{k}", default=None) for k in READING_KEYS
+    }
     for key, value in values.items():
         if value is not None and OmegaConf.select(cfg, key, default=None) is None:
             OmegaConf.update(cfg, key, value, force_add=True)

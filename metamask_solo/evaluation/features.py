@@ -42,7 +42,7 @@ class FeatureReader:
         kind: of the features, such as ``masked backbone features``.
 
     Args:
-        checkpoint: checkpoint file or run folder.
+        checkpoint: checkpoint file or run folder, or what was read of it.
         features: ``backbone``, or ``projector`` for what the method's ``forward`` returns as ``z``.
         masked: True for masked features, False for plain ones, None for masked ones where the
             checkpoint has a mask.
@@ -55,7 +55,7 @@ class FeatureReader:
 
     def __init__(
         self,
-        checkpoint: str | Path,
+        checkpoint: Any,
         features: str = "backbone",
         masked: bool | None = None,
         data: Path | None = None,
@@ -67,12 +67,8 @@ class FeatureReader:
         self._data, self._batches = data, (batch_size, num_workers)
         load = load_backbone if features == "backbone" else load_projector
         self.module, self.checkpoint = load(checkpoint, masked)
-        if masked is False and self.checkpoint.folded:
-            raise UserError(
-                f"{self.checkpoint.path}: its mask is folded into the backbone, so there are no "
-                "plain features; take the checkpoint that it was folded from"
-            )
-        self.masked = self.checkpoint.mask is not None and masked is not False
+        has_mask = self.checkpoint.mask is not None or self.checkpoint.folded
+        self.masked = has_mask and masked is not False
         self.kind = f"{'masked' if self.masked else 'plain'} {features} features"
 
     def loader(
@@ -168,7 +164,7 @@ def feature_batches(
 
     Raises:
         NotFinite: a feature is NaN or infinite.
-        UserError: an image cannot be read.
+        UserError: an image cannot be read, or the GPU's memory is full.
     """
     module = module.to(device).eval()
     count = 0
@@ -182,6 +178,8 @@ def feature_batches(
                     "the run diverged, or its numbers left the range of the precision"
                 )
             yield features, labels
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU's memory is full; lower --batch-size, or --device=cpu") from error
     except RuntimeError as error:
         if (failure := loader_failure(error)) is not None:
             raise failure from error

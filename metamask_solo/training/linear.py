@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import build_linear, complete_linear_config, pl, refuse_known_faults
 from metamask_solo.training.config import one_line, read_probe_config
 from metamask_solo.training.endings import print_ending
-from metamask_solo.training.resume import FitResult, identify
+from metamask_solo.training.resume import STARTED_FROM, FitResult, identify
 from metamask_solo.training.sampling import device_of, training_loader
 from metamask_solo.training.trainer import fit
 
@@ -76,7 +76,10 @@ def prepare_probe(cfg: DictConfig, read_packed: bool = True) -> tuple[Any, DictC
     cfg = read_probe_config(cfg)
     with one_line():
         # first of all: solo-learn would fill in 224 pixels, and some backbones need the size
-        complete_image_settings(cfg, config_beside(cfg.pretrained_feature_extractor))
+        run = config_beside(cfg.pretrained_feature_extractor)
+        if run is not None:  # some methods have a backbone of their own
+            cfg.pretrain_method = run.get("method") or run.get("pretrain_method")
+        complete_image_settings(cfg, run)
         say(f"images: {image_settings(cfg)}")
         cfg = complete_linear_config(cfg)
         refuse_known_faults(cfg, pretrains=False)
@@ -86,6 +89,8 @@ def prepare_probe(cfg: DictConfig, read_packed: bool = True) -> tuple[Any, DictC
         backbone, checkpoint = load_backbone(cfg.pretrained_feature_extractor, masked, cfg)
         # of a run's folder the file in it: a probe of a newer one is another run
         cfg.pretrained_feature_extractor = str(checkpoint.path)
+        if checkpoint.folded:
+            OmegaConf.update(cfg, f"{STARTED_FROM}.folded", True, force_add=True)
         backbone.train(cfg.finetune)  # Lightning leaves the mode as it finds it
         model = build_linear(backbone, cfg, *_loss_and_mixup(cfg))
         if not is_folder(cfg) and not read_packed:

@@ -60,8 +60,6 @@ def test_mask_and_history():
     assert history.index.tolist() == [0, 5]
     np.testing.assert_allclose(history.to_numpy(), noted["mask"])
     assert mask_and_history(checkpoint(mask=mask))[1] is None
-    folded = {"metamask": {"folded": True, "history": noted}}
-    assert mask_and_history(checkpoint(mask=mask, raw=folded)) == (None, None, [])
     diverged = mask_and_history(checkpoint(mask=mask * torch.nan))
     assert diverged == (None, None, ["its mask is not finite: the run diverged"])
 
@@ -78,4 +76,4 @@ def test_background_follows_the_order_of_the_files(tmp_path):
     for content in ("", "file_name,caption\na.png,sea\n"):  # of another tool
         (tmp_path / "metadata.csv").write_text(content)
         assert read_background(tmp_path, files[:2]) is None
-    assert read_background(tmp_path / "train", files) is read_background(None, []) is None
+    assert read_background(tmp_path / "train", files) is None

@@ -50,11 +50,14 @@ def test_timm_opens_the_folders_and_fine_tunes_them(tmp_path: Path) -> None:
     """In a process that knows nothing of solo-learn; the large ones are tried by hand."""
     expected = {}
     small = [name for name in EXPORTED if name.endswith(("18", "50", "tiny"))]
-    for name, dataset in [(name, "imagenet100") for name in small] + [("resnet18", "cifar10")]:
+    cases = [(name, "imagenet100", "metamask") for name in small]
+    # of these methods, GitHub main's ViT has another number of heads
+    cases += [("resnet18", "cifar10", "metamask"), ("vit_tiny", "imagenet100", "mae")]
+    for name, dataset, method in cases:
         run, images, features = write_backbone_run(
-            tmp_path / "runs" / name / dataset, name, dataset
+            tmp_path / "runs" / f"{name}-{dataset}-{method}", name, dataset, method=method
         )
-        made = fold_checkpoint(run, tmp_path / f"{name}-{dataset}", "timm")
+        made = fold_checkpoint(run, tmp_path / f"{name}-{dataset}-{method}", "timm")
         assert sorted(p.name for p in made.path.iterdir()) == ["config.json", "model.safetensors"]
         expected[str(made.path)] = images, features
     torch.save(expected, tmp_path / "expected.pt")

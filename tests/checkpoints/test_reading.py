@@ -15,7 +15,14 @@ from checkpoints_of_runs import backbone_config, random_backbone, write_run
 from omegaconf import OmegaConf
 
 from metamask_solo.__main__ import main
-from metamask_solo.checkpoints.reading import LIGHTNINGS, load_backbone, load_raw, newest_whole
+from metamask_solo.checkpoints.reading import (
+    LIGHTNINGS,
+    config_beside,
+    load_backbone,
+    load_raw,
+    newest_whole,
+)
+from metamask_solo.data.transforms import image_settings
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX
 
@@ -131,6 +138,14 @@ def test_containers_of_settings_are_read_and_code_is_named(
     save(run, more=Evil())
     with pytest.raises(UserError, match=r"other than tensors and plain data \(\w+\.system\)"):
         load_raw(run)
+
+
+def test_the_size_that_main_linear_fills_in_is_not_used(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"backbone": {"name": "resnet18"}}
+    content["data"] = {"dataset": "cifar10", "augmentations": {"crop_size": 224}}
+    for more, size in (({}, 32), ({"started_from": {}}, 224)):
+        (tmp_path / "args.json").write_text(json.dumps({**content, **more}))
+        assert image_settings(config_beside(tmp_path)).size == size  # type: ignore[arg-type]
 
 
 def test_a_mask_without_a_kind_is_not_guessed(images: Path, tmp_path: Path) -> None:

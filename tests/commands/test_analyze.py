@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints_of_runs import write_run
 from PIL import Image
 
 from metamask_solo.__main__ import main
@@ -112,6 +113,11 @@ def test_images_without_labels_have_their_redundancy_measured(runs, images, tmp_
     assert list(numbers["information"]) == ["deviation"]
     assert "Accuracies need labels" in page
     assert f"20 {'training ' if kind == 'split' else ''}images" in " ".join(page.split())
+
+
+def test_the_background_of_a_runs_own_images_is_known(run, data, tmp_path):
+    checkpoint = write_run(tmp_path / "run", data)
+    assert run(checkpoint, data=None)["photographs"] is True
 
 
 def test_a_collapsed_and_a_diverged_run_beside_a_good_one(run, runs, tmp_path, capsys):

@@ -14,6 +14,7 @@ from runs import pretrain_config, train, write_images
 from metamask_solo.__main__ import main
 from metamask_solo.checkpoints import exporting
 from metamask_solo.checkpoints.reading import load_backbone, load_raw, read_checkpoint
+from metamask_solo.errors import UserError
 from metamask_solo.hosts import pl
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
@@ -142,6 +143,29 @@ def test_features_of_any_scale_train_alike_and_a_diverged_probe_says_so(
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert run("linear", "custom", *overrides, "scale_features=False", "optimizer.lr=10") == 1
     assert "the probe diverged" in capsys.readouterr().err
+
+
+def test_a_probe_knows_the_method_and_the_folded_mask_of_its_run(
+    pretrained: Path,
+    images: Path,
+    tmp_path: Path,
+    refused: Callable[[list[str]], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def probe(checkpoint: Path, out: str) -> Path:
+        assert run("linear", "digits", *small(checkpoint, images, tmp_path / out)) == 0
+        return next((tmp_path / out).glob("linear/*/*.ckpt"))
+
+    # whatever pretrain_method says in the file
+    simclr = write_run(tmp_path / "run", images, "simclr")
+    assert read_checkpoint(probe(simclr, "one")).method == "simclr"
+    monkeypatch.setattr(exporting, "fold_mask", lambda *_: 0)  # the small network takes none
+    folded = exporting.fold_checkpoint(pretrained, tmp_path / "folded").path
+    plain = [*small(folded, images, tmp_path / "two"), "masked=False"]
+    assert "folded into the backbone" in refused(command("linear", "digits", *plain))
+    assert "folded into the backbone" in refused(["knn", str(probe(folded, "two")), "--plain"])
+    with pytest.raises(UserError, match="folded into the backbone"):
+        load_backbone(folded, masked=False)
 
 
 class StopInEpoch1(pl.Callback):  # type: ignore[name-defined]

@@ -35,6 +35,7 @@ import pytest
         ("plot taken.csv --out plot.gif", "argument --out: plot.gif must end in .png"),
         ("data digits mnist", "data set 'mnist' is unknown: allowed are digits"),
         ("fold metamask taken.csv", "taken.csv: "),
+        ("fold metamask m.ckpt --force", "images.npy: exists already, and is not of m.ckpt"),
         ("run no.py --config-name x", "no.py: no such script"),
         ("benchmark", "the following arguments are required: CONFIG"),
         ("demo --epochs few", "argument --epochs: invalid int value: 'few'"),
@@ -54,6 +55,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
         pytest.importorskip("umap")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.csv").write_text("mine")
+    (tmp_path / "images.npy").write_text("mine")
     (tmp_path / "logged").mkdir()
     (tmp_path / "logged/metrics.csv").write_text("epoch,step,train_loss_epoch\n0,8,nan\n")
     words = [str(runs.get(word, word)) for word in command.split()]

@@ -33,7 +33,8 @@ def write_run(
         (folder / "args.json").write_text(json.dumps(config))
     if mask:
         masks = torch.stack([torch.full((8,), 0.5), torch.linspace(0.49, 0.52, 8)])
-        state = {"backbone.weight": torch.ones(1), "mask.logits": torch.zeros(8)}
+        # the average of an EMA is not the last one of the history
+        state = {"backbone.weight": torch.ones(1), "mask.logits": torch.linspace(-0.04, 0.08, 8)}
         state["mask._extra_state"] = torch.tensor(0)  # sigmoid
         history = {"step": torch.tensor([0, 9]), "mask": masks}
         raw = {"state_dict": state, "metamask": {"history": history}}
@@ -73,6 +74,8 @@ def test_the_curves_are_those_that_were_logged(plot: Any, tmp_path: Path) -> Non
     assert loss.lines[0].get_linewidth() > loss.lines[1].get_linewidth()  # and so none is hidden
     mask = panels["mask of 1: metamask"]
     assert "at the end: 0.4900 to 0.5200" in mask.get_title()
+    assert mask.lines[0].get_xdata().tolist() == [0, 9]
+    assert mask.get_xlabel() == "optimiser step (count)" and loss.get_xlabel() == "epoch"
     low, high = mask.get_ylim()
     assert high - low >= 0.1  # a mask that hardly moved does not fill the panel
 
@@ -109,19 +112,24 @@ def test_runs_of_one_name_are_labelled_by_what_differs(plot: Any, tmp_path: Path
     def sweep(folder: str, lr: float, seed: int) -> Path:
         settings = {"optimizer": {"lr": lr}, "seed": seed}
         settings["data"] = {"dataset": "custom", "num_workers": seed}
+        settings["method_kwargs"] = {"mask": {"lr": 1.0 if folder == "z" else 0.1}}
         return write_run(tmp_path / folder, [lr + seed, 1.0], name="sweep", **settings)
 
     runs = [sweep("a", 0.1, 0), sweep("b", 0.3, 0), sweep("c", 0.3, 1), sweep("d", 0.3, 1)]
     alone = write_run(tmp_path / "e", [9.0, 1.0], name="alone")
     assert labels(plot(*runs[:2], alone)["training loss"]) == [
-        "1: sweep (lr=0.1)",
-        "2: sweep (lr=0.3)",
+        "1: sweep (scaled lr=0.1)",
+        "2: sweep (scaled lr=0.3)",
         "3: alone",
     ]
     assert labels(plot(*runs)["training loss"])[1:] == [
-        "2: sweep (lr=0.3, seed=0)",
-        "3: sweep (lr=0.3, seed=1, c)",
-        "4: sweep (lr=0.3, seed=1, d)",
+        "2: sweep (scaled lr=0.3, seed=0)",
+        "3: sweep (scaled lr=0.3, seed=1, c)",
+        "4: sweep (scaled lr=0.3, seed=1, d)",
+    ]
+    assert labels(plot(runs[0], sweep("z", 0.3, 0))["training loss"]) == [
+        "1: sweep (method_kwargs.mask.lr=0.1, scaled lr=0.1)",
+        "2: sweep (method_kwargs.mask.lr=1.0, scaled lr=0.3)",
     ]
 
 

@@ -146,11 +146,14 @@ def test_a_probe_of_an_unfolded_checkpoint_is_refused(
     """Hydra would make a traceback of an exception."""
     checkpoint = write_run(clone / "run", images)
     folded = fold_checkpoint(checkpoint, checkpoint.parent / "folded").path
-    with pytest.raises(SystemExit) as caught:
-        run.main([*BASE.split(), f"+pretrained_feature_extractor={checkpoint}"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2
-    assert line.endswith(f"fold first: metamask-solo fold {checkpoint} {folded.parent}")
+    probe = checkpoint.with_name("probe.ckpt")  # a probe holds the mask in its backbone
+    torch.save({"state_dict": {"backbone.mask.logits": torch.ones(2)}}, probe)
+    for masked in (checkpoint, probe):
+        with pytest.raises(SystemExit) as caught:
+            run.main([*BASE.split(), f"+pretrained_feature_extractor={masked}"])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2
+        assert line.endswith(f"fold first: metamask-solo fold {masked} {folded.parent}")
     assert run.main([*BASE.split(), f"+pretrained_feature_extractor={folded}"]) == 0
 
 

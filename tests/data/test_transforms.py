@@ -83,7 +83,6 @@ def test_a_probe_has_the_settings_of_its_run() -> None:
     run = config("custom", 64, data__background="black")
     run.augmentations[0].update({"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
     probe = OmegaConf.create({"data": {"dataset": "custom", "augmentations": {"crop_size": 48}}})
-    complete_image_settings(probe, None)
     complete_image_settings(probe, run)
     settings = image_settings(probe)
     assert (settings.size, settings.mean, settings.std) == (48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -97,6 +96,8 @@ def test_a_probe_has_the_settings_of_its_run() -> None:
     assert image_settings(again).crop_min_scale == 0.9
 
 
-def test_the_size_that_main_linear_fills_in_is_not_used() -> None:
-    cfg = OmegaConf.create({"data": {"dataset": "cifar10", "augmentations": {"crop_size": 224}}})
-    assert image_settings(cfg).size == 32
+def test_a_probe_of_large_crops_of_small_images_has_large_crops() -> None:
+    for run, size in ((config("cifar10", 224), 224), (None, 32)):
+        probe = OmegaConf.create({"data": {"dataset": "cifar10"}})
+        complete_image_settings(probe, run)
+        assert image_settings(probe).size == size

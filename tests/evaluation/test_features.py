@@ -35,6 +35,15 @@ def extract(features: Tensor) -> tuple[Tensor, Tensor]:
     return extract_features(nn.Identity(), DataLoader(data, batch_size=8), label="run")
 
 
+def test_a_gpu_without_room_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(nn.Identity, "forward", full)
+    with pytest.raises(UserError, match="the GPU's memory is full; lower --batch-size"):
+        extract(torch.ones(8, 2))
+
+
 def test_images_are_those_of_the_run_or_of_a_folder(images: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", images)
     data = Path(shutil.copytree(images, tmp_path / "data"))

@@ -45,7 +45,7 @@ def test_what_reads_a_run_takes_its_stem(
     x = torch.randn(2, 3, 32, 32)
     backbone, checkpoint = load_backbone(run)
     assert shape(backbone.backbone)[0] == (3, 3)
-    folded, _ = load_backbone(fold_checkpoint(run, tmp_path / "folded").path, masked=False)
+    folded, _ = load_backbone(fold_checkpoint(run, tmp_path / "folded").path)
     torch.testing.assert_close(folded(x), backbone(x), rtol=1e-4, atol=1e-5)
 
     # a probe's config tells nothing of the stem: the weights do
