@@ -33,6 +33,7 @@ LOOKS = list(zip((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK), "os^DvXP"
 STYLES = ("-", "--", "-.", ":")
 LINES = {"plain": "-", "masked": "--"}
 PANEL = 4.6  # inches
+LETTER = 0.075  # inches, of a legend
 STYLE = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -95,7 +96,9 @@ def legend_below(figure: Figure, columns: int) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(columns, len(handles))}
+        widest = LETTER * (6 + max(map(len, handles)))
+        columns = max(1, min(columns, len(handles), int(figure.get_figwidth() / widest)))
+        where: dict[str, Any] = {"loc": "outside lower center", "ncols": columns}
         length = 4 if columns == 1 else 2  # of a handle; there is room to tell a dashed line
         figure.legend(list(handles.values()), list(handles), handlelength=length, **where)
 

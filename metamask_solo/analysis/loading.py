@@ -53,7 +53,8 @@ def run_labels(runs: Sequence[tuple[str, DictConfig | None, Path]]) -> list[str]
         alike = settings.loc[group.index]
         alike = alike[sorted(alike.columns[alike.nunique() > 1])]
         short = [key.rpartition(".")[2] for key in alike.columns]
-        names = [s if short.count(s) == 1 else key for s, key in zip(short, alike, strict=True)]
+        longer = [".".join(key.split(".")[-2:]) for key in alike.columns]
+        names = [s if short.count(s) == 1 else long for s, long in zip(short, longer, strict=True)]
         names = [RATES.get(key, name) for key, name in zip(alike, names, strict=True)]
         for row in group.index if len(group) > 1 else ():
             parts = [

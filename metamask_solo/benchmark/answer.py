@@ -3,7 +3,7 @@
 | sentence about | appears | says |
 |---|---|---|
 | MetaMask | for each comparison of a mask that is updated | whether it helps, if known |
-| images | with fewer than 500 images to measure on | the standard error of one accuracy |
+| images | with fewer than 500 images to measure on | standard errors that come of them alone |
 | learning | beside an untrained backbone or the pixels | which methods are above them |
 | best | with two methods or more | the best method in each measure, clearly or not |
 | effect | for each comparison | clearly better or worse, or what is excluded |
@@ -31,6 +31,7 @@ from metamask_solo.benchmark.statistics import (
 
 FEW = 500  # images to measure on
 WIDE = 0.25  # between the weights of a mask that moved well
+Z = 1.96  # standard errors within which 95 % lie
 STILL = 0.02  # a mask whose weights differ by less did not move
 UPDATED = "logged/hypergradient_norm"  # logged where a mask is updated
 MORE_SEEDS = (5, 10, 20)
@@ -41,6 +42,8 @@ VERDICTS = {
     (True, True): "In part.",
     (False, False): "No clear effect.",
 }
+# where a clear difference may be one of these images alone
+DOUBTS = {"Yes.": "Perhaps.", "No, it harms.": "Perhaps it harms.", "In part.": "Not known."}
 
 
 def answer(
@@ -87,29 +90,44 @@ def _verdicts(
 ) -> Iterator[str]:
     question = "Does MetaMask help? "
     means = trained.groupby("method")[list(measures)].mean()
+    ranges, largest = _mask_ranges(trained), Z * _error_of_images(trained, 2)
     for method, baseline in pairs:
         if not {method, baseline} <= {*means.index}:
             continue
         lines = effects[(effects.method == method) & (effects.baseline == baseline)]
-        if lines.empty:
+        low, high = ranges[method]
+        still = high - low < STILL
+        if still or lines.empty:
             change = means.loc[method] - means.loc[baseline]
             texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
-            verdict = f"Too few seeds to tell. {method} minus {baseline} is "
-            yield f"{question}{verdict}{_list(texts)}."
+            reason = "Too few seeds to tell."
+            if still:
+                reason = f"Not known: its mask did not move ({low:.3f} to {high:.3f})."
+            yield f"{question}{reason} {method} minus {baseline} is {_list(texts)}."
         else:
             better, worse, _ = _by_clearness(lines)
-            verdict = VERDICTS[len(better) > 0, len(worse) > 0]
-            yield " ".join([f"{question}{verdict}", *_effects(lines)])
+            verdict, doubt = VERDICTS[len(better) > 0, len(worse) > 0], []
+            if verdict in DOUBTS and lines[lines.clear].difference.abs().max() < largest:
+                verdict = DOUBTS[verdict]
+                doubt = [f"A difference below {largest:.1f} may be one of these images alone."]
+            yield " ".join([f"{question}{verdict}", *_effects(lines), *doubt])
         question = ""
 
 
 def _images(trained: pd.DataFrame) -> Iterator[str]:
-    count = trained.val_images.min() if "val_images" in trained else np.nan
-    if count < FEW:
+    one, two = (_error_of_images(trained, accuracies) for accuracies in (1, 2))
+    if one > 50 / np.sqrt(FEW):
         yield (
-            f"There are only {count:.0f} images to measure on: one accuracy has a standard error "
-            f"of up to {50 / np.sqrt(count):.1f} points."
+            f"There are only {trained.val_images.min():.0f} images to measure on. On others, an "
+            f"accuracy differs with a standard error of up to {one:.1f} points, and the difference "
+            f"of two with up to {two:.1f}."
         )
+
+
+def _error_of_images(trained: pd.DataFrame, accuracies: int) -> float:
+    """At most the standard error, in points, of a sum of accuracies on other images; or NaN."""
+    count = trained.val_images.min() if "val_images" in trained else np.nan
+    return float(50 * np.sqrt(accuracies / count))
 
 
 def _learning(
@@ -184,14 +202,20 @@ def _values(lines: pd.DataFrame) -> str:
     )
 
 
-def _masks(trained: pd.DataFrame) -> Iterator[str]:
+def _mask_ranges(trained: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest weight at the end, of methods whose mask is updated."""
     if UPDATED not in trained:
-        return
+        return {}
+    groups = trained[trained[UPDATED].notna()].groupby("method", sort=False)
+    low, high = groups["logged/mask_min"].min(), groups["logged/mask_max"].max()
+    return {str(method): (low[method], high[method]) for method in low.index}
+
+
+def _masks(trained: pd.DataFrame) -> Iterator[str]:
     moved: list[str] = []
     still: list[str] = []
     widest = 1e-3
-    for method, runs in trained[trained[UPDATED].notna()].groupby("method", sort=False):
-        low, high = runs["logged/mask_min"].min(), runs["logged/mask_max"].max()
+    for method, (low, high) in _mask_ranges(trained).items():
         (moved if high - low >= STILL else still).append(f"{method} ({low:.3f} to {high:.3f})")
         widest = max(widest, high - low)
     if moved:

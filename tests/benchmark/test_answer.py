@@ -88,9 +88,28 @@ def test_the_first_sentence_is_about_metamask(seeds: int, mean: float, expected:
     assert text.startswith(expected) and text.count("differ from joint") <= 2
     table["val_images"] = 25
     assert (
-        "only 25 images to measure on: one accuracy has a standard error of up to 10.0 points"
-        in (said(table))
-    )
+        "only 25 images to measure on. On others, an accuracy differs with a standard error of up "
+        "to 10.0 points, and the difference of two with up to 14.1."
+    ) in said(table)
+
+
+@pytest.mark.parametrize(
+    ("images", "high", "expected"),
+    [
+        (10_000, 0.7, "Does MetaMask help? Yes. heads is clearly better than joint: +5."),
+        (600, 0.7, "Does MetaMask help? Perhaps. heads is clearly better than joint: +5."),
+        (10_000, 0.51, "Does MetaMask help? Not known: its mask did not move (0.500 to 0.510)."),
+    ],
+)
+def test_a_difference_of_chance_is_no_help(images: int, high: float, expected: str) -> None:
+    """Of few images, or without a mask that does anything."""
+    table = runs(heads=55).assign(val_images=images)
+    table[["logged/mask_min", "logged/mask_max"]] = 0.5, high
+    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
+    text = said(table)
+    assert text.startswith(expected)
+    assert ("A difference below 5.7 may be one of these images alone." in text) == (images == 600)
+    assert ("clearly better" in text) == (high == 0.7)
 
 
 def test_power() -> None:

@@ -150,6 +150,7 @@ def test_a_probe_knows_the_method_and_the_folded_mask_of_its_run(
     images: Path,
     tmp_path: Path,
     refused: Callable[[list[str]], str],
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def probe(checkpoint: Path, out: str) -> Path:
@@ -161,8 +162,8 @@ def test_a_probe_knows_the_method_and_the_folded_mask_of_its_run(
     assert read_checkpoint(probe(simclr, "one")).method == "simclr"
     monkeypatch.setattr(exporting, "fold_mask", lambda *_: 0)  # the small network takes none
     folded = exporting.fold_checkpoint(pretrained, tmp_path / "folded").path
-    plain = [*small(folded, images, tmp_path / "two"), "masked=False"]
-    assert "folded into the backbone" in refused(command("linear", "digits", *plain))
+    assert run("linear", "digits", *small(folded, images, tmp_path), "masked=False") == 2
+    assert "folded into the backbone" in capsys.readouterr().err
     assert "folded into the backbone" in refused(["knn", str(probe(folded, "two")), "--plain"])
     with pytest.raises(UserError, match="folded into the backbone"):
         load_backbone(folded, masked=False)

@@ -60,5 +60,5 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(
     (tmp_path / "logged/metrics.csv").write_text("epoch,step,train_loss_epoch\n0,8,nan\n")
     words = [str(runs.get(word, word)) for word in command.split()]
     assert line in refused(words)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["logged", "taken.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.npy", "logged", "taken.csv"]
     assert (tmp_path / "taken.csv").read_text() == "mine"

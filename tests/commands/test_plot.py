@@ -128,8 +128,8 @@ def test_runs_of_one_name_are_labelled_by_what_differs(plot: Any, tmp_path: Path
         "4: sweep (scaled lr=0.3, seed=1, d)",
     ]
     assert labels(plot(runs[0], sweep("z", 0.3, 0))["training loss"]) == [
-        "1: sweep (method_kwargs.mask.lr=0.1, scaled lr=0.1)",
-        "2: sweep (method_kwargs.mask.lr=1.0, scaled lr=0.3)",
+        "1: sweep (mask.lr=0.1, scaled lr=0.1)",
+        "2: sweep (mask.lr=1.0, scaled lr=0.3)",
     ]
 
 
