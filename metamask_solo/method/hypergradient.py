@@ -24,7 +24,6 @@ import copy
 import inspect
 import itertools
 import sys
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -59,7 +58,6 @@ CHECKPOINTING = (
 )
 WRITES = "the loss writes to a parameter: do so before or after the step"
 GIVE_RATE = "give the trial step a rate of its own (lr, in a run meta.trial_lr): 1e-3 to start with"
-ONE_AT_A_TIME = threading.RLock()  # forward mode and what is patched are of all threads
 
 
 def hypergradient(
@@ -113,12 +111,8 @@ def hypergradient(
 
     def evaluate(loss: LossFunction, values: Params) -> Tensor:
         held = {id(params[n]): t for n, t in values.items()} | {id(logits): a}
-        tensors = [*values.values(), a]
-        versions = [t._version for t in tensors]
-        with _same_function(tensors, held):
+        with _same_function(held):
             value = loss({**params, **values}, a)
-        if versions != [t._version for t in tensors]:
-            raise UserError(WRITES)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UserError("the loss must be a tensor of one number")
         return value
@@ -146,24 +140,24 @@ def hypergradient(
         return partial, reached
 
     # Each dictionary of tensors below is as large as the network: none lives longer than needed.
-    with ONE_AT_A_TIME, torch.enable_grad(), ExitStack() as stack:
+    with torch.enable_grad(), ExitStack() as stack:
         stack.callback(logits.requires_grad_, logits.requires_grad)
         logits.requires_grad_()  # so that a loss that computes with these themselves is seen
         # copies, the first time: a loss that writes to its parameters, which is refused, has then
         # not written to those that were passed in
         copies = {n: t.clone() for n, t in now.items()}
-        _, gradient = differentiate(loss_fn, copies, now, method == "double_backward")
-        # a write to .data has no version; NaN is no difference
-        changed = [((now[n] < t) | (now[n] > t)).any().to(a.device) for n, t in copies.items()]
-        if torch.stack(changed).any():
-            raise UserError(WRITES)
-        g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
-        if method == "double_backward":  # a step may write to its parameters; the graph holds these
-            copies = {n: t.clone() for n, t in now.items()}
-        else:
-            gradient = {}
-        moved = step({n: copies[n] for n in g}, g)
+        try:
+            _, gradient = differentiate(loss_fn, copies, now, method == "double_backward")
+        finally:  # a backward pass may fail after a write; NaN is no difference
+            pairs = zip([logits, *now.values()], [a, *copies.values()], strict=True)
+            changed = [((x < y) | (x > y)).any().to(a.device) for x, y in pairs]
+            if torch.stack(changed).any():
+                raise UserError(WRITES)
         del copies
+        g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
+        if method != "double_backward":
+            gradient = {}
+        moved = step({n: now[n].clone() for n in g}, g)  # which may write to them
         theta_plus = {n: moved[n].detach() if n in g else t.clone() for n, t in now.items()}
         after = None if method == "first_order" else g
         direct, v = differentiate(outer_loss_fn or loss_fn, theta_plus, after)
@@ -181,12 +175,23 @@ def hypergradient(
             slope, allowed = _dot(g, unit), 4 * _norm(g.values())
         del g
         mixed: Tensor | None
+        functions = _Functions([a, *now.values()])
         try:
             if method == "exact":
-                mixed, tangent, eps = _along(lambda p: evaluate(loss_fn, p), now, unit, a)
+                # The graph begins at the logits, so the network before the mask runs in forward
+                # mode alone. With create_graph the backward formulas of linear algebra do not use
+                # saved factors, which carry no tangent.
+                with forward_ad.dual_level():
+                    duals = now | {n: forward_ad.make_dual(now[n], d) for n, d in unit.items()}
+                    with _no_own_gradient(method), functions:
+                        value = evaluate(loss_fn, duals)
+                    (partial,) = _grad(value, [a], create_graph=True)
+                    tangent = forward_ad.unpack_dual(value).tangent
+                    mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
                 # an operator may have no or a wrong forward mode, and a loss may be no function of
                 # its arguments
-                if (slope - tangent).abs() > allowed * eps**0.5:  # false for NaN, to be seen
+                difference = slope - (0.0 if tangent is None else tangent)
+                if difference.abs() > allowed * functions.eps**0.5:  # false for NaN, to be seen
                     raise UserError(
                         "exact: forward and reverse mode give different derivatives of the loss: "
                         "an operator has a wrong forward mode, or noise or state changes between "
@@ -200,17 +205,18 @@ def hypergradient(
                 sides = []
                 for r in (radius, -radius):
                     near = now | {n: now[n] + r * d for n, d in unit.items()}
-                    sides.append(differentiate(loss_fn, near, None)[0])
+                    with functions:
+                        sides.append(differentiate(loss_fn, near, None)[0])
                 mixed = (sides[0] - sides[1]) / (2 * radius)
-                eps = max(torch.finfo(t.dtype).eps for t in (a, *now.values()))
-                if norm * eps * _norm(sides) / (2 * radius) > 0.1 * _norm([direct + norm * mixed]):
+                rounding = norm * functions.eps * _norm(sides) / (2 * radius)
+                if rounding > 0.1 * _norm([direct + norm * mixed]):
                     why = "a tenth of the result would be rounding, as with adaptive optimisers"
                     raise UserError(f"{method}: {why}: use method='exact' or 'double_backward'")
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             raise UserError(f"{method}: {_first_line(error)}; {_others(method)}") from error
-        return direct if mixed is None else direct + size.to(direct.dtype) * mixed
+        return direct if mixed is None else direct + size.to(direct.dtype) * mixed.detach()
 
 
 def optimizer_step(
@@ -268,6 +274,9 @@ def optimizer_step(
         twin.__dict__.update(vars(optimizer), param_groups=[], state=defaultdict(dict))
         for name, p in moved.items():
             g, group = gradients[name], {**group_of[id(params[name])], "params": [p]}
+            if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and group["lr"] == 0:
+                p.add_(g, alpha=0)  # their step divides by the rate
+                continue
             state = twin.state[p] = copy.deepcopy(optimizer.state.get(params[name], {}))
             if isinstance(optimizer, torch.optim.SGD):
                 if group["momentum"] and state.get("momentum_buffer") is None:
@@ -286,7 +295,7 @@ def optimizer_step(
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.dim() < p.dim():
                     # a count, as are those that begin now; 1 - 0.999 is rough in single precision
-                    state[key] = value.double()
+                    state[key] = value.to(_double(value.device))
             # the one code path of torch's optimisers that autograd can follow
             group |= {"differentiable": True, "foreach": False, "fused": None, "capturable": False}
             twin.param_groups.append(group)
@@ -295,13 +304,6 @@ def optimizer_step(
         return moved
 
     return step
-
-
-class _Holder(nn.ModuleList):
-    """Modules that a loss need not call: it is called in their place."""
-
-    def forward(self, loss: Callable[[], Tensor]) -> Tensor:
-        return loss()
 
 
 def mask_hypergradient(
@@ -352,7 +354,9 @@ def mask_hypergradient(
     parts = [modules] if isinstance(modules, nn.Module) else list(modules)
     if any(isinstance(part, nn.parallel.DistributedDataParallel) for part in parts):
         raise UserError("modules: give DistributedDataParallel's own module, its .module")
-    holder = _Holder([*parts, mask] if isinstance(mask, nn.Module) else parts)
+    # called with the loss, which then need not call the modules itself
+    holder: Any = nn.ModuleList([*parts, mask] if isinstance(mask, nn.Module) else parts)
+    holder.forward = lambda closure: closure()
     logits: Any = getattr(mask, "logits", mask)
     if not any(logits is p for p in holder.parameters()):
         raise UserError("mask: must be a module with logits, or a parameter of one of the modules")
@@ -387,17 +391,24 @@ def mean_over_processes(gradient: Tensor) -> Tensor:
 # --- derivatives -----------------------------------------------------------------------------
 
 
+def _double(device: torch.device) -> torch.dtype:
+    """Double precision, in which no small norm underflows; Apple's GPUs have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The norm of all of them, in double precision, in which no small one underflows."""
-    norms = [torch.linalg.vector_norm(t.detach(), dtype=torch.float64) for t in tensors]
+    """The norm of all of them."""
+    norms = [torch.linalg.vector_norm(t.detach(), dtype=_double(t.device)) for t in tensors]
     return torch.stack(norms).norm()
 
 
 def _dot(one: Params, two: Params) -> Any:
-    """⟨one, two⟩ in double precision, in pieces, so that no layer is copied whole."""
-    layers = ((one[n].detach().flatten(), d.flatten()) for n, d in two.items())
-    pieces = (zip(x.split(2**20), y.split(2**20), strict=True) for x, y in layers)
-    return sum((x.double() * y).sum() for layer in pieces for x, y in layer)
+    """⟨one, two⟩, in single precision at least."""
+
+    def flat(t: Tensor) -> Tensor:
+        return t.detach().flatten().to(torch.promote_types(t.dtype, torch.float32))
+
+    return sum(torch.dot(flat(one[n]), flat(d)) for n, d in two.items())
 
 
 def _grad(value: Any, inputs: list[Tensor], **kwargs: Any) -> tuple[Tensor | None, ...]:
@@ -431,26 +442,6 @@ def _through_step(moved: Params, g: Params, v: Params) -> Params:
     return {n: d.detach() for n, d in zip(g, w, strict=True)}
 
 
-def _along(
-    loss: Callable[[Params], Tensor], now: Params, unit: Params, a: Tensor
-) -> tuple[Tensor | None, Tensor | float, float]:
-    """Tangents along ``unit`` of ∂_a L (None for 0) and of L, and the coarsest rounding in both.
-
-    The graph begins at the logits, so the network before the mask runs in forward mode alone.
-    With ``create_graph`` the backward formulas of linear algebra do not use saved factors, which
-    carry no tangent.
-    """
-    with forward_ad.dual_level():
-        duals = now | {n: forward_ad.make_dual(now[n], d) for n, d in unit.items()}
-        with _no_own_gradient("exact"), _ForwardMode() as mode:
-            value = loss(duals)
-        (partial,) = _grad(value, [a], create_graph=True)
-        tangent = forward_ad.unpack_dual(value).tangent
-        mixed = None if partial is None else forward_ad.unpack_dual(partial).tangent
-    eps = max(mode.eps, *(torch.finfo(t.dtype).eps for t in (a, *now.values())))
-    return None if mixed is None else mixed.detach(), 0.0 if tangent is None else tangent, eps
-
-
 def _others(method: str) -> str:
     twice = "'double_backward' or " if method == "exact" else ""
     return f"use method={twice}'finite_difference'"
@@ -464,7 +455,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterator[None]:
+def _same_function(held: dict[int, Tensor]) -> Iterator[None]:
     """Evaluations within such blocks are of one function, and leave the state before them behind.
 
     Random numbers are those of before; each module that is called works on copies of its buffers
@@ -501,7 +492,8 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
         raise UserError(CHECKPOINTING)
 
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng({t.device.index for t in tensors if t.is_cuda}))
+        devices = {t.device.index for t in held.values() if t.is_cuda}
+        stack.enter_context(torch.random.fork_rng(devices))
         stack.callback(put_back)
         stack.callback(register_module_forward_pre_hook(copy_state).remove)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -529,10 +521,10 @@ def _same_function(tensors: Iterable[Tensor], held: dict[int, Tensor]) -> Iterat
 @contextmanager
 def _no_own_gradient(method: Method) -> Iterator[None]:
     """Refuses a loss with a gradient in it: its second derivative is wrong for normalisations."""
-    run, thread = torch.autograd._engine_run_backward, threading.get_ident()
+    run = torch.autograd._engine_run_backward
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread and (method == "exact" or args[3]):  # create_graph
+        if method == "exact" or args[3]:  # create_graph
             raise UserError(f"{method}: the loss takes a gradient of its own; {_others(method)}")
         return run(*args, **kwargs)
 
@@ -561,14 +553,17 @@ def _drops_a_tangent(func: Any, args: Any, kwargs: Any, outputs: list[tuple[Tens
     return any(t.requires_grad and not has for (t, _), (_, has) in zip(again, outputs, strict=True))
 
 
-class _ForwardMode(TorchFunctionMode):
-    """What is computed where gradients are off is a constant, as it is in reverse mode.
+class _Functions(TorchFunctionMode):
+    """Each function that a loss calls, for its rounding and for its forward mode.
 
-    A function that drops a tangent is refused, one whose result would have a gradient in reverse
-    mode. ``eps`` is the coarsest rounding of what was computed.
+    ``eps`` is the coarsest rounding of these tensors and of what was computed, autocast included.
+    What is computed where gradients are off is a constant, as it is in reverse mode. A function
+    that drops a tangent is refused, one whose result would have a gradient in reverse mode.
     """
 
-    eps = 0.0
+    def __init__(self, tensors: Iterable[Tensor]):
+        super().__init__()
+        self.eps = max(torch.finfo(t.dtype).eps for t in tensors)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -32,7 +32,7 @@ def mask_statistics(mask: Tensor) -> dict[str, Tensor]:
     Returns:
         Scalars ``mean``, ``std`` (population), ``min``, ``max``, ``effective_dims``.
     """
-    mask = mask.detach().double()
+    mask = mask.detach().cpu().double()  # Apple's GPUs have no double precision
     total = mask.abs().sum()
     effective = torch.special.entr(mask.abs() / total).sum().exp()
     return {

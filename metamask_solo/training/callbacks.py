@@ -210,8 +210,8 @@ class FiniteLoss(pl.Callback):  # type: ignore[name-defined]
 
 def _not_finite(model: Any) -> list[str]:
     """Names of the weights and buffers that are not finite."""
-    sums = {
-        name: tensor.detach().sum(dtype=torch.float64).to(model.device)
+    sums = {  # of 0, or NaN where a number is not finite
+        name: (0 * tensor.detach()).sum().to(model.device, torch.float32)
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, Tensor) and tensor.is_floating_point()
     }
