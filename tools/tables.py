@@ -127,7 +127,7 @@ def _outcome(release: str) -> Path:
 
 def take(matrix: Path) -> None:
     """Makes the file of docs/results of what the matrix wrote for this release."""
-    git = ["git", "-C", str(DOCS), "rev-parse", "--short=7", "HEAD"]
+    git = ["git", "-C", str(DOCS), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
     packages = {name: version(name) for name in ("torch", "lightning")}
     content = {
         "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),

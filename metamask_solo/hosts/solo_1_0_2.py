@@ -152,7 +152,7 @@ def for_a_run(cls: Any) -> type:
         mixins.append(Momentum)
     if issubclass(cls, DINO):
         mixins.append(ClippingDINO)
-    rebuilt = {"__reduce__": lambda self: (_blank, (cls,), self.__dict__)}
+    rebuilt = {"__reduce__": lambda self: (_blank, (cls,), self.__getstate__())}
     return type(cls.__name__, (*mixins, cls), {"__module__": __name__, **rebuilt})
 
 

@@ -15,8 +15,8 @@ from metamask_solo.method.settings import MaskSettings
 class MaskOptimizer:
     """Moves the mask's logits along their hypergradient, and remembers how they moved.
 
-    Counters and optimiser belong to one fit: each :meth:`start` begins anew, unless the state of a
-    checkpoint was loaded since the last one.
+    Counters and optimiser belong to one fit: each :meth:`start` begins anew, unless the fit goes on
+    after its first step and the state of a checkpoint was loaded since the last one.
 
     Args:
         mask: the mask; its logits are moved in place.
@@ -25,7 +25,7 @@ class MaskOptimizer:
     Attributes:
         history: (step, mask) at the start and at the end of each epoch.
         updates: updates so far, of the whole run, without those that were skipped.
-        skipped: gradients that were not finite, and skipped.
+        skipped: updates that were skipped, since their gradient was not finite or refused.
     """
 
     def __init__(self, mask: DimensionalMask, settings: MaskSettings):
@@ -54,13 +54,15 @@ class MaskOptimizer:
         else:
             self.optimizer = torch.optim.SGD(logits, momentum=settings.momentum, **shared)
         self.planned, self.history = planned, []
-        earlier = self._loaded.get("mask_optimizer", {"updates": 0, "skipped": 0})
+        # a fit from the first step goes on with nothing, such as one on the weights of another run
+        loaded = self._loaded if step else {}
+        earlier = loaded.get("mask_optimizer", {"updates": 0, "skipped": 0})
         self.updates, self.skipped = earlier["updates"], earlier["skipped"]
         if "optimizer" in earlier:
             # moments come from the checkpoint, rates from the file, as for the network
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({**earlier["optimizer"], "param_groups": groups})
-            kept = self._loaded["history"]
+            kept = loaded["history"]
             self.history = list(zip(kept["step"].tolist(), kept["mask"].unbind(), strict=True))
         self._loaded = {}
         self.remember(step)

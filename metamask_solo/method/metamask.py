@@ -1,9 +1,9 @@
 """MetaMask (Li et al., NeurIPS 2022, arXiv 2209.07902) as a method of solo-learn."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from textwrap import indent
 from typing import Any
 
 import torch
@@ -15,28 +15,19 @@ from metamask_solo.method.hypergradient import mask_hypergradient, mean_over_pro
 from metamask_solo.method.losses import barlow_twins, nt_xent
 from metamask_solo.method.mask import DimensionalMask, mask_statistics
 from metamask_solo.method.mask_optimizer import MaskOptimizer
-from metamask_solo.method.settings import (
-    LEAST_IMAGES,
-    MetaMaskSettings,
-    describe_settings,
-    idle_settings,
-)
+from metamask_solo.method.settings import LEAST_IMAGES, MetaMaskSettings, idle_settings
 
 
 class MetaMask(PluginMethod):
     """Joint Barlow Twins and NT-Xent losses on masked features; the mask is meta-learned.
 
     Takes what solo-learn's methods take: a config on its GitHub main, with the settings of MetaMask
-    under ``method_kwargs``; keyword arguments on 1.0.2 (``mask`` and ``meta`` are mappings).
+    (:class:`metamask_solo.method.settings.MetaMaskSettings`) under ``method_kwargs``; keyword
+    arguments on 1.0.2 (``mask`` and ``meta`` are mappings).
 
     Raises:
         UserError: a setting is unknown, out of range, or does not fit the others.
-
-    Its settings, with their defaults and what is allowed:
-
     """
-
-    __doc__ = (__doc__ or "") + indent(describe_settings(), "    ")
 
     # goes up when the same settings give other results: a benchmark then trains anew
     results_version = 1
@@ -144,7 +135,13 @@ class MetaMask(PluginMethod):
         self._kept = []
 
     def _update_mask(self, batch: Sequence[Tensor]) -> None:
-        gradient = mean_over_processes(self.mask_gradient(batch))
+        try:
+            gradient = self.mask_gradient(batch)
+        except UserError:  # a first one ends the run, a later one is of this batch alone
+            if not self.mask_optimizer.updates:
+                raise
+            gradient = torch.full_like(self.mask.logits, math.nan)  # skipped by all processes
+        gradient = mean_over_processes(gradient)
         moved = self.mask_optimizer.step(gradient)
         statistics = mask_statistics(self.mask.mask())
         self._log = {f"mask_{name}": value.float() for name, value in statistics.items()}
@@ -155,7 +152,8 @@ class MetaMask(PluginMethod):
     def mask_gradient(self, batch: Sequence[Tensor]) -> Tensor:
         """The hypergradient of the mask logits on one batch, as ``method_kwargs.meta`` asks.
 
-        Runs in the precision of the training step, but in single precision where that is fp16.
+        Runs in the precision of the training step, but in single precision where that is fp16, and
+        where it is bf16 with finite_difference, whose differences would be rounding.
 
         Args:
             batch: the images used of the two views, N × C × H × W each; with ``trial_scope`` heads
@@ -166,9 +164,10 @@ class MetaMask(PluginMethod):
         """
         meta, heads = self.settings.meta, self.settings.meta.trial_scope == "heads"
         precision = self.trainer.precision_plugin
-        fp16 = str(precision.precision) == "16-mixed"
+        name, difference = str(precision.precision), meta.hypergradient == "finite_difference"
+        single = name == "16-mixed" or (name == "bf16-mixed" and difference)
         x1, x2 = batch if heads else map(self.to_memory_format, batch)
-        if fp16:
+        if single:
             x1, x2 = x1.float(), x2.float()
 
         def loss() -> Tensor:
@@ -183,7 +182,7 @@ class MetaMask(PluginMethod):
             if meta.hypergradient == "plain"
             else (meta.hypergradient, meta.trial_lr)
         )
-        with nullcontext() if fp16 else precision.forward_context():
+        with nullcontext() if single else precision.forward_context():
             optimizer = self.trainer.optimizers[0]
             return mask_hypergradient(
                 loss, modules, self.mask, optimizer, method, lr=rate, radius=meta.radius
@@ -213,8 +212,9 @@ class MetaMask(PluginMethod):
         """Says how often the mask moved."""
         super().on_train_end()
         if self.trainer.is_global_zero:
-            updates = self.mask_optimizer.updates
-            print(f"mask updates: {updates or 'none; the mask has not changed'}")
+            updates, skipped = self.mask_optimizer.updates, self.mask_optimizer.skipped
+            words = f", and {skipped} skipped" if skipped else ""
+            print(f"mask updates: {updates or 'none; the mask has not changed'}{words}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the mask's optimiser and history to the checkpoint."""

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from metamask_solo.method import Kind, Method
-from metamask_solo.validation import Number, Settings, allowed, fields, shown
+from metamask_solo.validation import Number, Settings, fields, shown
 
 # BatchNorm over two images has no derivative but for its eps, over three hardly one: in single
 # precision the hypergradient of a ResNet-18 is off by 110 %, 84 %, 12 % and 3 % with two to five
@@ -115,14 +115,6 @@ class MetaMaskSettings(Settings):
 
 
 SETTINGS = dict(fields(MetaMaskSettings))
-
-
-def describe_settings() -> str:
-    """The settings as text, one a line: name, default, what is allowed, what it is for."""
-    return "\n".join(
-        f"{name} = {shown(field.default)}: {field.description} ({allowed(field)})"
-        for name, field in SETTINGS.items()
-    )
 
 
 def idle_settings(settings: MetaMaskSettings, steps: float, batch_size: int) -> list[str]:

@@ -26,6 +26,7 @@ def test_every_setting_says_what_it_does() -> None:
 
 def test_every_method_of_this_release_was_run() -> None:
     outcome = json.loads((tables.DOCS / f"results/methods_{hosts.RELEASE}.json").read_text())
+    assert not outcome["commit"].endswith("-dirty")
     assert set(outcome["methods"]) == set(hosts.trainable_methods())
     assert all(set(done) == set(tables.COLUMNS) for done in outcome["methods"].values())
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pydoc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ import pytest
 import torch
 from definitions import plain_barlow, plain_nt_xent
 from omegaconf import DictConfig, OmegaConf
-from runs import SMALL_HEADS, pretrain_config, train
+from runs import SMALL_HEADS, pretrain_config, train, use_small_backbone
 from torch import Tensor
 
 from metamask_solo import MetaMask, mask_hypergradient
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import METHODS, RELEASE, pl
+from metamask_solo.hosts import RELEASE, pl
 from metamask_solo.method.mask import mask_statistics
-from metamask_solo.method.settings import SETTINGS
+from metamask_solo.training.callbacks import SafeCheckpointIO
+from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.resume import read_metrics
-from metamask_solo.validation import allowed
 
 Config = Callable[..., DictConfig]
 
@@ -119,15 +118,15 @@ def test_updates_follow_the_steps_and_leave_everything_but_the_mask(
         assert torch.equal(before, after) if lost else (after - before).abs().max() > 1e-9
 
 
-def by_double_backward(model: Any, views: list[Tensor]) -> Tensor:
-    """The hypergradient of the loss as it is defined, by the other exact way."""
+def by_definition(model: Any, views: list[Tensor], method: Any = "double_backward") -> Tensor:
+    """The hypergradient of the loss as it is defined, by another way, without autocast."""
     modules, optimizer = [model.backbone, model.projector], model.trainer.optimizers[0]
 
     def loss() -> Tensor:
         z1, z2 = (model.projector(model.mask(model.backbone(x))) for x in views)
         return plain_nt_xent(z1, z2, model.settings.temperature)
 
-    return mask_hypergradient(loss, modules, model.mask, optimizer, "double_backward")
+    return mask_hypergradient(loss, modules, model.mask, optimizer, method)
 
 
 @pytest.mark.slow
@@ -138,15 +137,16 @@ def test_a_whole_run_in_double_precision(config: Config) -> None:
     cfg.method_kwargs.mask = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1}
     losses: list[tuple[float, float]] = []
 
-    def by_definition(trainer: Any, model: Any, batch: Any, i: int) -> None:
-        twin = copy.deepcopy(model)
+    def keep_losses(trainer: Any, model: Any, batch: Any, i: int) -> None:
+        twin = copy.deepcopy(model)  # as averages of weights make it
+        assert twin._trainer is None
         u = [twin.backbone(x.double()) * torch.sigmoid(twin.mask.logits) for x in batch[1]]
         barlow = 0.1 * plain_barlow(*(twin.redundancy_projector(x) for x in u), 0.02)
         contrastive = plain_nt_xent(*(twin.projector(x) for x in u), 0.3)
         losses.append((float(barlow), float(contrastive)))
 
-    updates = Updates(by_double_backward)
-    first = pl.callbacks.LambdaCallback(on_train_batch_start=by_definition)
+    updates = Updates(by_definition)
+    first = pl.callbacks.LambdaCallback(on_train_batch_start=keep_losses)
     model, result = train(cfg, first, updates, small=True)
     logged = read_metrics(result.folder)
     for name, expected in zip(("barlow", "nce"), losses[0], strict=True):
@@ -176,6 +176,38 @@ def test_a_whole_run_in_double_precision(config: Config) -> None:
     torch.testing.assert_close(out["feats"], expected)
     torch.testing.assert_close(out["logits"], model.classifier(expected))
     torch.testing.assert_close(out["z"], model.projector(expected))
+
+
+def test_differences_of_a_run_in_bf16_are_of_single_precision(config: Config) -> None:
+    def compare(model: Any, views: list[Tensor]) -> None:
+        expected = by_definition(model, views, "finite_difference")
+        error = (model.mask_gradient(views) - expected).norm() / expected.norm()
+        assert error < 1e-2
+
+    meta = {"hypergradient": "finite_difference"}
+    train(config(precision="bf16-mixed", method_kwargs__meta=meta), Updates(compare), small=True)
+
+
+def test_a_later_refusal_is_a_skipped_update(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a loss that is nearly 0, whose derivatives are rounding; a first one ends the run."""
+
+    def refusing(when: int) -> Any:
+        def refuse(model: Any, views: list[Tensor]) -> None:
+            if model.trainer.global_step == when:
+                model.mask_gradient = raising
+
+        return Updates(refuse)
+
+    def raising(batch: Any) -> Tensor:
+        raise UserError("exact: cannot")
+
+    model, _ = train(config(), refusing(1), small=True)
+    assert "mask updates: 1, and 1 skipped" in capsys.readouterr().out
+    assert model.trainer.callback_metrics["mask_skipped_updates"] == 1
+    with pytest.raises(UserError, match="exact: cannot"):
+        train(config("other"), refusing(0), small=True)
 
 
 @pytest.mark.parametrize(
@@ -223,13 +255,6 @@ def test_keywords_of_the_release() -> None:
             MetaMask(**{**base, **wrong})
 
 
-def test_the_method_is_registered_and_its_help_shows_every_setting() -> None:
-    assert METHODS["metamask"] is MetaMask
-    text = pydoc.render_doc(MetaMask, renderer=pydoc.plaintext)
-    for name, setting in SETTINGS.items():
-        assert f"{name} = " in text and setting.description in text and allowed(setting) in text
-
-
 @pytest.mark.slow
 def test_settings_that_do_nothing_get_one_warning(
     config: Config, capsys: pytest.CaptureFixture[str]
@@ -248,9 +273,12 @@ def test_settings_that_do_nothing_get_one_warning(
 
 
 def test_a_run_is_resumed_with_the_rates_of_its_file(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: Config, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Another rate is taken from the file, another kind is refused in one line."""
+    """Another rate is taken from the file, another kind is refused in one line.
+
+    A new fit, on the weights of a checkpoint, is another run.
+    """
     _, first = train(config("first"), small=True)
     out, err = capsys.readouterr()
     assert "mask updates: 2" in out and "settings that do" not in err
@@ -262,3 +290,14 @@ def test_a_run_is_resumed_with_the_rates_of_its_file(
     cfg.method_kwargs.mask = {"lr": 0.5}
     model, _ = train(cfg, small=True)
     assert model.mask_optimizer.updates == 4
+
+    cfg = config("third")
+    cfg.data.val_path = str(images / "val")
+    model, cfg, loader, val_loader = prepare_pretraining(cfg)
+    use_small_backbone(model)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", plugins=[SafeCheckpointIO()], **quiet)
+    trainer.validate(model, val_loader, ckpt_path=str(first.checkpoint))
+    trainer.fit(model, loader)
+    assert model.mask_optimizer.updates == 2
+    assert [step for step, _ in model.mask_optimizer.history] == [0, 2]
