@@ -13,7 +13,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import host
 from metamask_solo.hosts.shared import process_count
 
-BOTH, OLD = ("1.0.2", "main"), ("1.0.2",)
+BOTH, OLD, MAIN = ("1.0.2", "main"), ("1.0.2",), ("main",)
 WITH_QUEUE = ("all4one", "mocov2plus", "nnbyol", "nnclr", "nnsiam", "ressl")
 Fault = tuple[tuple[str, ...], str, object, str]
 
@@ -51,6 +51,12 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         "the losses of nnclr, simclr and vicreg see the images of one process; use one",
     )
     yield (
+        MAIN,
+        "devices",
+        processes > 1 and method == "all4one",
+        "the feature loss of all4one sees the images of one process; use one",
+    )
+    yield (
         OLD,
         "optimizer.name",
         cfg.optimizer.name == "lars",
@@ -67,6 +73,18 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         "label_smoothing",
         get("mixup") or get("cutmix") or get("label_smoothing"),
         "there is no mixup, cutmix or label_smoothing; leave them 0",
+    )
+    yield (
+        MAIN,
+        "label_smoothing",
+        get("label_smoothing") and not (get("mixup") or get("cutmix")),
+        "label_smoothing works only beside mixup or cutmix; add one, or leave it 0",
+    )
+    yield (
+        BOTH,
+        "momentum.classifier",
+        get("momentum.classifier") and (get("data.no_labels") or cfg.data.num_classes < 5),
+        "the classifier of the teacher needs labels of five classes or more; leave it False",
     )
     yield (
         BOTH,
@@ -131,6 +149,6 @@ def refuse_known_faults(cfg: DictConfig, pretrains: bool = True) -> None:
     """
     for releases, key, concerns, words in known_faults(cfg, pretrains):
         if host.RELEASE in releases and concerns:
-            use = "" if releases == BOTH else ", or GitHub main"
+            use = ", or GitHub main" if releases == OLD else ""
             value = OmegaConf.select(cfg, key)
             raise UserError(f"{key}={value}: with solo-learn {host.RELEASE}, {words}{use}")

@@ -19,7 +19,8 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
     - DINO's epoch, which Lightning does not tell when a run goes on within one.
     - The random state of the checkpoint, from which the hooks of a method would draw.
 
-    And it gives each group its own rate where a schedule has no warm-up.
+    And it rounds a warm-up to steps (or epochs), gives each group its own rate where there is none,
+    and computes no online kNN of an epoch that is entered in its middle: some images would lack.
 
     It stands behind the callback that restores random states in ``on_train_start``. A checkpoint is
     to be written when all hooks of a batch are over, since τ moves in the last.
@@ -33,6 +34,7 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
         self._state: dict[str, Any] | None = None
         self._random: torch.Tensor | None = None
         self._weights: dict[str, torch.Tensor] | None = None
+        self._knn = False
 
     def setup(self, trainer: Any, model: Any, stage: str) -> None:
         self._at_setup = set(model.state_dict())
@@ -40,7 +42,9 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
     def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
         weights = checkpoint["state_dict"]
         late = {name: weights.pop(name) for name in weights.keys() - self._at_setup}
-        checkpoint[KEY] = {"buffers": late}
+        # a ModelCheckpoint that counts steps saves before the teacher moves
+        behind = getattr(model, "last_step", trainer.global_step) < trainer.global_step
+        checkpoint[KEY] = {"buffers": late, "teacher_behind": behind}
         if isinstance(getattr(model, "assignments", None), torch.Tensor):
             checkpoint[KEY]["assignments"] = model.assignments
         for schedule in checkpoint.get("lr_schedulers", []):
@@ -53,15 +57,23 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
 
     def on_train_start(self, trainer: Any, model: Any) -> None:
         self._random = torch.get_rng_state()
-        for config in trainer.lr_scheduler_configs if trainer.global_step == 0 else ():
-            if getattr(config.scheduler, "warmup_epochs", None) == 0:
-                # else GitHub main's schedule, which goes on from the last rate, would give all
-                # groups the rate of the first, the online classifier's too
-                groups = config.scheduler.optimizer.param_groups
-                for group, rate in zip(groups, config.scheduler.base_lrs, strict=True):
+        self._knn = getattr(model, "knn_eval", False)
+        for config in trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if not hasattr(schedule, "warmup_epochs"):
+                continue
+            # GitHub main's schedule goes on from the last rate, and is at the base rate only where
+            # a position equals the end of the warm-up
+            schedule.warmup_epochs = round(schedule.warmup_epochs)
+            if trainer.global_step == 0 == schedule.warmup_epochs:
+                # else all groups would have the rate of the first, the online classifier's too
+                groups = schedule.optimizer.param_groups
+                for group, rate in zip(groups, schedule.base_lrs, strict=True):
                     group["lr"] = rate
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
+        if self._knn:
+            model.knn_eval = True
         if self._state is not None:
             self._restore(trainer, model)
             self._weights = {name: w.clone() for name, w in model.state_dict().items()}
@@ -70,6 +82,7 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
         if self._state is None:
             return
         if batch_idx > 0:  # the checkpoint is from within an epoch
+            model.knn_eval = False
             if self._weights is not None:
                 # Lightning before 2.5 starts the epoch again, and DeepCluster its clusters
                 model.load_state_dict(self._weights)
@@ -87,10 +100,13 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
             model.assignments = self._state["assignments"].to(model.device)
         if hasattr(model, "momentum_updater"):
             # at 0, the next batch would count as a step even where it is accumulated
-            model.last_step = trainer.global_step
-            model.momentum_updater.update_tau(
-                cur_step=trainer.global_step, max_steps=trainer.estimated_stepping_batches
-            )
+            model.last_step = step = trainer.global_step
+            updater, steps = model.momentum_updater, trainer.estimated_stepping_batches
+            if self._state.pop("teacher_behind", False):
+                updater.update_tau(cur_step=step - 1, max_steps=steps)
+                for pair in model.momentum_pairs:
+                    updater.update(*pair)
+            updater.update_tau(cur_step=step, max_steps=steps)
 
 
 def _restore_buffer(model: Any, name: str, value: torch.Tensor) -> None:

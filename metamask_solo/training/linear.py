@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup, create_transform
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from metamask_solo.checkpoints.reading import config_beside, load_backbone
@@ -28,6 +28,7 @@ from metamask_solo.data.transforms import (
 from metamask_solo.errors import RunStopped
 from metamask_solo.evaluation.features import extract_features
 from metamask_solo.hosts import build_linear, complete_linear_config, pl, refuse_known_faults
+from metamask_solo.training.callbacks import loss_of
 from metamask_solo.training.config import one_line, read_probe_config
 from metamask_solo.training.endings import print_ending
 from metamask_solo.training.resume import STARTED_FROM, FitResult, identify
@@ -151,7 +152,7 @@ class FirstLoss(pl.Callback):  # type: ignore[name-defined]
         self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if math.isinf(self.loss):
-            self.loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+            self.loss = float(loss_of(outputs))
 
     def state_dict(self) -> dict[str, Any]:
         return {"loss": self.loss}
@@ -161,7 +162,7 @@ class FirstLoss(pl.Callback):  # type: ignore[name-defined]
 
 
 def _loss_and_mixup(cfg: DictConfig) -> tuple[Any, Any]:
-    """Loss and mixup function, from the same keys and in the same cases as main_linear.py."""
+    """Loss and mixup function of images that are mixed; else solo-learn takes its own."""
     if cfg.mixup > 0 or cfg.cutmix > 0:
         mixup = Mixup(
             mixup_alpha=cfg.mixup,
@@ -170,9 +171,7 @@ def _loss_and_mixup(cfg: DictConfig) -> tuple[Any, Any]:
             num_classes=cfg.data.num_classes,
         )
         return SoftTargetCrossEntropy(), mixup
-    if cfg.label_smoothing > 0:
-        return LabelSmoothingCrossEntropy(smoothing=cfg.label_smoothing), None
-    return nn.CrossEntropyLoss(), None
+    return None, None
 
 
 def _auto_augment(cfg: DictConfig) -> Any:

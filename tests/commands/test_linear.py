@@ -119,6 +119,8 @@ def test_two_classes_are_enough_and_a_wrong_setting_is_one_line(
         assert run(name, "custom", *overrides, "--cfg-check") == 0
         assert "ok: metamask-custom-linear" in capsys.readouterr().out
         assert "max_epochs=0" in refused(command(name, "custom", *overrides, "max_epochs=0"))
+        assert run(name, "custom", *overrides, "label_smoothing=0.1") == 2
+        assert "label_smoothing=0.1: with solo-learn" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
     assert run("linear", "custom", *overrides) == 0

@@ -158,14 +158,41 @@ def test_ten_steps_are_those_of_solo_learn(method: str, forty_images: Path, tmp_
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-6)
 
 
-def test_without_a_warm_up_each_group_has_its_own_cosine(
-    forty_images: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "epochs, steps, interval, warmup, end",
+    [
+        (0, -1, "step", 0, 10),
+        (0.05, -1, "step", 0, 10),  # a quarter of a step
+        (0.2, -1, "step", 1, 10),
+        (0.3, -1, "step", 2, 10),  # 1.5
+        (0.5, -1, "step", 2, 10),  # 2.5
+        (0.7, -1, "step", 4, 10),  # 3.5
+        (1, 9, "step", 4, 9),  # 4.5
+        (2, -1, "step", 10, 10),
+        (1.5, -1, "epoch", 2, 4),
+        (1, -1, "epoch", 1, 4),
+    ],
+)
+def test_a_warm_up_is_rounded_and_each_group_has_its_own_cosine(
+    epochs: float,
+    steps: int,
+    interval: str,
+    warmup: int,
+    end: int,
+    forty_images: Path,
+    tmp_path: Path,
 ) -> None:
-    """GitHub main's schedule would give the online classifier the rate of the backbone."""
+    """GitHub main's schedule would multiply the rates of a run whose warm-up is not whole."""
     cfg = config("simclr", forty_images, tmp_path)
-    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 0}
+    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": epochs, "interval": interval}
+    cfg.max_epochs, cfg.max_steps = 4 if interval == "epoch" else EPOCHS, steps
     ours = Record()
-    train(cfg, ours)
+    train(cfg, ours, small=True)
     for step, rates in enumerate(ours.rates):
-        share = (1 + math.cos(math.pi * step / STEPS)) / 2
-        assert sorted(set(rates)) == pytest.approx([share * 8 / 256, share * 0.1])
+        at = step if interval == "step" else step // 5
+        rise = at / max(1, warmup - 1)
+        fall = (1 + math.cos(math.pi * (at - warmup) / max(1, end - warmup))) / 2
+        expected = {
+            3e-5 + rise * (base - 3e-5) if at < warmup else fall * base for base in (8 / 256, 0.1)
+        }
+        assert sorted(set(rates)) == pytest.approx(sorted(expected))
