@@ -10,7 +10,6 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     TypeAdapter,
@@ -56,13 +55,6 @@ class Settings(BaseModel):
         return value
 
 
-def _without_null(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not hold a null character")
-    return value
-
-
-Text = Annotated[str, AfterValidator(_without_null)]
 Number = float  # a text that is a number is taken
 
 

@@ -116,7 +116,8 @@ def _run(config: Any, evaluations: list[str]) -> dict[str, Any]:
         backbone = _untrained(config)
         result |= _measured(evaluations, backbone, config)
         parameters = sum(p.numel() for p in backbone.parameters())
-        return {**result, "parameters": parameters, "device": device_of(config)}
+        device = torch.device(device_of(config)).type
+        return {**result, "parameters": parameters, "device": device}
     trained = _pretrain(config)
     assert trained.checkpoint is not None  # the benchmark turns checkpoints on
     if torch.distributed.is_initialized():  # the other processes have gone: nothing to wait for

@@ -1,5 +1,6 @@
 """Lightning callbacks of every run: whole checkpoints, finite losses, signals, what is shown."""
 
+import math
 import os
 import random
 import re
@@ -60,7 +61,6 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         self.cfg = cfg
         self.folder = folder
         self.last = resume if resume is not None and resume.parent == folder else None
-        self.metrics: dict[str, float] = {}
         self._saved_step: int | None = None
         self._random: dict[str, Any] | None = None
 
@@ -98,7 +98,6 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         name = f"{self.cfg.name}-{self.folder.name}-ep={trainer.current_epoch}.ckpt"
         path = self.folder / name.replace("/", "-")
         self._check_weights(trainer)
-        self.metrics = logged_metrics(trainer)
         trainer.save_checkpoint(path)
         self.last = path
         self._saved_step = trainer.global_step
@@ -109,7 +108,8 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         """Removes what the last checkpoint replaces, and what a killed process left behind."""
         remove_leftovers(self.folder, "*.ckpt")
         if self.last is not None and not self.cfg.checkpoint.keep_prev:
-            for path in self.folder.glob("*-ep=*.ckpt"):
+            # Lightning's own in Slurm is a copy
+            for path in (*self.folder.glob("*-ep=*.ckpt"), *self.folder.glob("hpc_ckpt_*.ckpt")):
                 if path.name != self.last.name:
                     path.unlink(missing_ok=True)
 
@@ -126,16 +126,45 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         return f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": _random_state(), "metrics": self.metrics}
+        return {"random": _random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._random = state["random"]
-        self.metrics = state.get("metrics", {})
 
 
-def logged_metrics(trainer: Any) -> dict[str, float]:
-    """The last value of everything logged."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+class LastMetrics(pl.Callback):  # type: ignore[name-defined]
+    """Keeps in a checkpoint what was logged last, and after which step the last validation was.
+
+    A run that is continued behind its last validation does not validate again.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, float] = {}
+        self.validated = 0
+
+    def on_validation_end(self, trainer: Any, model: Any) -> None:
+        self._before = {}  # what is missing now is not of these weights
+        self.validated = trainer.global_step
+
+    def of(self, trainer: Any) -> dict[str, float]:
+        """The last value of everything logged."""
+        now = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        kept = {k: v for k, v in self._before.items() if not now or k.startswith("val_")}
+        return kept | now
+
+    def note(self, trainer: Any) -> str:
+        """Says which weights were validated, where these are not the last ones."""
+        validates = any(name.startswith("val_") for name in self.of(trainer))
+        if not validates or self.validated >= trainer.global_step:
+            return ""
+        return f"(validated after step {self.validated} of {trainer.global_step})"
+
+    def on_save_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["last_metrics"] = {"before": self.of(trainer), "validated": self.validated}
+
+    def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
+        last = checkpoint.get("last_metrics", {})  # none in one of solo-learn's own scripts
+        self._before, self.validated = last.get("before", {}), last.get("validated", 0)
 
 
 def _random_state() -> dict[str, Any]:
@@ -235,8 +264,8 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
     """SIGTERM, SIGUSR1 and Ctrl-C end a run after the step that is under way, with a checkpoint.
 
     In a validation they wait for its end; a second Ctrl-C waits for nothing. Inside Slurm, SIGUSR1
-    is Lightning's own, which saves and puts the job into the queue again. A resumed run goes on in
-    the middle of the epoch.
+    also puts the job into the queue again, as Lightning does. A resumed run goes on in the middle
+    of the epoch.
     """
 
     def __init__(self, checkpointer: Checkpointer | None, loader: DataLoader[Any]):
@@ -248,14 +277,17 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         self._pass_on: Any = None
         self._save = False
         self._speaks = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._requeue: Any = None
 
     def on_load_checkpoint(self, trainer: Any, model: Any, checkpoint: dict[str, Any]) -> None:
         epoch, batches = position(checkpoint)
         self._between_epochs = batches == 0
         if self._between_epochs:
-            for progress in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
-                progress["completed"] = progress["processed"]
+            loops = checkpoint["loops"]["fit_loop"]
+            done = (("epoch_progress", "started"), ("epoch_loop.batch_progress", "processed"))
+            for name, last in done:
+                for progress in (loops[name]["current"], loops[name]["total"]):
+                    progress["processed"] = progress["completed"] = progress[last]
         sampler: Any = self.loader.sampler
         sampler.start_at(epoch, batches * (self.loader.batch_size or 1))
         after = f", after batch {batches}" if batches else ""
@@ -266,20 +298,18 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
             _no_restart(trainer)
         if threading.current_thread() is not threading.main_thread():
             return  # Python hands signals to the main thread only
-        # Lightning's handler would end the run wherever it is: it is called between two steps
+        # Lightning's handlers would end the run, or save, wherever it is: they are called later
         self._pass_on = signal.getsignal(signal.SIGTERM)
         self._speaks = trainer.is_global_zero
         signal.signal(signal.SIGTERM, self._note)
-        # others than Python's own are somebody's: Lightning's in Slurm, or those of nohup
+        # others than Python's own, and Lightning's in Slurm, are somebody's, such as those of nohup
         for name, python in (("SIGUSR1", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == python:
-                self._before[number] = signal.signal(number, self._note)
-
-    def restore(self) -> None:
-        """Gives the signals back; Lightning does so with SIGTERM."""
-        while self._before:
-            signal.signal(*self._before.popitem())
+            before = None if number is None else signal.getsignal(number)
+            lightnings = isinstance(before, type(self._pass_on))
+            if number is not None and (before == python or lightnings):
+                signal.signal(number, self._note)  # at its end, Lightning gives all of them back
+                self._requeue = before if lightnings else self._requeue
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:
@@ -310,6 +340,9 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         stopped = isinstance(exception, pl.utilities.exceptions.SIGTERMException)
         if stopped and self._save and self.checkpointer is not None and not trainer.validating:
             self.checkpointer.save(trainer)
+        asked = getattr(self.received, "name", "") == "SIGUSR1"
+        if stopped and self._requeue is not None and _any_process(trainer, asked):
+            self._requeue(signal.SIGUSR1, None)
 
     def _asked(self, trainer: Any) -> bool:
         return self._pass_on is not None and _any_process(trainer, self.received is not None)
@@ -368,7 +401,8 @@ class RankMe(pl.Callback):  # type: ignore[name-defined]
             self._handle = None
 
     def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
-        self._listening = True
+        # not in an epoch that is entered in its middle: the unbroken run has other features
+        self._listening = batch_idx == 0 or bool(self._features)
 
     def on_before_backward(self, trainer: Any, model: Any, loss: Any) -> None:
         # what follows, such as the mask's update, runs the backbone on the same images again
@@ -398,60 +432,30 @@ class RankMe(pl.Callback):  # type: ignore[name-defined]
             model.log("train_rankme_masked", rankme(masked.cpu()), sync_dist=True)
 
 
-class CompiledBackbone(pl.Callback):  # type: ignore[name-defined]
-    """``performance.compile``: compiles the backbones in place, for training and validation steps.
-
-    Names in checkpoints stay as they are. Only what runs within a step is compiled: MetaMask's
-    hypergradient differentiates the backbone forwards and twice, which compiled code cannot do.
-    """
-
-    def setup(self, trainer: Any, model: Any, stage: str) -> None:
-        names = ("backbone", "encoder", "momentum_backbone", "momentum_encoder")
-        modules = {id(m): m for m in (getattr(model, name, None) for name in names)}
-        self._compiled = [
-            (module, torch.compile(module._call_impl))
-            for module in modules.values()
-            if isinstance(module, torch.nn.Module)
-        ]
-
-    def _turn(self, on: bool) -> None:
-        for module, compiled in self._compiled:
-            module._compiled_call_impl = compiled if on else None
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._turn(True)
-
-    def on_before_backward(self, *_: Any) -> None:
-        self._turn(False)
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        self._turn(True)
-
-    def on_validation_batch_end(self, *_: Any) -> None:
-        self._turn(False)
-
-    def teardown(self, trainer: Any, model: Any, stage: str) -> None:
-        self._turn(False)
-
-
 class Forecast(pl.Callback):  # type: ignore[name-defined]
     """Says after the first steps how long the run will take; Lightning's bar tells of one epoch."""
 
-    STEPS = 3  # after a step that warms up
+    STEPS = 3  # at least, after a step that warms up
 
     def __init__(self) -> None:
-        self._times: list[float] = []
+        self._batches, self._start = 0, 0.0
 
     def on_train_batch_end(
         self, trainer: Any, model: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if len(self._times) > self.STEPS:
+        # whole periods: steps of the optimiser, and updates of the mask
+        period = trainer.accumulate_grad_batches
+        period *= model.settings.meta.every_n_steps if hasattr(model, "mask") else 1
+        timed = period * math.ceil(self.STEPS / period)
+        self._batches += 1
+        if self._batches not in (1, 1 + timed):
             return
         if model.device.type == "cuda":
             torch.cuda.synchronize()
-        self._times.append(time.monotonic())
-        if len(self._times) > self.STEPS and trainer.is_global_zero:
-            seconds = float(np.median(np.diff(self._times)))
+        if self._batches == 1:
+            self._start = time.monotonic()
+        elif trainer.is_global_zero:
+            seconds = (time.monotonic() - self._start) / timed
             steps = trainer.estimated_stepping_batches - trainer.global_step
             left = steps * trainer.accumulate_grad_batches * seconds
             if 60 < left < float("inf"):

@@ -24,10 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from metamask_solo.errors import UserError
-from metamask_solo.validation import Settings, Text, fields, shown, unknown, validated
+from metamask_solo.validation import Settings, fields, shown, unknown, validated
 
 SCALED = "scaled by images a step / 256"
-Path = Annotated[Text, AfterValidator(os.path.expanduser)]
+Path = Annotated[str, AfterValidator(os.path.expanduser)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -60,7 +60,7 @@ def _devices(value: Any) -> list[int]:
 
 
 class Backbone(Settings):
-    name: Text = Field(description="such as resnet18 or vit_tiny")
+    name: str = Field(description="such as resnet18 or vit_tiny")
     stem: Literal["3x3", "standard"] | None = Field(
         None, description="of a ResNet; null: 3x3 for CIFAR, else standard"
     )
@@ -128,14 +128,13 @@ class AutoResume(Settings):
 
 class Wandb(Settings):
     enabled: bool = Field(False, description="log to Weights & Biases")
-    entity: Text | None = None
-    project: Text = "solo-learn"
+    entity: str | None = None
+    project: str = "solo-learn"
     offline: bool = False
 
 
 class Performance(Settings):
     disable_channel_last: bool = Field(False, description="GitHub main only")
-    compile: bool = Field(False, description="torch.compile of the backbone")
 
 
 class TrainerArguments(Settings):
@@ -166,7 +165,7 @@ class TrainerArguments(Settings):
 class Run(TrainerArguments):
     """What pretraining and probes share."""
 
-    name: Text = Field(description="of the run and its files")
+    name: str = Field(description="of the run and its files")
     seed: int = Field(5, ge=0, lt=2**32, description="of weights, order and augmentations")
     devices: Annotated[list[int], BeforeValidator(_devices)] = Field(
         [0], description="a number, a list of GPUs, or auto"
@@ -174,7 +173,7 @@ class Run(TrainerArguments):
     resume_from_checkpoint: Path | None = Field(
         None, description="a .ckpt file or a run's folder that a new run starts from"
     )
-    imports: list[Text] = Field([], description="modules that are imported first: own methods")
+    imports: list[str] = Field([], description="modules that are imported first: own methods")
     callbacks: list[Whole] = Field([], description="of Lightning, each with _target_: its class")
     backbone: Backbone
     data: Data
@@ -244,7 +243,7 @@ class Pipeline(Settings):
 class Pretraining(Run):
     """A config of ``metamask-solo pretrain``."""
 
-    method: Text = Field(description="a method of solo-learn's, or metamask")
+    method: str = Field(description="a method of solo-learn's, or metamask")
     method_kwargs: Whole = Field({}, description="the method's settings; MetaMask's stand below")
     fold_at_end: bool = Field(True, description="write MetaMask's folded checkpoint too")
     log_rankme: bool = Field(True, description="log RankMe of the features after each epoch")

@@ -45,7 +45,8 @@ BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError)
 RESULT = "sweep_result.json"  # in the folder that Hydra gives to a job of a sweep
-_errors: list[UserError | RunStopped] = []  # of the jobs of the last command in this process
+# of the jobs of the last command: signals at once, all others at its end
+_errors: list[UserError | RunStopped] = []
 
 
 def _signal() -> UserError | RunStopped | None:
@@ -55,6 +56,12 @@ def _signal() -> UserError | RunStopped | None:
 
 def _code(error: Exception) -> int:
     return getattr(error, "exit_code", 0)
+
+
+def _error(outcome: dict[str, Any]) -> UserError | RunStopped:
+    """The error that a job noted in its result."""
+    text, code = outcome["error"], outcome["exit_code"]
+    return RunStopped(text, code) if code else UserError(text)
 
 
 class _Leave(SystemExit):
@@ -176,42 +183,52 @@ class Job:
         gc.collect()  # the model of the job before is a reference cycle, and fills the GPU
         outcome: dict[str, Any] = {"overrides": OmegaConf.to_container(settings.overrides.task)}
         try:
-            if settings.job.chdir:
-                raise UserError(
-                    "hydra.job.chdir=True: not supported; paths are relative to the current folder"
-                )
-            if searches and not _measures(cfg, self.objective):
-                raise UserError(
-                    f"hydra.sweeper: the search has no objective, no run computes {self.objective}"
-                )
-            if self.check is not None:
-                print(f"ok: {self.check(cfg, read_packed=False)[1].name}")
-                return None
-            if stop := _signal():
-                raise stop
-            result = self.task(cfg)
-            if result is None:
-                return None
-            outcome |= {"folder": str(result.folder), "metrics": result.metrics}
-            value = result.metrics.get(self.objective, math.nan)
-            if searches and not math.isfinite(value):
-                raise RunStopped(f"{self.objective} is {value}")
-            return value
-        except (UserError, RunStopped) as error:
-            outcome |= {"error": str(error), "exit_code": _code(error)}
-            _errors.append(error)
-            # every trial of a search would fail by a wrong setting
-            ends = _code(error) > 128 or (searches and isinstance(error, UserError))
-            if not sweeps or (ends and settings.launcher._target_ == BASIC_LAUNCHER):
-                raise _Leave(error) from error
-            print(f"failed: {error}", file=sys.stderr)
-            if searches:
-                raise  # Optuna marks the trial
-            return None
+            return self._value(cfg, settings, searches, outcome)
+        except (UserError, RunStopped) as caught:
+            if not sweeps:
+                raise _Leave(caught) from caught
+            outcome |= {"error": str(caught), "exit_code": _code(caught)}
         finally:
             if sweeps and self.objective:
                 with atomic_write(Path(settings.runtime.output_dir, RESULT)) as path:
                     path.write_text(json.dumps(outcome))
+        error = _error(outcome)  # a new one: what was caught holds the model, which fills the GPU
+        if _code(error) > 128:
+            _errors.append(error)
+        # every trial of a search would fail by a wrong setting
+        ends = _code(error) > 128 or (searches and isinstance(error, UserError))
+        if ends and settings.launcher._target_ == BASIC_LAUNCHER:
+            raise _Leave(error)
+        print(f"failed: {error}", file=sys.stderr)
+        if searches:
+            raise error  # Optuna marks the trial
+        return None
+
+    def _value(
+        self, cfg: DictConfig, settings: Any, searches: bool, outcome: dict[str, Any]
+    ) -> float | None:
+        """Trains, or checks; notes the folder and the metrics of the run."""
+        if settings.job.chdir:
+            raise UserError(
+                "hydra.job.chdir=True: not supported; paths are relative to the current folder"
+            )
+        if searches and not _measures(cfg, self.objective):
+            raise UserError(
+                f"hydra.sweeper: the search has no objective, no run computes {self.objective}"
+            )
+        if self.check is not None:
+            print(f"ok: {self.check(cfg, read_packed=False)[1].name}")
+            return None
+        if stop := _signal():
+            raise stop
+        result = self.task(cfg)
+        if result is None:
+            return None
+        outcome |= {"folder": str(result.folder), "metrics": result.metrics}
+        value = result.metrics.get(self.objective, math.nan)
+        if searches and not math.isfinite(value):
+            raise RunStopped(f"{self.objective} is {value}")
+        return value
 
 
 def _measures(cfg: DictConfig, objective: str) -> bool:
@@ -254,8 +271,7 @@ class SweepTable(Callback):
             if "folder" in job or "error" in job:  # no check that went well
                 rows.append({"overrides": chosen, **metrics, "folder": job.get("folder", "failed")})
             if "error" in job:
-                text, code = job["error"], job["exit_code"]
-                _errors.append(RunStopped(text, code) if code else UserError(text))
+                _errors.append(_error(job))
         table = pd.DataFrame(rows)
         if len(table) > 1:
             if self.objective in table:

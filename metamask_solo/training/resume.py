@@ -52,7 +52,6 @@ FINISHED = "finished.json"  # written when a run ended as planned
 LOCK = "running.lock"  # held by the process that writes into a run's folder, and gone with it
 # what a checkpoint holds from which training can go on; one with weights only lacks some
 TRAINING_STATE = ("state_dict", "loops", "optimizer_states", "lr_schedulers", "callbacks")
-MOST_SIZES = 100_000  # above it, images are known by their names alone: sizes would take long
 
 
 @dataclass
@@ -64,6 +63,7 @@ class FitResult:
         checkpoint: its last checkpoint, None where checkpoints are off.
         metrics: the last value of everything logged.
         seconds_per_epoch: training and validation, interruptions not counted.
+        note: where the last validation is older than the weights, after which step it was.
         stopped: a signal that came when there was nothing left to stop.
     """
 
@@ -71,13 +71,15 @@ class FitResult:
     checkpoint: Path | None
     metrics: dict[str, float]
     seconds_per_epoch: float
+    note: str = ""
     stopped: RunStopped | None = None
 
     def __str__(self) -> str:
         """The last line that a command prints: the checkpoint, and the validation metrics."""
         parts = [f"checkpoint: {self.checkpoint}"] if self.checkpoint else []
         metrics = sorted(self.metrics.items())
-        return "  ".join([*parts, *(f"{k}={v:.4f}" for k, v in metrics if k.startswith("val_"))])
+        parts += [f"{k}={v:.4f}" for k, v in metrics if k.startswith("val_")]
+        return "  ".join([*parts, *filter(None, [self.note])])
 
 
 def run_identity(cfg: DictConfig) -> dict[str, Any]:
@@ -142,19 +144,18 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
 
 
 def digest_of_images(datasets: Any) -> str:
-    """A SHA-256 of names, sizes and labels of images; where their folders lie does not matter."""
+    """A SHA-256 of content and labels of images, in their order.
+
+    Of more than ``MOST_COMPARED`` images, names stand for the content. torchvision's files are
+    always the same.
+    """
     digest = hashlib.sha256()
-    for dataset in datasets:
-        samples = [] if dataset is None else dataset.samples
-        if samples and not dataset.root:  # torchvision's files are always the same
-            samples = [("", -1)] * len(dataset)
-        root = os.path.commonpath([path for path, _ in samples]) if samples else ""
-        sized = len(samples) <= MOST_SIZES
-        for path, label in samples:
-            size = os.stat(path).st_size if sized and path else ""
-            name = os.path.relpath(path, root) if path else ""
-            digest.update(f"{name}\0{size}\0{label}\n".encode(errors="surrogateescape"))
-        digest.update(b"\n")
+    for dataset in filter(None, datasets):
+        content = dataset.fingerprints.tobytes()
+        if not content:
+            names = [name.removeprefix(dataset.root) for name in dataset.files]
+            content = "\n".join(names).encode(errors="surrogateescape")
+        digest.update(json.dumps([hashlib.sha256(content).hexdigest(), dataset.targets]).encode())
     return digest.hexdigest()
 
 
@@ -207,7 +208,8 @@ def _new_folder(root: Path) -> Path:
 
 def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
     """The last whole checkpoint of the newest unfinished run that is the same one."""
-    oldest = time.time() - cfg.auto_resume.max_hours * 3600
+    hours = cfg.auto_resume.max_hours
+    oldest = time.time() - hours * 3600
     different = ""
     for folder in _newest_first(root):
         if (folder / FINISHED).exists():
@@ -224,7 +226,8 @@ def _stopped_run(cfg: DictConfig, root: Path, quiet: bool) -> Path | None:
                 pass
         for path in sorted(folder.glob("*.ckpt"), key=age, reverse=True):
             if path.stat().st_mtime <= oldest:
-                continue
+                print(f"auto_resume: {path} is older than auto_resume.max_hours={hours}")
+                break
             try:
                 state = load_raw(path)
             except UserError as error:
@@ -288,10 +291,14 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     if lacking := [key for key in TRAINING_STATE if key not in state]:
         raise UserError(f"{path}: training cannot go on from it, it has no {lacking[0]}")
     epochs, batches = position(state)
-    earlier = _args(path.parent)
+    # a ModelCheckpoint's lies at logs/version_N/checkpoints in the folder of its run
+    folders = list(path.absolute().parents)[:4]
+    earlier = next(filter(None, map(_args, folders)), None)
+    if earlier is None:
+        raise UserError(f"{path}: the args.json of its run is missing; copy it beside the file")
     keys = PLAN + (LENGTH if cfg.scheduler.name == "warmup_cosine" else ())
     keys += WITHIN_AN_EPOCH if batches else ()
-    one, two = _values(cfg, keys), _values(earlier or cfg, keys)
+    one, two = _values(cfg, keys), _values(earlier, keys)
     if (key := _first_difference(one, two)) is not None:
         raise UserError(
             f"{key}={one.get(key)}: the run of the checkpoint has {two.get(key)}, which a run that "
@@ -306,10 +313,13 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
 def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
     """Epochs that a checkpoint's run has behind it, and batches of the epoch it was in."""
     loops = checkpoint["loops"]["fit_loop"]
-    epochs = loops["epoch_progress"]["current"]
-    if epochs["started"] == epochs["processed"]:
-        return epochs["processed"], 0
-    return epochs["processed"], loops["epoch_loop.batch_progress"]["current"]["completed"]
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    # a ModelCheckpoint that counts steps saves before Lightning counts the batch as completed
+    processed = batches["current"]["processed"]
+    in_batch = batches["current"]["completed"] < processed
+    if epochs["started"] == epochs["processed"] or (in_batch and batches["is_last_batch"]):
+        return epochs["started"], 0
+    return epochs["processed"], processed
 
 
 @contextmanager

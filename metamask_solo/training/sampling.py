@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -98,8 +98,10 @@ def trains_on_gpu(cfg: DictConfig | dict[str, Any]) -> bool:
 
 
 def device_of(cfg: DictConfig | dict[str, Any]) -> str:
-    """Where a run of this config computes."""
-    return "cuda" if trains_on_gpu(cfg) else "cpu"
+    """Where a run of this config computes; of several GPUs, the first."""
+    devices = cfg.get("devices")
+    gpu = f"cuda:{devices[0]}" if isinstance(devices, list | ListConfig) else "cuda"
+    return gpu if trains_on_gpu(cfg) else "cpu"
 
 
 def workers_of(cfg: DictConfig) -> int:

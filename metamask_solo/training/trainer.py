@@ -27,13 +27,12 @@ from metamask_solo.hosts import HostState, pl
 from metamask_solo.training.callbacks import (
     Bar,
     Checkpointer,
-    CompiledBackbone,
     FiniteLoss,
     Forecast,
     Interruption,
+    LastMetrics,
     SafeCheckpointIO,
     configured_callbacks,
-    logged_metrics,
 )
 from metamask_solo.training.config import first_line, trainer_arguments
 from metamask_solo.training.resume import (
@@ -125,9 +124,9 @@ def fit(
     all_callbacks = [interruption, *callbacks, Forecast(), *configured_callbacks(cfg)]
     if not dry:
         all_callbacks.append(pl.callbacks.LearningRateMonitor("step"))
-    if OmegaConf.select(cfg, "performance.compile", default=False):
-        all_callbacks.append(CompiledBackbone())
-    all_callbacks += [FiniteLoss(checkpointer), *([checkpointer] if checkpointer else [])]
+    last_metrics = LastMetrics()
+    all_callbacks += [FiniteLoss(checkpointer), last_metrics]
+    all_callbacks += [checkpointer] if checkpointer else []
     all_callbacks.append(HostState())  # behind what restores random states
     loggers = [] if dry else _loggers(cfg, folder)
     trainer = build_trainer(cfg, loggers, all_callbacks, None if dry else folder)
@@ -140,21 +139,20 @@ def fit(
             sources = [Path(path).parent for path in started_from if path]
             write_fingerprints(train_loader.dataset, folder, *sources)
         _train(trainer, model, train_loader, val_loader, resume, interruption)
-        metrics = logged_metrics(trainer)
-        if not metrics and checkpointer is not None:  # killed after its last checkpoint
-            metrics = checkpointer.metrics
         seconds = timer.time_elapsed("train") or time.monotonic() - started
         seconds /= max(1, trainer.current_epoch)
         # not the checkpointer's: of some strategies this process trains in copies of itself
         last = max(folder.glob("*-ep=*.ckpt"), key=age, default=None) if saves else None
-        result = FitResult(folder, last, metrics, seconds)
+        metrics, note = last_metrics.of(trainer), last_metrics.note(trainer)
+        result = FitResult(folder, last, metrics, seconds, note)
         if writes:
             if checkpointer is not None:
                 checkpointer.last = last
                 checkpointer.tidy()
             merge_metrics(folder)
             with atomic_write(folder / FINISHED) as path:
-                path.write_text(json.dumps({"metrics": metrics, "seconds_per_epoch": seconds}))
+                summary = {"metrics": metrics, "seconds_per_epoch": seconds, "note": note}
+                path.write_text(json.dumps(summary))
             if cfg.get("profiler") is not None:
                 print(f"{trainer.profiler.summary()}profile: {folder}")
     if interruption.received is not None:
@@ -186,12 +184,16 @@ def _train(
         raise _same_error(str(error)) from error
     except (UserError, RunStopped, OSError):
         raise
+    except torch.OutOfMemoryError as error:
+        raise RunStopped(
+            f"optimizer.batch_size={train_loader.batch_size}: the GPU has too little memory; use "
+            "a smaller one, or precision=bf16-mixed"
+        ) from error
     except Exception as error:
         if line := _line_of(error, resume):
             raise UserError(line) from error
         raise
     finally:
-        interruption.restore()
         for logger in trainer.loggers:  # the next job of a sweep would else go on in its run
             if trainer.is_global_zero and isinstance(logger, pl.loggers.WandbLogger):
                 logger.experiment.finish(exit_code=int(failed))
@@ -202,9 +204,6 @@ def _train(
 def _line_of(error: Exception, resume: Path | None) -> str | None:
     """One line for an error that a setting, the data or a checkpoint causes; None for a bug."""
     first, *more = str(error).strip().splitlines() or [""]
-    kinds = " ".join(kind.__module__ for kind in type(error).__mro__)
-    if "torch._dynamo" in kinds or "torch._inductor" in kinds:
-        return f"performance.compile=True: this machine cannot compile ({first})"
     if "loading state_dict" in first or "loaded state dict" in first:  # of model, of optimiser
         return f"{resume}: does not fit this config ({[first, *more[:1]][-1].strip()})"
     if isinstance(error, RuntimeError) and (failure := loader_failure(error)) is not None:
@@ -231,8 +230,8 @@ def build_trainer(
     Args:
         cfg: a checked config.
         loggers: none to log nothing.
-        callbacks: beside a timer and a progress bar.
-        folder: where a profiler writes.
+        callbacks: beside a timer and a progress bar, where none of them is one.
+        folder: the run's: where a profiler writes, and Lightning in Slurm.
 
     Raises:
         UserError: Lightning refuses a value, or this machine lacks what it asks for.
@@ -252,7 +251,8 @@ def build_trainer(
     show = arguments.pop("enable_progress_bar", True)
     try:
         timer = pl.callbacks.Timer(arguments.pop("max_time", None))
-        callbacks = [*callbacks, timer, *([Bar()] if show else [])]
+        has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks)
+        callbacks = [*callbacks, timer, *([Bar()] if show and not has_bar else [])]
         arguments |= {
             "logger": loggers or False,
             "callbacks": callbacks,
@@ -260,6 +260,7 @@ def build_trainer(
             "enable_progress_bar": show,
             "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
             "log_every_n_steps": arguments.get("log_every_n_steps", 10),
+            "default_root_dir": folder,
         }
         trainer = pl.Trainer(**arguments)
     except Exception as error:  # whatever it does with a value of the wrong type

@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
     [
         # without a +, although the file lacks them
         ("checkpoint.keep_prev=True", "wandb.entity=somebody", "max_steps=7", "fold_at_end=False"),
-        ("max_time.hours=3", "gradient_clip_val=1.0", "performance.compile=True"),
+        ("max_time.hours=3", "gradient_clip_val=1.0", "performance.disable_channel_last=True"),
         ("backbone.kwargs.zero_init_residual=True", "optimizer.kwargs.nesterov=True"),
         ("+root=/somewhere", "checkpoint.dir=${root}/runs"),
         ("+check_val_every_n_epoch=null", "+val_check_interval=1", "knn_eval.enabled=False"),

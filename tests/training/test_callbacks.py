@@ -1,4 +1,4 @@
-"""Callbacks: RankMe, compiled steps, the bar, the forecast, and those that a config names."""
+"""Callbacks: RankMe, the bar, the forecast, and those that a config names."""
 
 import re
 import time
@@ -82,44 +82,6 @@ def test_rankme_holds_the_last_views_alone_and_listens_where_something_is_logged
     assert not module._forward_hooks
 
 
-def test_the_steps_are_compiled_and_the_masks_update_is_not(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, _ = train(pretrain_config(images, tmp_path / "plain"))
-    called: list[bool] = []
-
-    def compile_to_itself(function: Any) -> Any:
-        def compiled(*args: Any) -> Any:
-            # forward-mode derivatives are what compiled code cannot do
-            called.append(torch.autograd.forward_ad._current_level >= 0)
-            return function(*args)
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", compile_to_itself)
-    cfg = pretrain_config(images, tmp_path / "compiled", performance={"compile": True})
-    model, _ = train(cfg)
-    # two views in each of two steps, and one batch of validation images
-    assert called == [False] * 5
-    one, two = plain.state_dict(), model.state_dict()
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def test_a_compiler_that_fails_is_one_line(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torch._dynamo.exc import TorchDynamoException
-
-    def fail(*args: Any) -> Any:
-        raise TorchDynamoException("No working C++ compiler found")
-
-    monkeypatch.setattr(torch, "compile", lambda function: fail)
-    cfg = pretrain_config(images, tmp_path, performance={"compile": True})
-    with pytest.raises(UserError, match="performance.compile=True.*No working C.. compiler"):
-        train(cfg)
-
-
 def test_a_long_run_says_how_long_it_will_take(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +90,9 @@ def test_a_long_run_says_how_long_it_will_take(
             time.sleep(0.2)
             trainer.should_stop = trainer.global_step > 4
 
-    train(pretrain_config(images, tmp_path, max_epochs=50_000), Slow())
+    cfg = pretrain_config(images, tmp_path, max_epochs=50_000)
+    cfg.method_kwargs.meta = {"every_n_steps": 4}
+    train(cfg, Slow())
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("forecast: ")]
     assert re.fullmatch(r"forecast: \d+:\d\d:00 on this CPU, 0\.\d+ s a step", line)
 
@@ -144,7 +108,9 @@ def test_callbacks_of_a_config_work_and_go_on(images: Path, tmp_path: Path) -> N
             named("EarlyStopping", monitor="val_loss", mode="max", patience=0),
             named("EMAWeightAveraging", decay=0.5),
             named("ModelCheckpoint", every_n_epochs=1, save_top_k=-1),
+            named("TQDMProgressBar"),
         ]
+        cfg.enable_progress_bar = True
         return train(cfg, *more)
 
     class Stop(pl.Callback):  # type: ignore[name-defined]

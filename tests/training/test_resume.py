@@ -16,12 +16,14 @@ from runs import pretrain_config, train
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
+from metamask_solo.training.callbacks import RankMe
 from metamask_solo.training.linear import prepare_probe
 from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.resume import (
     FINISHED,
     LOCK,
     finished_run,
+    read_metrics,
     running,
     starting_point,
 )
@@ -104,16 +106,19 @@ def test_the_same_run_is_known_by_what_decides_its_result(
         another(key.replace("__", "."), **{key: value})
     another("images", data__val_path=str(data / "train"))
     image = sorted((data / "train").rglob("*.png"))[0]
-    with image.open("ab") as file:
-        file.write(b"\0")
+    content = image.read_bytes()
+    image.write_bytes(content[:-1] + b"\0")  # of the same name and size
     another("images")
-    os.truncate(image, image.stat().st_size - 1)
+    image.write_bytes(content)
     for new in (image.with_name("b.png"), sorted((data / "train").iterdir())[1] / "b.png"):
         image.rename(new)
         another("images")
         new.rename(image)
     assert resumed(data, tmp_path, **INDIFFERENT) == checkpoint
     assert not list(tmp_path.rglob(LOCK))
+    os.utime(checkpoint, (0, 0))
+    assert resumed(data, tmp_path) is None
+    assert f"{checkpoint} is older than auto_resume.max_hours=36" in capsys.readouterr().out
 
 
 def test_with_other_code_of_ones_own_a_run_is_another_one(
@@ -214,6 +219,111 @@ def test_what_cannot_go_on_is_refused(
     with pytest.raises(UserError, match=message):
         train(cfg)
     assert not list(tmp_path.rglob("args.json"))
+
+
+def test_a_named_checkpoint_is_compared_with_the_run_that_it_is_of(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished.parent, tmp_path / "run"))
+    below = run / "logs" / "version_0" / "checkpoints"  # where a ModelCheckpoint writes
+    below.mkdir(parents=True, exist_ok=True)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    source = finished.with_name(finished.name.replace("ep=2", "ep=1"))
+    for folder, message in ((below, "max_epochs=4: .* has 3"), (alone, "args.json .* is missing")):
+        start = str(shutil.copy(source, folder))
+        cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=start, max_epochs=4)
+        with pytest.raises(UserError, match=message):
+            prepare_pretraining(cfg)
+
+
+def same_weights(one: Any, two: Any) -> bool:
+    states = one.state_dict(), two.state_dict()
+    return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol", "metamask"])
+def test_a_checkpoint_that_counts_steps_goes_on_after_its_batch(
+    method: str, images: Path, tmp_path: Path
+) -> None:
+    def run(out: Path, **overrides: Any) -> tuple[Any, Any]:
+        cfg = config(images, out, method, auto_resume__enabled=False, **overrides)
+        target = f"{pl.__name__}.callbacks.ModelCheckpoint"
+        cfg.callbacks = [{"_target_": target, "every_n_train_steps": 1, "save_top_k": -1}]
+        return train(cfg)
+
+    whole, result = run(tmp_path)
+    for path in sorted(result.folder.rglob("checkpoints/*.ckpt"))[:-1]:
+        again, _ = run(tmp_path / path.stem, resume_from_checkpoint=str(path))
+        assert again.trainer.global_step == 6 and same_weights(whole, again), path
+
+
+def test_an_epoch_that_is_entered_in_its_middle_logs_no_part_of_it(
+    images: Path, tmp_path: Path
+) -> None:
+    def run(out: Path, *callbacks: Any) -> Any:
+        return train(config(images, out, knn_eval__enabled=True), RankMe(), *callbacks)[1]
+
+    def logged(result: Any, name: str) -> dict[int, float]:
+        rows = read_metrics(result.folder).dropna(subset=name)
+        return dict(zip(rows["epoch"].astype(int), rows[name], strict=True))
+
+    whole = run(tmp_path / "whole")
+    for step in (2, 4):
+        with pytest.raises(RunStopped):
+            run(tmp_path / str(step), At(step, send(signal.SIGTERM)))
+        result, broken = run(tmp_path / str(step)), step // 2
+        for name in ("val_knn_acc1", "train_rankme"):
+            unbroken = logged(whole, name)
+            assert unbroken.pop(broken) is not None
+            assert logged(result, name) == pytest.approx(unbroken)
+            assert (name in result.metrics) == (broken < 2)
+        assert logged(result, "val_loss") == pytest.approx(logged(whole, "val_loss"))
+
+
+def test_the_last_validation_is_that_of_the_unbroken_run(images: Path, tmp_path: Path) -> None:
+    def run(out: Path, *callbacks: Any) -> Any:
+        return train(config(images, out, check_val_every_n_epoch=2), *callbacks)[1]
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(RunStopped):
+        run(tmp_path / "broken", At(4, send(signal.SIGTERM)))
+    result = run(tmp_path / "broken")
+    assert "val_loss=" in str(whole)
+    assert str(result).partition(".ckpt")[2] == str(whole).partition(".ckpt")[2]
+
+
+def test_too_little_memory_is_one_line(images: Path, tmp_path: Path) -> None:
+    def fail(trainer: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    with pytest.raises(RunStopped, match=r"^optimizer.batch_size=10: .* too little memory"):
+        train(config(images, tmp_path), At(1, fail))
+
+
+def test_in_slurm_a_signal_saves_after_the_step_and_requeues_the_job(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path / "asked"}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for name, value in {"NTASKS": 1, "JOB_ID": 7, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    monkeypatch.chdir(tmp_path)
+    cfg = config(images, tmp_path, "metamask", checkpoint__frequency=100)
+    whole, _ = train(config(images, tmp_path / "whole", "metamask"))
+    with pytest.raises(RunStopped, match="SIGUSR1.*after step 3.*the same command") as caught:
+        train(cfg, At(2, send(signal.SIGUSR1)))
+    assert caught.value.exit_code == 138
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    own, lightnings = sorted((tmp_path / "metamask").rglob("*.ckpt"), reverse=True)
+    assert lightnings.name.startswith("hpc") and steps_in(own) == steps_in(lightnings) == 3
+    again, result = train(cfg)
+    assert list(tmp_path.glob("metamask/**/*.ckpt")) == [result.checkpoint]
+    assert same_weights(whole, again) and not list(tmp_path.glob("*.ckpt"))
 
 
 def test_a_probe_of_another_checkpoint_is_another_run(

@@ -1,5 +1,6 @@
 """Arguments of Lightning's Trainer at the ends of their ranges."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 from runs import pretrain_config, train
 
 from metamask_solo.training.pretrain import pretrain_run
-from metamask_solo.training.resume import read_metrics
+from metamask_solo.training.resume import FINISHED, read_metrics
 
 
 def config(images: Path, out: Path, **overrides: Any) -> DictConfig:
@@ -48,6 +49,16 @@ def test_arguments_work(
     # where a limit ends an epoch before its end, nothing is validated
     validated = arguments.get("limit_val_batches") != 0 and arguments.get("max_steps") != 1
     assert ("val_acc1" in result.metrics) == validated
+
+
+def test_what_was_validated_before_the_last_step_is_said(images: Path, tmp_path: Path) -> None:
+    _, result = train(config(images, tmp_path, max_epochs=2, max_steps=3))
+    assert "val_acc1=" in str(result) and str(result).endswith("(validated after step 2 of 3)")
+    assert json.loads((result.folder / FINISHED).read_text())["note"] == result.note
+    _, result = train(config(images, tmp_path, max_epochs=3, check_val_every_n_epoch=2))
+    assert result.note == "(validated after step 4 of 6)"
+    _, result = train(config(images, tmp_path, max_epochs=2, check_val_every_n_epoch=2))
+    assert not result.note
 
 
 def test_validation_by_steps_alone(images: Path, tmp_path: Path) -> None:
