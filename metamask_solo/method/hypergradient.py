@@ -56,7 +56,6 @@ CHECKPOINTING = (
     "the loss uses saved-tensor hooks (activation checkpointing or offloading), which would "
     "compute again at other parameters: turn them off for the hypergradient"
 )
-WRITES = "the loss writes to a parameter: do so before or after the step"
 GIVE_RATE = "give the trial step a rate of its own (lr, in a run meta.trial_lr): 1e-3 to start with"
 
 
@@ -152,7 +151,7 @@ def hypergradient(
             pairs = zip([logits, *now.values()], [a, *copies.values()], strict=True)
             changed = [((x < y) | (x > y)).any().to(a.device) for x, y in pairs]
             if torch.stack(changed).any():
-                raise UserError(WRITES)
+                raise UserError("the loss writes to a parameter: do so before or after the step")
         del copies
         g = {n: d.detach().requires_grad_() for n, d in gradient.items()}
         if method != "double_backward":
@@ -370,10 +369,8 @@ def mask_hypergradient(
     def on_modules(closure: Callable[[], Tensor]) -> LossFunction:
         return lambda values, a: holder(closure)
 
-    outer = None if outer_loss is None else on_modules(outer_loss)
-    return hypergradient(
-        on_modules(loss), params, logits, step, method, outer_loss_fn=outer, radius=radius
-    )
+    inner, outer = on_modules(loss), on_modules(outer_loss or loss)
+    return hypergradient(inner, params, logits, step, method, outer_loss_fn=outer, radius=radius)
 
 
 def mean_over_processes(gradient: Tensor) -> Tensor:
