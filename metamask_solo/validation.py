@@ -55,9 +55,6 @@ class Settings(BaseModel):
         return value
 
 
-Number = float  # a text that is a number is taken
-
-
 def validated(model: type[M], data: Any, prefix: str = "") -> M:
     """The checked settings.
 

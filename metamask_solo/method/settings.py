@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from metamask_solo.method import Kind, Method
-from metamask_solo.validation import Number, Settings, fields, shown
+from metamask_solo.validation import Settings, fields, shown
 
 # BatchNorm over two images has no derivative but for its eps, over three hardly one: in single
 # precision the hypergradient of a ResNet-18 is off by 110 %, 84 %, 12 % and 3 % with two to five
@@ -24,19 +24,19 @@ class MaskSettings(Settings):
     kind: Kind = Field(
         "sigmoid", description="sigmoid: m = 1 / (1 + exp(-a)) of the logits a; linear: m = a"
     )
-    initial_logit: Number | None = Field(
+    initial_logit: float | None = Field(
         None, description="where all logits start; null: 0 for sigmoid (m = 0.5), 1 for linear"
     )
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="optimiser of the mask")
-    lr: Number = Field(1e-3, ge=0, description="learning rate of the mask")
-    momentum: Number = Field(
+    lr: float = Field(1e-3, ge=0, description="learning rate of the mask")
+    momentum: float = Field(
         0.9, ge=0, lt=1, description="momentum of the mask's sgd, or first beta of its adam"
     )
-    weight_decay: Number = Field(5e-4, ge=0, description="weight decay of the mask's logits")
+    weight_decay: float = Field(5e-4, ge=0, description="weight decay of the mask's logits")
     schedule: Literal["fixed", "cosine"] = Field(
         "fixed", description="fixed: a constant rate; cosine: the rate falls to 0 over the run"
     )
-    clip_grad: Number | None = Field(
+    clip_grad: float | None = Field(
         None, gt=0, description="largest norm of the hypergradient; null: it is not clipped"
     )
 
@@ -62,10 +62,10 @@ class MetaSettings(Settings):
         "way, first_order leaves out how the trial step depends on the mask, plain takes no trial "
         "step",
     )
-    radius: Number = Field(
+    radius: float = Field(
         1e-2, gt=0, description="finite_difference only: how far the weights move to either side"
     )
-    trial_lr: Number | None = Field(
+    trial_lr: float | None = Field(
         None,
         ge=0,
         description="null: the trial step is the optimiser's own next step; a number: a "
@@ -77,7 +77,7 @@ class MetaSettings(Settings):
         description="all: the trial step moves backbone and contrastive head; heads: the "
         "contrastive head alone, on features already computed, which is much cheaper",
     )
-    batch_fraction: Number = Field(
+    batch_fraction: float = Field(
         1.0, gt=0, le=1, description="part of the batch that the mask update uses"
     )
 
@@ -99,15 +99,15 @@ class MetaMaskSettings(Settings):
     contrastive_output_dim: int = Field(
         256, ge=1, description="output size of the contrastive head"
     )
-    lamb: Number = Field(
+    lamb: float = Field(
         0.005, ge=0, description="off-diagonal weight of the redundancy (Barlow Twins) loss"
     )
-    scale_loss: Number = Field(1.0, ge=0, description="factor of the whole redundancy loss")
+    scale_loss: float = Field(1.0, ge=0, description="factor of the whole redundancy loss")
     # below 0.02, exp(1 / temperature) leaves the range of single precision
-    temperature: Number = Field(
+    temperature: float = Field(
         0.07, ge=0.02, le=100, description="temperature of the contrastive (NT-Xent) loss"
     )
-    alpha: Number = Field(
+    alpha: float = Field(
         10.0, ge=0, description="weight of the contrastive loss in the regular step"
     )
     mask: MaskSettings = MaskSettings()

@@ -22,7 +22,7 @@ METHODS = ("metamask", "simclr", "barlow_twins")
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 7, 10**12, -(10**12), 0.0, 0.5, -0.5, 1e-3, 1e308),
     *(float("nan"), float("inf"), -float("inf"), "", " ", "0", "1e-3", "no", "null", "../.."),
-    *("a\0b", "ä\n$", "x" * 300, "${name}", "${nowhere}", "${", "${oc.env:HOME}", "???"),
+    *("a\tb", "ä\n$", "x" * 300, "${name}", "${nowhere}", "${", "${oc.env:HOME}", "???"),
     *([], [1, 2], [[]], ["a"], [None], {}, {"a": 1}, {"name": "x"}, {1: 2}),
     *("adam", "lars", "adamw", "step", "warmup_cosine", "cosine", "linear", "heads", "plain"),
     *("simclr", "byol", "cifar10", "image_folder", "resnet50", "ddp", "gpu", "16-mixed"),
