@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 from runs import pretrain_config, train
@@ -123,8 +125,14 @@ def test_a_search_without_objective_is_refused_by_the_first_job(
 def test_a_diverged_trial_is_marked_and_the_search_goes_on(
     jobs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    models: list[Any] = []
+
     def train(cfg: Any) -> float:
+        # the model of a trial that failed would fill the GPU
+        assert all(model() is None for model in models)
         if len(configs) == 2:
+            model = torch.nn.Linear(1, 1)
+            models.append(weakref.ref(model))
             diverge(cfg)
         return float("nan") if len(configs) == 3 else accuracy(cfg)
 
