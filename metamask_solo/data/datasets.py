@@ -276,6 +276,9 @@ def _doubts_of_classes(
     notes = []
     if len(classes) == 1:
         notes.append(f"only 1 class ({classes[0]}), so every accuracy is 100 %")
+    name, count = Counter(unicodedata.normalize("NFC", name) for name in classes).most_common(1)[0]
+    if count > 1:
+        notes.append(f"{name} is two classes, in two Unicode forms: put the images into one folder")
     # a class, or a class and a folder in it; one folder "images" in each is usual, several are not
     folders = {folder for label, folder, _ in images if label}
     tops = {tuple(os.path.relpath(folder, root).split(os.sep)[:2]) for folder in folders}

@@ -128,6 +128,8 @@ def _links(out: Path) -> dict[Path, str]:
     links = {}
     for path in (path for side in SPLITS for path in (out / side).rglob("*")):
         name = path.relative_to(out)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # of the system's own, such as .DS_Store
         if path.is_symlink() and not path.is_dir():
             links[name] = os.readlink(path)
         elif path.is_symlink() or not path.is_dir():

@@ -120,13 +120,17 @@ def test_names_of_splits_are_no_classes(names: tuple[str, str], data: Path) -> N
                 read_folder(root.parent, "--data", labels)
 
 
-def test_a_class_of_one_split_only_is_named() -> None:
+def test_a_class_of_one_split_only_is_named(data: Path) -> None:
     check_same_classes(["a", "b"], ["a", "b"])
     with pytest.raises(UserError, match="2 classes in train and 1 in val .* class b is in train"):
         check_same_classes(["a", "b"], ["a"])
     names = [[unicodedata.normalize(form, "café")] for form in ("NFC", "NFD")]
     with pytest.raises(UserError, match="the other has it in another Unicode form: rename it"):
         check_same_classes(*names)
+    for (name,) in names:
+        shutil.copytree(data / "train" / "class_0", data / "train" / name)
+    (note,) = read_folder(data / "train", "data").notes
+    assert f"{names[0][0]} is two classes, in two Unicode forms" in note
 
 
 def test_what_is_left_out_and_doubted_is_noted(data: Path) -> None:
