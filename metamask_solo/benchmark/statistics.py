@@ -94,9 +94,8 @@ def compare(runs: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str]) 
         A line for each that can be compared: ``method``, ``baseline``, ``measure``, ``difference``
         (in the units of the measure), ``low`` and ``high`` (its interval; all of the family cover
         the truth together in 95 % of all cases, by Bonferroni), ``p`` (two-sided, corrected in the
-        same way), ``clear`` (p is below 0.05, and 0 outside of the interval), ``error`` (standard
-        error), ``freedom``, ``seeds`` (the smaller number of the two) and ``detectable`` (see
-        :func:`detectable_effect`).
+        same way), ``clear`` (p is below 0.05, and 0 outside of the interval) and ``detectable``
+        (see :func:`detectable_effect`).
     """
     models = {measure: fit(runs, measure) for measure in measures}
     comparable = [
@@ -111,7 +110,7 @@ def compare(runs: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str]) 
         for pair, measure, model in comparable
     ]
     columns = ["method", "baseline", "measure", "difference", "low", "high", "p", "clear"]
-    columns += ["error", "freedom", "seeds", "detectable"]
+    columns += ["detectable"]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -127,9 +126,6 @@ def difference(model: Model, pair: Pair, family: int) -> dict[str, Any]:
         "high": float(high),
         "p": p_value,
         "clear": p_value < LEVEL,
-        "error": error,
-        "freedom": model.freedom,
-        "seeds": min(model.seeds[method] for method in pair),
         "detectable": detectable_effect(error, model.freedom, family),
     }
 

@@ -106,7 +106,7 @@ def _config(setting: Setting, variant: str) -> DictConfig:
         "accelerator=cpu",
         "precision=32",
     ]
-    if setting.backbone.startswith(("resnet", "wide")):
+    if setting.backbone.startswith("resnet"):
         stem = "3x3" if setting.stem == "3x3" else "standard"
         overrides.append(f"backbone.stem={stem}")
     if variant not in ("simclr", "barlow_twins"):  # the optimiser of the plain algorithm

@@ -305,17 +305,15 @@ def compose_file(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """The config of a YAML file as a command composes it; known keys need no ``+``.
 
     Args:
-        path: the file; ``pkg://metamask_solo.scripts.…/name`` for one of a package.
+        path: the file.
         overrides: as on the command line.
 
     Raises:
         UserError: Hydra or YAML cannot make a config of it.
     """
     folder, _, name = str(path).removesuffix(".yaml").rpartition("/")
-    package = folder.removeprefix("pkg://")
-    start = hydra.initialize_config_module if package != folder else hydra.initialize_config_dir
     try:
-        with start(package if package != folder else os.path.abspath(folder), version_base="1.2"):
+        with hydra.initialize_config_dir(os.path.abspath(folder), version_base="1.2"):
             cfg = _adding_keys(overrides, lambda more: hydra.compose(name, more))
             OmegaConf.set_struct(cfg, False)
             return cfg

@@ -10,6 +10,7 @@ import torch
 
 from metamask_solo.__main__ import main
 from metamask_solo.benchmark import step_cost
+from metamask_solo.hosts import RELEASE
 
 SMALL = step_cost.Setting(stem="standard", batch_size=4)
 
@@ -20,6 +21,12 @@ def test_the_yardstick_computes_what_finite_difference_computes() -> None:
     logits = ours["model"].mask.logits
     assert logits.abs().max() > 0
     torch.testing.assert_close(_inside(yardstick["update"])["logits"].detach(), logits.detach())
+
+
+@pytest.mark.skipif(RELEASE == "1.0.2", reason="has no such backbone")
+def test_a_backbone_without_a_stem_is_built() -> None:
+    setting = step_cost.Setting(backbone="wide_resnet28w2")
+    assert step_cost._config(setting, "simclr").backbone.name == "wide_resnet28w2"
 
 
 def _after_a_step(variant: str) -> dict[str, Any]:
