@@ -4,7 +4,7 @@
 |---|---|---|
 | MetaMask | for each comparison of a mask that is updated | whether it helps, if known |
 | images | with fewer than 500 images to measure on | standard errors that come of them alone |
-| learning | beside an untrained backbone or the pixels | which methods are above them |
+| learning | beside an untrained backbone or the pixels | which methods are not above which |
 | best | with two methods or more | the best method in each measure, clearly or not |
 | effect | for each comparison | clearly better or worse, or what is excluded |
 | mask | for a method whose mask is updated | the weights that it moved to, or that it stayed |
@@ -60,8 +60,8 @@ def answer(
     untrained = runs[runs.method.isin(UNTRAINED_NAMES)]
     trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
     accuracies = [measure for measure in measures if measure not in LABEL_FREE]
-    family = len(pairs) * len(measures)
     effects = compare(trained, pairs, measures)
+    family = len(effects) or len(pairs) * len(measures)
     updated = {*trained[trained[UPDATED].notna()].method} if UPDATED in trained else set()
     asked = [pair for pair in pairs if accuracies and set(pair) & updated == {pair[0]}]
     sentences = [
@@ -139,11 +139,12 @@ def _learning(
     for measure in measures:
         means = trained.groupby("method", sort=False)[measure].mean()
         values = untrained.groupby("method", sort=False)[measure].mean()
-        titles = [f"the {UNTRAINED_NAMES[name]} ({value:.1f} %)" for name, value in values.items()]
         behind = means[means <= values.max()]
+        ahead = values[values >= behind.max()]
+        titles = [f"the {UNTRAINED_NAMES[name]} ({value:.1f} %)" for name, value in ahead.items()]
         if behind.empty:
             learned.append(NAMES[measure])
-        elif means.max() <= values.max():
+        elif len(behind) == len(means):
             failed = True
             yield f"In {NAMES[measure]}, no method's mean is above {_list(titles)}."
         else:
@@ -236,7 +237,7 @@ def _power(
     if seeds < 2:
         yield "One seed shows no difference: take at least three, such as seeds=[0,1,2]."
         return
-    models = {measure: fit(trained, measure) for measure in measures}
+    models = {measure: fit(trained, measure) for measure in measures if pairs}
     now: list[str] = []
     would: list[str] = []
     more = next(count for count in (*MORE_SEEDS, 2 * seeds) if count > seeds)

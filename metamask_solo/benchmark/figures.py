@@ -14,6 +14,8 @@ from metamask_solo.benchmark.results import best_settings
 from metamask_solo.benchmark.schema import LABEL_FREE, NAMES, UNTRAINED_NAMES, BenchmarkFile
 from metamask_solo.benchmark.statistics import compare
 
+FIGURES = {"accuracy", "differences", "curves"}
+
 
 def draw_figures(benchmark: BenchmarkFile, rows: pd.DataFrame) -> dict[str, bytes]:
     """PNG files by name; of a search, the curves of each method's best setting."""
@@ -26,7 +28,7 @@ def draw_figures(benchmark: BenchmarkFile, rows: pd.DataFrame) -> dict[str, byte
         if benchmark.searched:
             runs = runs[runs.variant.isin(best_settings(runs, measures).variant)]
         else:
-            family = compare(runs, benchmark.pairs, measures)
+            family = compare(runs, benchmark.pairs({*runs.method}), measures)
             if len(family):
                 figures["differences"] = differences_figure(family)
         if "curve" in runs and runs.curve.str.contains(" ").any():  # of two epochs or more

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from metamask_solo.benchmark.plan import JOB, Plan, Run
-from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, known_runs, read_json, write_json
+from metamask_solo.benchmark.results import FAILURE, RESULT, TASK, Known, read_json, write_json
 from metamask_solo.benchmark.schema import EVALUATIONS, QUICK_EPOCHS, QUICK_PIXELS
 from metamask_solo.benchmark.worker import LARGEST_RAW
 from metamask_solo.data.datasets import counted
@@ -27,9 +27,8 @@ from metamask_solo.training.sampling import trains_on_gpu
 LOG = "log.txt"  # of a run's folder
 
 
-def pending_runs(plan: Plan) -> list[Run]:
+def pending_runs(plan: Plan, known: Known) -> list[Run]:
     """The runs that have no result here, and none in the file of ``rows``."""
-    known = known_runs(plan.file)
     return [r for r in plan.runs if not (r.folder / RESULT).exists() and r.digest not in known]
 
 
@@ -106,18 +105,19 @@ def forecast(plan: Plan, runs: list[Run]) -> str:
     if not trained:
         return f"{counted(len(runs), 'run')} without training"
     dearest = max(trained, key=_weight)
-    jobs = int((plan.file.launcher.model_extra or {}).get("n_jobs", 1))
 
     def seconds(config: dict[str, Any]) -> float | None:
-        if (timed := _seconds(plan, config)) is None:
+        if (timed := _seconds(plan, dearest.identity, config)) is None:
             return None
         starting, training = timed
-        return (starting * len(runs) + training * sum(map(_weight, runs)) / _weight(dearest)) / jobs
+        return starting * len(runs) + training * sum(map(_weight, runs)) / _weight(dearest)
 
     whole = seconds(dearest.config)
     if whole is None:
         return counted(len(runs), "run")
     text = f"{counted(len(runs), 'run')}, about {_duration(whole)} here"
+    # side by side, each has a part of the cores, or another machine
+    text += "" if plan.file.launcher.name == "basic" else ", one after the other"
     if not plan.file.quick and whole > 1800:
         views = [{**view, "crop_size": QUICK_PIXELS} for view in dearest.config["augmentations"]]
         changes = {"augmentations": views, "max_epochs": QUICK_EPOCHS, "precision": "32"}
@@ -139,13 +139,18 @@ def _weight(run: Run) -> float:
     return 1 + update / int(meta.get("every_n_steps", 1))
 
 
-def _seconds(plan: Plan, config: dict[str, Any]) -> tuple[float, float] | None:
+def _seconds(
+    plan: Plan, identity: dict[str, Any], config: dict[str, Any]
+) -> tuple[float, float] | None:
     """Seconds that a run takes to start, and from then on; None where it fails.
 
-    Of three epochs of two steps, the last ones count. A forward pass of one image, of which an
-    evaluation takes one, is a sixth of what training takes for two views.
+    Three epochs on one process are timed, each just long enough for an update of the mask. A
+    forward pass of one image, of which an evaluation takes one, is a sixth of what training takes
+    for two views.
     """
     batch, limit = config["optimizer"]["batch_size"], config.get("limit_train_batches")
+    period = identity.get("method_kwargs.meta.every_n_steps", 1)
+    period *= identity.get("accumulate_grad_batches", 1)
     # on a CPU, a step of large images may take minutes; small ones cost less in large batches
     large = max(view["crop_size"] for view in config["augmentations"]) > LARGEST_RAW
     timed = min(batch, 16) if large and not trains_on_gpu(config) else batch
@@ -153,8 +158,9 @@ def _seconds(plan: Plan, config: dict[str, Any]) -> tuple[float, float] | None:
         changes = {
             "optimizer.batch_size": timed,
             "devices": 1,
+            "num_nodes": 1,
             "max_epochs": 3,
-            "limit_train_batches": 2,
+            "limit_train_batches": period + 1,
             "auto_resume.enabled": False,
             "num_sanity_val_steps": 0,
             "limit_val_batches": 1,
@@ -172,15 +178,16 @@ def _seconds(plan: Plan, config: dict[str, Any]) -> tuple[float, float] | None:
         result = read_json(Path(folder, RESULT))
     if result is None or result["seconds_per_step"] is None:
         return None
-    steps = result["batches"] * timed // batch
+    step, batches = result["seconds_per_step"] * batch / timed, result["batches"] * timed // batch
+    steps = batches // identity["processes"]
     steps = steps * limit if isinstance(limit, float) else min(steps, limit or steps)
-    epoch = result["seconds_per_step"] * steps * batch / timed
+    forward = step * batches / 6  # of all training images
     evaluated = plan.images[-1] / plan.images[0] if len(plan.images) > 1 else 0.0
-    between = result["seconds_between_epochs"] + epoch * evaluated / 6
+    between = result["seconds_between_epochs"] + forward * evaluated
     training = config["max_epochs"] * (
-        epoch + between / (config.get("check_val_every_n_epoch") or 1)
+        step * steps + between / (config.get("check_val_every_n_epoch") or 1)
     )
-    return lasted - 3 * result["seconds_per_epoch"], training + epoch * (1 + evaluated) / 6
+    return lasted - 3 * result["seconds_per_epoch"], training + forward * (1 + evaluated)
 
 
 def _duration(seconds: float) -> str:

@@ -25,9 +25,10 @@ from metamask_solo.benchmark.schema import (
     BenchmarkFile,
     Folders,
     find_config,
+    key_of,
     read_file,
 )
-from metamask_solo.data.datasets import Images
+from metamask_solo.data.datasets import Images, holds_classes
 from metamask_solo.data.digits import VARIANTS, write_dataset
 from metamask_solo.data.loaders import (
     PACKED,
@@ -62,8 +63,12 @@ EVERY_RUN = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-# two methods that differ in these are not compared by their losses alone
-COMPARABLE = ("optimizer.batch_size", "optimizer.name", "max_epochs", "precision")
+# two methods that differ in these, or below, are not compared by their losses alone
+COMPARABLE = (
+    *("backbone.", "data.", "augmentations.0.crop_size.", "precision.", "processes."),
+    *("optimizer.batch_size.", "optimizer.name.", "accumulate_grad_batches."),
+    *("max_epochs.", "max_steps.", "max_time.", "limit_train_batches."),
+)
 SHARE = 0.1  # of the images of a folder that is split, for validation
 
 
@@ -162,9 +167,7 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
         if line.removeprefix("note: ") not in notes:  # the command says these
             print(line, file=sys.stderr)
     wanted = [run for run in runs if run.method in benchmark.trained]
-    untrained = [
-        _untrained(name, runs[0]) for name in benchmark.shown if name not in benchmark.methods
-    ]
+    untrained = [run for run in runs if not run.trained]
     # all of one seed before the next: an early table compares all methods
     planned = [replace(run, seed=seed) for run in untrained for seed in benchmark.seeds]
     planned += [replace(run, seed=seed) for seed in benchmark.seeds for run in wanted]
@@ -176,20 +179,24 @@ def read_plan(config: str | Path, overrides: list[str]) -> Plan:
 def _folders(data: str | Folders | None, out: Path) -> tuple[Folders | None, list[str]]:
     """The folders of the images, as whole paths, and notes.
 
-    A data set of this package is made if need be. Any other folder holds train/ and val/, or is
-    split as ``data split`` does it.
+    A data set of this package is made if need be. Any other folder holds train/ and val/, or class
+    folders, which are split as ``data split`` does it, or else images without labels.
     """
     notes: list[str] = []
     if isinstance(data, str):
         root, labels = user_path(data), True
         if data in VARIANTS:
+            if root.is_dir():
+                notes = [f"data={data}: made from packages; the folder here is data=./{data}"]
             root = out / "datasets" / data
             write_dataset(data, root.parent)
-        elif not all((root / split).is_dir() for split in SPLITS):
+        elif not all((root / split).is_dir() for split in SPLITS) and (
+            labels := holds_classes(root, "data")
+        ):
             split = split_folder(root, out / "images", SHARE)
-            root, labels, notes = split.out, bool(split.train.classes), list(split.notes)
-        paths = {f"{name}_path": str(root / name) for name in SPLITS[: 1 + labels]}
-        data = Folders(**paths, no_labels=not labels)
+            root, notes = split.out, list(split.notes)
+        paths = {f"{name}_path": str(root / name) for name in SPLITS} if labels else {}
+        data = Folders(**{"train_path": str(root), **paths}, no_labels=not labels)
     if data is not None:
         paths = data.model_dump(include={"train_path", "val_path"}, exclude_none=True)
         whole = {key: str(user_path(path).resolve()) for key, path in paths.items()}
@@ -200,13 +207,14 @@ def _folders(data: str | Folders | None, out: Path) -> tuple[Folders | None, lis
 def _methods(
     folder: Path, benchmark: BenchmarkFile, data: Folders | None, out: Path
 ) -> tuple[list[Run], list[Images]]:
-    """A run of each method in each setting, and the images of all.
+    """A run of each method in each setting and of what is untrained, and the images of all.
 
     Of the methods that are not wanted, the first takes part: its backbone and its images are those
     of what is untrained.
     """
     first = next(iter(benchmark.methods))
     runs: list[Run] = []
+    untrained: list[Run] = []
     known: dict[tuple[str, ...], tuple[list[Images], list[str]]] = {}  # images, what they are
     measured = {name: EVALUATIONS[name] for name in benchmark.measured}
     for name, method in benchmark.methods.items():
@@ -218,11 +226,11 @@ def _methods(
             try:
                 with one_line():
                     cfg = compose_method(folder, benchmark, name, setting)
-                    identity = _identity(cfg, benchmark, data)
+                    completed = _completed(cfg, benchmark, data)
             except UserError as error:
                 raise UserError(f"methods.{name}: {error}") from error
             paths = [path for path in (cfg.data.train_path, cfg.data.get("val_path")) if path]
-            key = (cfg.data.dataset, *paths)
+            key = (cfg.data.dataset, str(cfg.data.get("fraction")), *paths)
             if key not in known:
                 images = _images(cfg)
                 if isinstance(benchmark.data, str):  # made from packages, so the name says all
@@ -239,9 +247,13 @@ def _methods(
                 )
             shared: Any = OmegaConf.to_container(cfg, resolve=True)
             text = " ".join(f"{key}={json.dumps(value)}" for key, value in setting.items())
-            runs.append(Run(name, text, shared, identity, digest, out))
+            run = Run(name, text, shared, run_identity(completed), digest, out)
+            runs.append(run)
+            if len(runs) == 1:
+                rows = [name for name in benchmark.shown if name not in benchmark.methods]
+                untrained = [_untrained(name, run, completed) for name in rows]
     images, _ = next(iter(known.values()))
-    return runs, images
+    return [*runs, *untrained], images
 
 
 def compose_method(
@@ -258,9 +270,12 @@ def compose_method(
     for key, value in EVERY_RUN.items():
         OmegaConf.update(cfg, key, value, force_add=True)
     if benchmark.quick:
-        cfg.precision = "32"  # a CPU without bf16 takes many times as long in half precision
-        for pipeline in cfg.augmentations:
-            pipeline.crop_size = QUICK_PIXELS
+        # a CPU without bf16 takes many times as long in half precision
+        quick: dict[str, Any] = {"precision": "32"}
+        for number in range(len(cfg.augmentations)):
+            quick[f"augmentations.{number}.crop_size"] = QUICK_PIXELS
+        for key in quick.keys() - {*setting, *map(key_of, benchmark.last_overrides)}:
+            OmegaConf.update(cfg, key, quick[key])
     if benchmark.epochs is not None:
         cfg.max_epochs = benchmark.epochs
     if benchmark.without_labels:
@@ -269,8 +284,8 @@ def compose_method(
     return cfg
 
 
-def _identity(cfg: DictConfig, benchmark: BenchmarkFile, data: Folders | None) -> dict[str, Any]:
-    """What decides a run of a config, which gets its data; its model was built for a test."""
+def _completed(cfg: DictConfig, benchmark: BenchmarkFile, data: Folders | None) -> DictConfig:
+    """The completed form of a config, which gets its data; its model was built for a test."""
     import metamask_solo  # noqa: F401  registers the method
 
     if data is not None:
@@ -288,10 +303,10 @@ def _identity(cfg: DictConfig, benchmark: BenchmarkFile, data: Folders | None) -
             "data.val_path: missing; the evaluations need labelled images (without labels: "
             "data.train_path=FOLDER data.no_labels=true)"
         )
-    completed = complete_pretrain_config(checked)
+    completed: DictConfig = complete_pretrain_config(checked)
     refuse_known_faults(completed)
     build_method(completed)
-    return run_identity(completed)
+    return completed
 
 
 def _images(cfg: DictConfig) -> list[Images]:
@@ -307,10 +322,10 @@ def _images(cfg: DictConfig) -> list[Images]:
     return [*classification_datasets(cfg, transform, transform)]
 
 
-def _untrained(name: str, run: Run) -> Run:
+def _untrained(name: str, run: Run, completed: DictConfig) -> Run:
     """An untrained backbone, or the pixels, with the images and the backbone of a method."""
-    kept = ("augmentations", "accelerator", "backbone", "method", "data")
-    shared = {key: run.shared[key] for key in kept if key in run.shared}
+    kept = ["augmentations", "accelerator", "backbone", "method", "data"]
+    shared: Any = OmegaConf.to_container(OmegaConf.masked_copy(completed, kept), resolve=True)
     decisive = ("augmentations.", "data.", *(("backbone.",) if name == "random" else ()))
     identity = {key: value for key, value in run.identity.items() if key.startswith(decisive)}
     more = {"untrained": name}
@@ -320,15 +335,12 @@ def _untrained(name: str, run: Run) -> Run:
 
 def _differences(runs: list[Run]) -> Iterator[str]:
     """A note for each key in which methods differ, and which is not their own matter."""
-    for key in ("crop_size", *COMPARABLE):
+    keys = [key for run in runs for key in run.identity if f"{key}.".startswith(COMPARABLE)]
+    for key in dict.fromkeys(keys):
         methods: dict[str, dict[str, None]] = {}
         for run in runs:
-            if key == "crop_size":
-                text = ", ".join(str(pipeline[key]) for pipeline in run.shared["augmentations"])
-            else:
-                text = str(OmegaConf.select(OmegaConf.create(run.shared), key))
             if f"{key}=" not in run.setting:
-                methods.setdefault(text, {})[run.method] = None
+                methods.setdefault(str(run.identity.get(key)), {})[run.method] = None
         if len(methods) > 1:
             parts = [f"{key}={text} of {', '.join(names)}" for text, names in methods.items()]
             yield f"The methods differ in more than their losses: {'; '.join(parts)}."

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from metamask_solo.benchmark.answer import answer
-from metamask_solo.benchmark.results import VERSIONS, best_settings
+from metamask_solo.benchmark.results import COSTS, VERSIONS, best_settings
 from metamask_solo.benchmark.schema import (
     LABEL_FREE,
     NAMES,
@@ -18,20 +18,15 @@ from metamask_solo.benchmark.schema import (
 )
 from metamask_solo.benchmark.statistics import compare, coverage, fit
 from metamask_solo.data.datasets import counted
+from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
 from metamask_solo.evaluation.linear import CS, HELD_OUT
 
 HOW = {
-    "knn": "kNN: k = 20, cosine distance, temperature 0.07",
+    "knn": f"kNN: k = {DEFAULT_K}, cosine distance, temperature {DEFAULT_TEMPERATURE}",
     "linear": "linear: logistic regression on the features, divided by one number; its C is chosen "
     f"on a {'fifth' if HELD_OUT == 5 else f'1/{HELD_OUT}'} of the training images, from {CS[0]:g} "
     f"to {CS[-1]:g}, and further while the largest is best",
     "rankme": "RankMe of the features of the training images",
-}
-COSTS = {
-    "seconds_per_epoch": ("s / epoch", ".1f"),
-    "seconds_per_step": ("s / step", ".3f"),
-    "peak_memory_mib": ("peak MiB", ".0f"),
-    "parameters": ("parameters", ",.0f"),
 }
 STYLE = """body { font: 16px/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; font-size: 0.9rem; margin: 1rem 0 }
@@ -48,18 +43,22 @@ def sections(
     """Titles and what stands below them: paragraphs, lists and tables of text."""
     runs = rows[rows.status == "finished"]
     failed = rows[rows.status == "failed"]
+    said = runs[runs.notes != ""] if "notes" in runs else runs[:0]
+    lines = [f"{run.variant}, seed {run.seed}: {run.notes}" for run in said.itertuples()]
+    doubts: Section = ("Notes", [[*notes, *lines]])
     content: list[Section] = []
     if len(runs) and benchmark.searched:
         content = [
+            doubts,
             ("Results", _results(benchmark, runs)),
             ("Best settings", _best(benchmark, runs)),
         ]
     elif len(runs):
-        pairs = [pair for pair in benchmark.pairs if {*pair} <= {*runs.method}]
+        pairs = benchmark.pairs({*runs.method})
         same = benchmark.same
         content = [
             ("Answer", [answer(runs, pairs, benchmark.measured, same)]),
-            ("Notes", [list(notes)]),
+            doubts,
             ("Results", _results(benchmark, runs)),
             ("Differences", _differences(benchmark, runs, pairs)),
         ]

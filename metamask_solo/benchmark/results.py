@@ -3,7 +3,8 @@
 Columns: ``method``, ``setting`` (searched keys and values, else empty), ``seed``, ``status``
 (finished, failed or pending); accuracies in percent (``knn``, ``linear``; ``…_plain`` of the
 features without mask) and ``rankme``; costs; versions; digests of what decides the run; ``curve``
-(EPOCH:ACCURACY of the online kNN); ``logged/…``, the last value of all that training logged.
+(EPOCH:ACCURACY of the online kNN); ``notes``, what the evaluation doubts; ``logged/…``, the last
+value of all that training logged.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.plan import Plan
@@ -22,15 +24,22 @@ from metamask_solo.benchmark.schema import BenchmarkFile
 from metamask_solo.errors import UserError
 
 TASK, RESULT, FAILURE = "run.json", "result.json", "failed.json"  # of a run's folder
-COSTS = ["seconds_per_epoch", "seconds_per_step", "peak_memory_mib", "parameters"]
+# title and form of each in a report
+COSTS = {
+    "seconds_per_epoch": ("s / epoch", ".1f"),
+    "seconds_per_step": ("s / step", ".3f"),
+    "peak_memory_mib": ("peak MiB", ".0f"),
+    "parameters": ("parameters", ",.0f"),
+}
 VERSIONS = ["metamask-solo", "solo-learn", "torch", "lightning", "python"]
 DIGESTS = ["digest", "config_digest", "data_digest"]
 FIRST = ["method", "setting", "seed", "status", "knn", "linear", "rankme"]
 FIRST += ["knn_plain", "linear_plain", "rankme_plain", "linear_C", "linear_plain_C"]
-FIRST += [*COSTS, "epochs", "device", "commit", *VERSIONS, *DIGESTS, "folder", "curve"]
-TEXTS = ["method", "setting", "status", "device", "commit", *VERSIONS, *DIGESTS, "folder", "curve"]
-TEXTS += ["error"]
+ABOUT = ["device", "commit", *VERSIONS, *DIGESTS, "folder", "curve", "notes"]
+FIRST += [*COSTS, "epochs", *ABOUT]
+TEXTS = ["method", "setting", "status", *ABOUT, "error"]
 INTEGERS = ["seed", "epochs", "parameters"]
+Known = dict[str, dict[str, Any]]  # digest to the line of a finished run
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -50,12 +59,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1))
 
 
-def read_results(plan: Plan) -> pd.DataFrame:
+def read_results(plan: Plan, known: Known) -> pd.DataFrame:
     """A line for each run of a plan, in the order of its methods, settings and seeds.
 
     A finished run has its result from its folder, or else from the file of ``rows``.
     """
-    known = known_runs(plan.file)
     lines = []
     for run in plan.runs:
         line: dict[str, Any] = {"method": run.method, "setting": run.setting, "seed": run.seed}
@@ -80,28 +88,28 @@ def _in_order(rows: pd.DataFrame, methods: Iterable[str]) -> pd.DataFrame:
     return rows.loc[order].reset_index(drop=True)
 
 
-def known_runs(benchmark: BenchmarkFile) -> dict[str, dict[str, Any]]:
-    """The finished runs in the file of ``rows`` by their digest; of no file or none yet, none."""
-    file = benchmark.rows_file
+def known_runs(plan: Plan) -> Known:
+    """The finished runs in the file of ``rows`` by their digest; of no file or none yet, none.
+
+    Raises:
+        UserError: a run of the plan would take the line of another one.
+    """
+    file = plan.file.rows_file
     if file is None or not file.exists():
         return {}
     rows = read_csv(file).drop(columns="variant")
     finished = rows[rows.status == "finished"]
-    return {line.digest: line.dropna().to_dict() for _, line in finished.iterrows()}
-
-
-def check_rows(plan: Plan) -> None:
-    """Raises UserError where a run of the plan would take the line of another one in the file."""
-    known = known_runs(plan.file)
+    known = {line.digest: line.dropna().to_dict() for _, line in finished.iterrows()}
     lines = {(row["method"], row["setting"], row["seed"]): row for row in known.values()}
     for run in plan.runs:
         row = lines.get((run.method, run.setting, run.seed))
         if row is not None and run.digest not in known:
             raise UserError(
-                f"rows={plan.file.rows_file}: {run} is there with other settings, images, "
+                f"rows={file}: {run} is there with other settings, images, "
                 f"evaluations or versions (digest {row['digest']}, not {run.digest}), and is not "
                 "overwritten; give another file by rows=FILE, or take the line out"
             )
+    return known
 
 
 def csv_text(rows: pd.DataFrame) -> str:
@@ -149,11 +157,13 @@ def add_to_file(benchmark: BenchmarkFile, rows: pd.DataFrame) -> None:
     finished = rows[rows.status == "finished"]
     if file is None or finished.empty:
         return
-    if file.exists():
-        others = read_csv(file)
-        finished = pd.concat([finished, others[~others.digest.isin(finished.digest)]])
-    with atomic_write(file) as path:
-        path.write_text(csv_text(finished.drop(columns="variant")))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):  # another benchmark may add to it, too
+        if file.exists():
+            others = read_csv(file)
+            finished = pd.concat([finished, others[~others.digest.isin(finished.digest)]])
+        with atomic_write(file) as path:
+            path.write_text(csv_text(finished.drop(columns="variant")))
 
 
 def rows_of(benchmark: BenchmarkFile) -> pd.DataFrame:

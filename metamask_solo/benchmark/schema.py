@@ -1,6 +1,6 @@
 """The keys of a benchmark's YAML file."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -82,6 +82,11 @@ class Launcher(Settings):
     name: str
 
 
+def key_of(override: str) -> str:
+    """The key of a Hydra override."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def _named(launcher: Any) -> Any:
     return {"name": launcher} if isinstance(launcher, str) else launcher
 
@@ -107,6 +112,7 @@ class BenchmarkFile(Settings):
     evaluations: Annotated[list[Evaluation], Field(min_length=1)] = ["knn", "linear"]
     untrained: list[Untrained] = []
     launcher: Annotated[Launcher, BeforeValidator(_named)] = Launcher(name="basic")
+    last_overrides: list[str] = []  # of a command line; they are among those of each method
     baseline: str | None = None
     comparisons: list[Pair] | None = None
     rows: str | None = None
@@ -134,8 +140,8 @@ class BenchmarkFile(Settings):
         if not any(map(self.seeds_of, self.shown)):
             yield f"seeds={self.seeds}: no method has any of these seeds"
         for name, method in self.methods.items():
-            keys = [override.lstrip("+~").partition("=")[0] for override in method.overrides]
-            for key in {*keys, *method.search, *self.search} & RESERVED.keys():
+            keys = {*map(key_of, method.overrides), *method.search, *self.search}
+            for key in keys & RESERVED.keys():
                 yield f"methods.{name}: {key} is set by the benchmark's own key {RESERVED[key]}"
 
     @property
@@ -181,19 +187,22 @@ class BenchmarkFile(Settings):
         """Two methods that are one, so that what they differ by is noise; or none."""
         return SAME_METHOD if {*SAME_METHOD} <= {*self.trained} else ()
 
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The comparisons of wanted methods: those of the file, or each method with the baseline.
+    def pairs(self, methods: Collection[str]) -> list[tuple[str, str]]:
+        """The comparisons of some methods: those of the file, or else each one with a baseline.
 
-        Of two methods that are one, only the first or the baseline itself takes part.
+        The baseline is that of the file, or else joint, or the first: of these methods, so that
+        something is compared whatever is left out or failed. Of two methods that are one, only the
+        first or the baseline itself takes part.
         """
-        if self.comparisons is not None:
-            pairs = [(method, baseline) for method, baseline in self.comparisons]
-        else:
-            baseline = self.baseline or ("joint" if "joint" in self.methods else self.trained[0])
-            left_out = {baseline, *(self.same if baseline in self.same else self.same[1:])}
-            pairs = [(name, baseline) for name in self.methods if name not in left_out]
-        return [pair for pair in pairs if {*pair} <= {*self.trained}]
+        chosen = [(one, other) for one, other in self.comparisons or []]
+        chosen = [pair for pair in chosen if {*pair} <= {*methods}]
+        names = [name for name in self.trained if name in methods]
+        if chosen or not names:
+            return chosen
+        baseline = next(name for name in (self.baseline, "joint", *names) if name in names)
+        same = self.same if {*self.same} <= {*names} else ()
+        left_out = {baseline, *(same if baseline in same else same[1:])}
+        return [(name, baseline) for name in names if name not in left_out]
 
 
 def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
@@ -217,7 +226,7 @@ def read_file(config: str | Path, overrides: list[str]) -> BenchmarkFile:
         for override in overrides:
             merged = _changed(merged, override)
         content: Any = OmegaConf.to_container(merged, resolve=True)
-        last = content.pop(LAST, [])
+        last = content.get(LAST, [])
         shared = [] if "overrides" in keys else content.get("overrides") or []
         methods = content["methods"] if isinstance(content["methods"], dict) else {}
         for method in methods.values():

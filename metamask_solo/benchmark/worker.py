@@ -3,6 +3,8 @@
 Its argument is the run's folder, which holds run.json; the process adds result.json at the end.
 """
 
+import contextlib
+import io
 import os
 import platform
 import subprocess
@@ -19,8 +21,10 @@ from torch import Tensor, nn
 
 import metamask_solo
 from metamask_solo.benchmark.results import RESULT, TASK, VERSIONS, read_json, write_json
+from metamask_solo.benchmark.schema import LABEL_FREE, NAMES
 from metamask_solo.benchmark.step_cost import peak_memory
 from metamask_solo.checkpoints.reading import load_backbone
+from metamask_solo.data.datasets import say
 from metamask_solo.data.loaders import (
     classification_dataset,
     classification_datasets,
@@ -32,6 +36,7 @@ from metamask_solo.data.transforms import evaluation_transform
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.evaluation.features import (
     extract_features,
+    imbalance_note,
     percent,
     rankme,
 )
@@ -73,26 +78,41 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
     """Keeps what training costs, in the checkpoints too.
 
     A step lasts from the start of one batch to the start of the next: reading the data and
-    MetaMask's mask update included, validation not. The median of the last epoch is taken. What an
-    epoch takes beyond its steps, such as validation and saving, is that of the last but one.
+    MetaMask's mask update included, validation not. It is the median of the means of the epochs,
+    since not every step updates the mask. What an epoch takes beyond its steps, such as validation
+    and saving, is that of the last but one.
     """
 
     def __init__(self) -> None:
-        self.starts: list[float] = []
+        self.starts: list[float] = []  # of this epoch
+        self.steps: list[float] = []  # of this epoch, in seconds
+        self.means: list[float] = []  # of all epochs
+        self.validated = False
         self.costs: dict[str, Any] = {"seconds_per_step": None, "seconds_between_epochs": None}
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
-        if self.starts and (step := self.costs["seconds_per_step"]) is not None:
+        if self.steps:
             whole = time.perf_counter() - self.starts[0]
-            self.costs["seconds_between_epochs"] = max(0.0, whole - step * len(self.starts))
-        self.starts = []
+            between = whole - self.means[-1] * len(self.starts)
+            self.costs["seconds_between_epochs"] = max(0.0, between)
+        self.starts, self.steps = [], []
 
     def on_train_batch_start(self, trainer: Any, model: Any, batch: Any, batch_idx: int) -> None:
-        self.starts.append(time.perf_counter())
+        if model.device.type == "cuda" and (not self.starts or trainer.is_last_batch):
+            torch.cuda.synchronize(model.device)  # steps that wait for the GPU have not ended
+        start = time.perf_counter()
+        if self.starts and not self.validated:
+            self.steps.append(start - self.starts[-1])
+        self.starts.append(start)
+        self.validated = False
+
+    def on_validation_end(self, trainer: Any, model: Any) -> None:
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
-        if len(self.starts) > 1:  # of an epoch that was resumed, there may be one step left
-            self.costs["seconds_per_step"] = float(np.median(np.diff(self.starts)))
+        if self.steps:  # of an epoch that was resumed, there may be one batch left
+            self.means.append(float(np.mean(self.steps)))
+            self.costs["seconds_per_step"] = float(np.median(self.means))
         self.costs |= {
             "peak_memory_mib": peak_memory(model.device),
             "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -101,10 +121,10 @@ class Costs(pl.Callback):  # type: ignore[name-defined]
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return self.costs
+        return {"costs": self.costs, "means": self.means}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.costs = state
+        self.costs, self.means = state["costs"], state["means"]
 
 
 def _run(config: Any, evaluations: list[str]) -> dict[str, Any]:
@@ -125,7 +145,7 @@ def _run(config: Any, evaluations: list[str]) -> dict[str, Any]:
     backbone, checkpoint = load_backbone(trained.checkpoint, masked=False)
     result |= _measured(evaluations, backbone, checkpoint.config, checkpoint.mask)
     result |= {"seconds_per_epoch": trained.seconds_per_epoch, "curve": _curve(trained.folder)}
-    result |= checkpoint.raw["callbacks"][Costs.__qualname__]
+    result |= checkpoint.raw["callbacks"][Costs.__qualname__]["costs"]
     result |= {f"logged/{name}": value for name, value in trained.metrics.items()}
     return result
 
@@ -153,8 +173,11 @@ class Pixels(nn.Module):
 
 def _measured(
     names: list[str], backbone: nn.Module, config: Any, mask: Tensor | None = None
-) -> dict[str, float]:
-    """What is measured; of a method with a mask, ``…_plain`` is of the features without it."""
+) -> dict[str, Any]:
+    """What is measured, and what is said then (``notes``).
+
+    Of a method with a mask, ``…_plain`` is of the features without it.
+    """
     if not names:
         return {}
     device, workers = device_of(config), config.data.num_workers
@@ -164,14 +187,20 @@ def _measured(
     else:
         datasets = [classification_dataset(config, "train", transform, labels=False)]
     loaders = [plain_loader(dataset, 256, workers) for dataset in datasets]
-    splits = [extract_features(backbone, loader, device) for loader in loaders]
-    plain = _accuracies(names, splits)
+    measured: dict[str, Any] = {}
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        splits = [extract_features(backbone, loader, device) for loader in loaders]
+        if mask is not None:
+            plain, titles = _accuracies(names, splits), {"linear_C": "linear_plain_C"}
+            measured = {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
+            splits = [(features * mask, labels) for features, labels in splits]
+        measured |= _accuracies(names, splits)
+    print(said.getvalue(), end="", file=sys.stderr)
+    lines = dict.fromkeys(said.getvalue().splitlines())
+    if notes := [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]:
+        measured["notes"] = "; ".join(notes)
     images = {f"{side}_images": len(split[0]) for side, split in zip(SPLITS, splits, strict=False)}
-    if mask is None:
-        return plain | images
-    masked = _accuracies(names, [(features * mask, labels) for features, labels in splits])
-    titles = {"linear_C": "linear_plain_C"}
-    return masked | images | {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
+    return measured | images
 
 
 def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -185,6 +214,9 @@ def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[s
     if "linear" in names:
         correct, c = linear_probe(*tensors)
         measured |= {"linear": percent(correct), "linear_C": c}
+    for name in (name for name in names if name not in LABEL_FREE):
+        if (note := imbalance_note(measured[name], tensors[1], tensors[3])) is not None:
+            say(f"{NAMES[name]}: {note}")
     return measured
 
 

@@ -54,11 +54,11 @@ def main(argv: list[str]) -> int:
         print(report.markdown(benchmark.name, line, content), end="")
         return 0
     plan = read_plan(arguments.config, arguments.overrides)
-    results.check_rows(plan)
+    known = results.known_runs(plan)
     for note in plan.notes:
         print(f"note: {note}")
     if not arguments.tables_only:
-        pending = launch.pending_runs(plan)
+        pending = launch.pending_runs(plan, known)
         finished = len(plan.runs) - len(pending)
         print(f"{plan.file.name}: {counted(len(plan.runs), 'run')}, {finished} finished before")
         if pending:
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
             with launch.stoppable():
                 print(launch.forecast(plan, pending), flush=True)
                 launch.execute(plan, pending)
-    return _write_results(plan)
+    return _write_results(plan, known)
 
 
 def _packaged_files() -> str:
@@ -90,13 +90,13 @@ def _refuse_what_rows_ignore(overrides: list[str]) -> None:
             raise UserError(f"{override}: changes no rows; leave it out with --from-rows")
 
 
-def _write_results(plan: Any) -> int:
+def _write_results(plan: Any, known: Any) -> int:
     """Writes all that the finished runs allow; returns 1 if a run has no result."""
     from metamask_solo.atomic_files import atomic_write
     from metamask_solo.benchmark import report, results
-    from metamask_solo.benchmark.figures import draw_figures
+    from metamask_solo.benchmark.figures import FIGURES, draw_figures
 
-    rows = results.read_results(plan)
+    rows = results.read_results(plan, known)
     missing = int((rows.status != "finished").sum())
     if missing == len(rows) and not (rows.status == "failed").any():
         print("nothing is finished yet: no results to show")
@@ -116,6 +116,8 @@ def _write_results(plan: Any) -> int:
     for name, content in contents.items():
         with atomic_write(plan.out / name) as path:
             path.write_bytes(content)
+    for name in FIGURES - figures.keys():  # of an earlier call
+        (plan.out / f"{name}.png").unlink(missing_ok=True)
     results.add_to_file(plan.file, rows)
     print(f"\n{text}\nresults: {plan.out}, to be read in a browser: {plan.out / PAGE}")
     return 1 if missing else 0

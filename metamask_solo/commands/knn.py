@@ -84,7 +84,7 @@ def _rows(arguments: argparse.Namespace, reader: Any, loaders: Any) -> list[dict
         top1, mean = percent(correct), mean_over_classes(correct, val_labels)
         rows.append({**settings, "top1": top1, "top5": top5, "mean_over_classes": mean})
         if (note := imbalance_note(top1, train_labels, val_labels)) is not None:
-            say(note)
+            say(f"{note}: see mean_over_classes")
 
     for distance in arguments.distance:
         for temperature in arguments.temperature if distance == "cosine" else [None]:

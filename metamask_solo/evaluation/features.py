@@ -268,7 +268,7 @@ def imbalance_note(accuracy: float, train_labels: Tensor, val_labels: Tensor) ->
         return None
     return (
         f"this accuracy ({accuracy:.2f} %) is not above that of always guessing the largest class "
-        f"of the training images ({largest:.2f} %): see the mean over classes"
+        f"of the training images ({largest:.2f} %)"
     )
 
 

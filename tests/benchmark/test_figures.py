@@ -25,7 +25,7 @@ def read(name: str, rows: str, *overrides: str) -> BenchmarkFile:
 )
 def test_no_text_leaves_its_panel(benchmark: BenchmarkFile) -> None:
     rows = rows_of(benchmark)
-    family = compare(rows, benchmark.pairs, benchmark.measured)
+    family = compare(rows, benchmark.pairs({*rows.method}), benchmark.measured)
     with matplotlib.rc_context(STYLE):
         drawn = [
             figures.accuracy_figure(rows, benchmark.measured),

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metamask_solo.__main__ import main
+from metamask_solo.benchmark import plan, worker
 from metamask_solo.benchmark.plan import compose_method, read_plan
 from metamask_solo.benchmark.schema import read_file
 from metamask_solo.errors import UserError
@@ -114,8 +115,8 @@ def test_a_search_is_every_combination(benchmark_file: Callable[..., Path]) -> N
         search={"optimizer.lr": [0.1]},
         seeds=[0],
     )
-    plan = read_plan(file, ["search.optimizer.weight_decay=[0.5]"])
-    assert [str(run) for run in plan.runs] == [
+    runs = read_plan(file, ["search.optimizer.weight_decay=[0.5]"]).runs
+    assert [str(run) for run in runs] == [
         f"{setting}, seed 0"
         for setting in (
             "simclr optimizer.lr=2.0 optimizer.weight_decay=0.5 method_kwargs.temperature=0.1",
@@ -123,7 +124,7 @@ def test_a_search_is_every_combination(benchmark_file: Callable[..., Path]) -> N
             "metamask optimizer.lr=0.1 optimizer.weight_decay=0.5",
         )
     ]
-    assert plan.runs[1].config["method_kwargs"]["temperature"] == 0.2
+    assert runs[1].config["method_kwargs"]["temperature"] == 0.2
 
 
 @pytest.mark.slow
@@ -151,6 +152,8 @@ def test_a_run_is_known_by_what_decides_its_result(
     assert not {*digests("evaluations=[knn]")} & {*first}
     runs = read_plan(file, ["seeds=[0,1]"]).runs
     assert len({run.config_digest for run in runs}) == 3 and len({r.data_digest for r in runs}) == 1
+    (copy / "val" / "class_0" / "a.heic").touch()
+    assert "heic" in read_plan(file, elsewhere).notes[0]
     image = next((copy / "val").rglob("*.png"))
     image.write_bytes(image.read_bytes() + b"0")
     assert not {*digests(*elsewhere)} & {*first}
@@ -159,6 +162,9 @@ def test_a_run_is_known_by_what_decides_its_result(
 def test_methods_that_read_different_images_are_no_benchmark(
     benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
+    part = {**METAMASK, "overrides": ["data.fraction=0.5"]}
+    with pytest.raises(UserError, match="metamask: its images are not those of simclr"):
+        read_plan(benchmark_file(methods={"simclr": SIMCLR, "metamask": part}), [])
     file = benchmark_file(data=..., seeds=[0])
     shutil.copytree(images, tmp_path / "named")
     next((tmp_path / "named" / "val").rglob("*.png")).unlink()
@@ -186,7 +192,10 @@ def test_class_folders_instead_of_torchvisions_files(
 
 
 def test_a_folder_of_ones_own_is_split_or_taken_as_it_is(
-    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+    benchmark_file: Callable[..., Path],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def data(folder: Path) -> Any:
         return read_plan(benchmark_file(data=str(folder), seeds=[0]), []).file.data
@@ -195,26 +204,36 @@ def test_a_folder_of_ones_own_is_split_or_taken_as_it_is(
     split = data(images / "train")  # class folders
     assert split.train_path == str(tmp_path / "out" / "images" / "train") and split.val_path
     shutil.rmtree(tmp_path / "out")
-    flat = data(images / "train" / "class_0")
+    flat = data(images / "train" / "class_0")  # all of them: nothing is measured on others
     assert flat.no_labels and flat.val_path is None
+    assert flat.train_path == str(images / "train" / "class_0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "write_dataset", lambda *_: None)
+    Path("digits").mkdir()
+    assert "the folder here is data=./digits" in plan._folders("digits", tmp_path)[1][0]
 
 
 def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) -> None:
     names = ("simclr", "joint", "fixed_mask", "metamask")
     file = benchmark_file(methods={name: METAMASK for name in names})
 
-    def pairs(*overrides: str) -> list[tuple[str, str]]:
-        return read_file(file, [*overrides]).pairs
+    def pairs(*overrides: str, failed: str = "") -> list[tuple[str, str]]:
+        benchmark = read_file(file, ["untrained=[pixels]", *overrides])
+        return benchmark.pairs({*benchmark.shown} - {failed})
 
     # a mask that stays is the joint losses: its comparison would be another's once more
     assert pairs() == [("simclr", "joint"), ("metamask", "joint")]
     assert pairs("baseline=fixed_mask") == [("simclr", "fixed_mask"), ("metamask", "fixed_mask")]
     assert pairs("baseline=metamask") == [("simclr", "metamask"), ("joint", "metamask")]
     assert pairs("comparisons=[[joint,simclr]]") == [("joint", "simclr")]
-    assert pairs("only=[simclr,metamask]", "baseline=simclr") == [("metamask", "simclr")]
+    # a baseline that is left out, or whose runs all failed, is replaced
+    for keys in ("baseline=simclr", "baseline=joint", "comparisons=[[joint,simclr]]"):
+        assert pairs("only=[simclr,metamask]", keys) == [("metamask", "simclr")]
+    assert pairs(failed="joint") == [("fixed_mask", "simclr"), ("metamask", "simclr")]
+    assert pairs("only=[]") == []
     # of baseline and comparisons, the command line wins
     small = read_file("cifar10_small", ["baseline=vicreg"])
-    assert {baseline for _, baseline in small.pairs} == {"vicreg"}
+    assert {baseline for _, baseline in small.pairs(small.trained)} == {"vicreg"}
 
 
 def test_differences_beside_the_losses_are_named(
@@ -223,21 +242,36 @@ def test_differences_beside_the_losses_are_named(
     assert read_plan(benchmark_file(), []).notes == []
     other = {**SIMCLR, "overrides": ["optimizer.batch_size=5", "augmentations.0.crop_size=24"]}
     notes = read_plan(benchmark_file(methods={"mine": other, "metamask": METAMASK}), []).notes
-    assert any("crop_size=24 of mine; crop_size=32 of metamask" in note for note in notes)
+    assert any("crop_size=24 of mine; " in n and "crop_size=32 of metamask" in n for n in notes)
     assert any("optimizer.batch_size=5 of mine" in note for note in notes)
     assert len(notes) == 2
+    keys = ["accumulate_grad_batches=2", "backbone.name=resnet50"]
+    other = {**METAMASK, "overrides": [*keys, "devices=2", "data.background=black"]}
+    notes = read_plan(benchmark_file(methods={"mine": other, "metamask": METAMASK}), []).notes
+    assert len(notes) == 4 and any("backbone.name=resnet50 of mine; backbone" in n for n in notes)
 
 
-def test_copies_and_images_that_are_left_out_are_noted(
-    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+def test_what_is_untrained_has_the_completed_config_of_a_method(
+    benchmark_file: Callable[..., Path],
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(images, copy)
-    shutil.copy(next((copy / "train/class_0").iterdir()), copy / "val/class_0/again.png")
-    (copy / "train/class_0/a.heic").touch()
-    notes = read_plan(benchmark_file(data=str(copy), seeds=[0]), []).notes
-    assert any("1 of 11 validation images are copies of training images" in n for n in notes)
-    assert any("heic" in note for note in notes) and len(notes) == 2
+    overrides = ["backbone.name=vit_tiny", "data.num_workers=auto"]
+    file = benchmark_file(seeds=[0], untrained=["random"], overrides=overrides)
+    result = worker._run(read_plan(file, ["only=[]"]).runs[0].config, ["knn"])
+    assert 0 <= result["knn"] <= 100
+
+
+def test_quick_leaves_what_was_asked_for() -> None:
+    asked = {"precision": "bf16-mixed", "augmentations.0.crop_size": 64}
+    overrides = [f"{key}={value}" for key, value in asked.items()]
+    for keys, setting in (
+        ([], {}),
+        ([f"overrides+=[{','.join(overrides)}]"], {}),
+        ([], asked),
+    ):
+        cfg = compose_method(SCRIPTS, read_file("custom", ["quick=True", *keys]), "simclr", setting)
+        size = cfg.augmentations[0].crop_size
+        expected = ("bf16-mixed", 64) if keys or setting else ("32", 32)
+        assert (cfg.precision, size) == expected
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SCRIPTS.glob("*.yaml")))
@@ -256,7 +290,7 @@ def test_the_shipped_file_of_ones_own_images(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     paths = [f"data.{split}_path={images / split}" for split in ("train", "val")]
-    plan = read_plan("custom", [*paths, "overrides+=[optimizer.batch_size=8]", "quick=True"])
-    assert {run.method for run in plan.runs} == {*plan.file.shown} and plan.notes == []
-    config = plan.runs[-1].config
+    read = read_plan("custom", [*paths, "overrides+=[optimizer.batch_size=8]", "quick=True"])
+    assert {run.method for run in read.runs} == {*read.file.shown} and read.notes == []
+    config = read.runs[-1].config
     assert (config["max_epochs"], config["augmentations"][0]["crop_size"]) == (10, 32)

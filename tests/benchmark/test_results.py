@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,8 @@ def test_a_file_is_read_as_what_was_written(
 ) -> None:
     file = benchmark_file(seeds=[0, 1], untrained=["pixels"])
     more = {"knn": 100 / 3, "logged/loss": float("nan"), "curve": "1:2.5", "commit": "0123e4"}
-    finish(file, **more)
-    rows = read_results(read_plan(file, []))
+    finish(file, **more, notes='kNN: "low", 3 %; collapsed')
+    rows = read_results(read_plan(file, []), {})
     path = tmp_path / "rows.csv"
     path.write_text(csv_text(rows))
 
@@ -58,16 +60,17 @@ def test_failed_and_pending_runs_have_a_row(
     file = benchmark_file(seeds=[0, 1])
     assert command(file, "--tables-only") == 1
     assert "nothing is finished yet" in capsys.readouterr().out
-    finish(file, "seeds=[0]")
+    finish(file, "seeds=[0]", notes="linear probe: not converged")
     failed = read_plan(file, []).runs[-1].folder
     results.write_json(failed / "failed.json", {"error": "no | memory"})
 
-    rows = read_results(read_plan(file, []))
+    rows = read_results(read_plan(file, []), {})
     assert list(rows.status) == ["finished", "pending", "finished", "failed"]
     assert command(file, "--tables-only") == 1
     printed = capsys.readouterr().out
     assert "4 runs (2 finished, 1 failed)" in printed
     assert "- metamask, seed 1: no | memory" in printed
+    assert printed.count("- metamask, seed 0: linear probe: not converged") == 1
 
 
 def test_rows_stand_for_runs_elsewhere_and_are_added_to(
@@ -100,6 +103,27 @@ def test_rows_stand_for_runs_elsewhere_and_are_added_to(
     assert said.count("\n") == 1
 
 
+def test_benchmarks_that_end_at_once_add_to_one_file(
+    benchmark_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "rows.csv"
+    file = benchmark_file(seeds=[0, 1], rows=str(shared))
+    finish(file)
+    plan = read_plan(file, [])
+    rows = read_results(plan, {})
+    results.add_to_file(plan.file, rows[:1])
+
+    def slow(path: Path) -> pd.DataFrame:
+        read = read_csv(path)
+        time.sleep(0.2)
+        return read
+
+    monkeypatch.setattr(results, "read_csv", slow)
+    with ThreadPoolExecutor() as pool:
+        [*pool.map(lambda n: results.add_to_file(plan.file, rows[n : n + 1]), range(1, 4))]
+    assert len(read_csv(shared)) == 4
+
+
 def test_an_earlier_table_of_other_settings_is_kept(
     benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +132,10 @@ def test_an_earlier_table_of_other_settings_is_kept(
     assert command(file) == 0
     (table,) = tmp_path.rglob("results.csv")
     before = table.read_bytes()
+    figure = table.with_name("differences.png")
+    figure.touch()
     assert command(file, "--tables-only") == 0  # the same runs
+    assert not figure.exists()  # of two seeds there is none
     assert command(file, "--tables-only", "methods.simclr.overrides=[optimizer.lr=0.125]") == 1
     aside = table.with_name("results-1.csv")
     assert f"{aside}: the results of other settings" in capsys.readouterr().out
