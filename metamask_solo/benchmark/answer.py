@@ -30,9 +30,8 @@ from metamask_solo.benchmark.statistics import (
 )
 
 FEW = 500  # images to measure on
-WIDE = 0.25  # between the weights of a mask that moved well
 Z = 1.96  # standard errors within which 95 % lie
-STILL = 0.02  # a mask whose weights differ by less did not move
+STILL = 0.02  # weights that differ by less are all alike
 UPDATED = "logged/hypergradient_norm"  # logged where a mask is updated
 MORE_SEEDS = (5, 10, 20)
 # by whether MetaMask is clearly better in a measure, and clearly worse in one
@@ -78,10 +77,14 @@ def answer(
     if len(same) == 2:
         sentences += _noise(trained, (same[0], same[1]), measures)
     if len(accuracies) < len(measures):
-        sentences.append(
-            "RankMe counts the directions that the features use. It is no accuracy, and a higher "
-            "one is not always better."
+        text = (
+            "RankMe counts the directions that the features use, at most one for each image. It is "
+            "no accuracy, and a higher one is not always better."
         )
+        if accuracies or not updated:
+            sentences.append(text)
+        else:
+            sentences.insert(0, f"Does MetaMask help? Not known without labels. {text}")
     return sentences
 
 
@@ -102,7 +105,7 @@ def _verdicts(
             texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
             reason = "Too few seeds to tell."
             if still:
-                reason = f"Not known: its mask did not move ({low:.3f} to {high:.3f})."
+                reason = f"Not known: its mask's weights are all alike ({low:.3f} to {high:.3f})."
             yield f"{question}{reason} {method} minus {baseline} is {_list(texts)}."
         else:
             better, worse, _ = _by_clearness(lines)
@@ -215,16 +218,14 @@ def _mask_ranges(trained: pd.DataFrame) -> dict[str, tuple[float, float]]:
 def _masks(trained: pd.DataFrame) -> Iterator[str]:
     moved: list[str] = []
     still: list[str] = []
-    widest = 1e-3
     for method, (low, high) in _mask_ranges(trained).items():
         (moved if high - low >= STILL else still).append(f"{method} ({low:.3f} to {high:.3f})")
-        widest = max(widest, high - low)
     if moved:
         yield f"The mask moved. Its weights at the end: {_list(moved)}."
     if still:
         yield (
-            f"The mask did not move in {_list(still)}: train longer, or raise "
-            f"method_kwargs.mask.lr (about {WIDE / widest:.0f}-fold)."
+            f"The mask's weights are all alike in {_list(still)}, so it did not change the "
+            "features' proportions: train longer, or raise method_kwargs.mask.lr there."
         )
 
 
@@ -251,7 +252,8 @@ def _power(
         for texts, count in ((now, seeds), (would, more)):
             effect = detectable_with(model, known, family, count)
             size = "100 (none at all)" if effect > 100 else f"{effect:.1f}"
-            texts.append(f"{size} {'in' if texts else 'points in'} {NAMES[measure]}")
+            unit = "in" if texts or measure in LABEL_FREE else "points in"
+            texts.append(f"{size} {unit} {NAMES[measure]}")
     if not now:
         return
     if seeds < LEAST_SEEDS or freedom < LEAST_FREEDOM:

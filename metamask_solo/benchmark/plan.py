@@ -209,17 +209,16 @@ def _methods(
 ) -> tuple[list[Run], list[Images]]:
     """A run of each method in each setting and of what is untrained, and the images of all.
 
-    Of the methods that are not wanted, the first takes part: its backbone and its images are those
-    of what is untrained.
+    The backbone and the images of the first one are those of what is untrained; where no method is
+    wanted, they are those of the file's first.
     """
-    first = next(iter(benchmark.methods))
+    wanted = benchmark.trained or [*benchmark.methods][:1]
     runs: list[Run] = []
     untrained: list[Run] = []
     known: dict[tuple[str, ...], tuple[list[Images], list[str]]] = {}  # images, what they are
     measured = {name: EVALUATIONS[name] for name in benchmark.measured}
-    for name, method in benchmark.methods.items():
-        if name != first and name not in benchmark.trained:
-            continue
+    for name in wanted:
+        method = benchmark.methods[name]
         search = {**benchmark.search, **method.search}
         for values in itertools.product(*search.values()):
             setting = dict(zip(search, values, strict=True))
@@ -242,8 +241,8 @@ def _methods(
             digest = _digest([known[key][1], measured, RELEASE])
             if runs and digest != runs[0].data_digest:
                 raise UserError(
-                    f"methods.{name}: its images are not those of {first}; give all the same by "
-                    "data.train_path=FOLDER data.val_path=FOLDER"
+                    f"methods.{name}: its images are not those of {wanted[0]}; give all the same "
+                    "by data.train_path=FOLDER data.val_path=FOLDER"
                 )
             shared: Any = OmegaConf.to_container(cfg, resolve=True)
             text = " ".join(f"{key}={json.dumps(value)}" for key, value in setting.items())

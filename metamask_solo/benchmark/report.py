@@ -98,7 +98,8 @@ def _results(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
         # the median: one run beside other programs, or paused, does not count
         medians = groups[name].median().astype(float)
         table[title] = ["–" if pd.isna(value) else format(value, form) for value in medians]
-    note = "Mean ± standard deviation over the seeds, on the validation images; costs: medians. "
+    where = "" if benchmark.without_labels else ", on the validation images"
+    note = f"Mean ± standard deviation over the seeds{where}; costs: medians. "
     return [note + "; ".join(HOW[name] for name in benchmark.measured) + ".", table]
 
 

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
                     np.lib.format.write_array_header_1_0(stream, header)
                 stream.write(features.numpy().astype("<f4").tobytes())
                 labels += of.tolist()
-        array = np.load(array_file, mmap_mode="r")
+        array = np.load(array_file, mmap_mode="c")  # torch takes no other
         say_collapse(torch.from_numpy(array), checkpoint)
         if images.labelled:
             table = table.assign(label=labels, **{"class": [images.classes[i] for i in labels]})

@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from modulefinder import ModuleFinder
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -414,8 +415,12 @@ def _import_modules(names: list[str]) -> str:
         with one_line(f"imports={name}"):
             module = importlib.import_module(name)
         folders = [pathlib.Path(folder) for folder in getattr(module, "__path__", ())]
-        files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
-        for file in files or filter(None, [module.__file__]):
+        files = [str(file) for folder in folders for file in folder.rglob("*.py")]
+        if not files and module.__file__:  # with what it imports from its folder
+            finder = ModuleFinder([os.path.dirname(module.__file__)], excludes=["metamask_solo"])
+            finder.run_script(module.__file__)
+            files = [part.__file__ for part in finder.modules.values() if part.__file__]
+        for file in sorted(files):
             digest.update(pathlib.Path(file).read_bytes())
     return digest.hexdigest()
 

@@ -165,5 +165,7 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     for rows in tables:
         for row in rows:
             assert all(float(row.pop(name)) > 0 for name in TIMES)
+    # an epoch that was entered in its middle has no online kNN
+    whole, part = ({*rows[0].pop("curve").split()} for rows in tables)
     assert tables[0] == tables[1]
-    assert len(tables[0][0]["curve"].split()) == 5
+    assert len(whole) == 5 and len(part) >= 4 and part <= whole

@@ -129,17 +129,21 @@ def test_with_other_code_of_ones_own_a_run_is_another_one(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "package_of_a_test").mkdir()
-    names = ("module_of_a_test.py", "package_of_a_test/__init__.py", "package_of_a_test/losses.py")
-    for name in names:
-        (tmp_path / name).write_text("")
+    package = ("package_of_a_test/__init__.py", "package_of_a_test/losses.py")
+    files = dict.fromkeys(package, "") | {
+        "module_of_a_test.py": "from helper_of_a_test import factor",
+        "helper_of_a_test.py": "factor = 1",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     imports = ["module_of_a_test", "package_of_a_test"]
     stop(config(images, tmp_path, imports=imports), 2)
     assert resumed(images, tmp_path, imports=imports) is not None
-    for name in names:
-        (tmp_path / name).write_text("temperature = 0.1")
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\ntemperature = 0.1")
         assert resumed(images, tmp_path, imports=imports) is None
         assert "is another run, code differs" in capsys.readouterr().out
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text(text)
 
 
 def test_a_run_that_is_still_going_is_not_entered(images: Path, tmp_path: Path) -> None:
