@@ -413,11 +413,14 @@ def _import_modules(names: list[str]) -> str:
         sys.path.insert(0, os.getcwd())
     for name in names:
         with one_line(f"imports={name}"):
-            module = importlib.import_module(name)
+            module: Any = importlib.import_module(name)
         folders = [pathlib.Path(folder) for folder in getattr(module, "__path__", ())]
         files = [str(file) for folder in folders for file in folder.rglob("*.py")]
-        if not files and module.__file__:  # with what it imports from its folder
-            finder = ModuleFinder([os.path.dirname(module.__file__)], excludes=["metamask_solo"])
+        if str(module.__file__).endswith(".py") and not files:
+            # with what it imports from its folder
+            finder: Any = ModuleFinder(
+                [os.path.dirname(module.__file__)], excludes=["metamask_solo"]
+            )
             finder.run_script(module.__file__)
             files = [part.__file__ for part in finder.modules.values() if part.__file__]
         for file in sorted(files):
