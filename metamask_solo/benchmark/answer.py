@@ -251,8 +251,9 @@ def _power(
         freedom = model.freedom
         for texts, count in ((now, seeds), (would, more)):
             effect = detectable_with(model, known, family, count)
-            size = "100 (none at all)" if effect > 100 else f"{effect:.1f}"
-            unit = "in" if texts or measure in LABEL_FREE else "points in"
+            counts = measure in LABEL_FREE
+            size = "100 (none at all)" if effect > 100 and not counts else f"{effect:.1f}"
+            unit = "in" if texts or counts else "points in"
             texts.append(f"{size} {unit} {NAMES[measure]}")
     if not now:
         return
