@@ -268,7 +268,8 @@ def build_trainer(
     if folder is not None and "profiler" in arguments:
         trainer.profiler.dirpath, trainer.profiler.filename = folder, "profile"
     on_cpu = trainer.strategy.root_device.type == "cpu"
-    if arguments.get("sync_batchnorm") and on_cpu and trainer.world_size > 1:
+    parallel = isinstance(trainer.strategy, pl.strategies.ParallelStrategy)  # also of one process
+    if arguments.get("sync_batchnorm") and on_cpu and parallel:
         raise UserError("sync_batchnorm=True: needs GPUs; processes on the CPU cannot do it")
     return trainer
 

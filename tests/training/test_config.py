@@ -58,8 +58,10 @@ def test_what_cannot_work_is_one_line(key: str, value: Any, line: str, images: P
 
 
 def test_two_settings_that_do_not_go_together_are_one_line(images: Path) -> None:
-    with pytest.raises(UserError, match="sync_batchnorm=True: needs GPUs"):
-        read_pretraining_config(changed(images, sync_batchnorm=True, devices=2))
+    for devices in (1, 2):  # DistributedDataParallel refuses it for one process, too
+        with pytest.raises(UserError, match="sync_batchnorm=True: needs GPUs"):
+            cfg = changed(images, sync_batchnorm=True, devices=devices, strategy="ddp")
+            read_pretraining_config(cfg)
     cfg = changed(images, pretrained_feature_extractor="a.ckpt", mixup=0.2)
     del cfg.augmentations, cfg.method, cfg.method_kwargs, cfg.optimizer.classifier_lr
     cfg.optimizer.batch_size = 7
