@@ -74,13 +74,17 @@ class Checkpoint:
         return bool(probed or _is_folded(self.raw))
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path | Checkpoint) -> Checkpoint:
     """Reads a checkpoint file, or the newest whole one of a run's folder.
+
+    What was read already is given back as it is.
 
     Raises:
         UserError: there is none, it is damaged, it holds more than tensors and plain data, or two
             networks that may be the backbone.
     """
+    if isinstance(path, Checkpoint):
+        return path
     path = user_path(path)
     if path.is_dir():
         path = newest_whole(path)
@@ -263,7 +267,7 @@ def load_backbone(
         >>> backbone, checkpoint = load_backbone("trained_models/metamask/offline-abc")
         ... # doctest: +SKIP
     """
-    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     if config is None:
         config = checkpoint.config
     elif not isinstance(config, DictConfig):
@@ -303,7 +307,9 @@ def _check_masked(checkpoint: Checkpoint, masked: bool | None) -> None:
         )
 
 
-def load_projector(path: str | Path, masked: bool | None = None) -> tuple[nn.Module, Checkpoint]:
+def load_projector(
+    path: str | Path | Checkpoint, masked: bool | None = None
+) -> tuple[nn.Module, Checkpoint]:
     """A whole method in evaluation mode, as a module from images to its projected features.
 
     Raises:

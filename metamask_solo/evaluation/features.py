@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metamask_solo.checkpoints.reading import load_backbone, load_projector
+from metamask_solo.checkpoints.reading import Checkpoint, load_backbone, load_projector
 from metamask_solo.data.datasets import read_folder, say
 from metamask_solo.data.loaders import (
     compare_splits,
@@ -55,7 +55,7 @@ class FeatureReader:
 
     def __init__(
         self,
-        checkpoint: Any,
+        checkpoint: str | Path | Checkpoint,
         features: str = "backbone",
         masked: bool | None = None,
         data: Path | None = None,
