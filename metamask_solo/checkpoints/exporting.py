@@ -1,4 +1,4 @@
-"""Folded checkpoints: of solo-learn's form, or as the model of another library."""
+"""Folded checkpoints: of solo-learn's form, or as a model of timm."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from metamask_solo.hosts.stem import SMALL, stem_of
 from metamask_solo.method.mask import DimensionalMask
 from metamask_solo.paths import user_path
 
-FORMS = ("host", "timm", "torchvision")
+FORMS = ("host", "timm")
 FOLDED_NAME = "folded.ckpt"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # of a folder for timm
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -35,7 +35,7 @@ TOLERANCE = 1e-4  # of the largest feature, in single precision, after many laye
 class Folded(NamedTuple):
     """What was written: file or folder, mask entries in all and floored ones, Python that opens it.
 
-    Of a library's weights alone, the Python makes the model that takes them.
+    Of weights alone, the Python makes the model that takes them.
     """
 
     path: Path
@@ -54,25 +54,24 @@ def fold_checkpoint(
     main read. Its mask is 1 in every dimension and stays so, hence the method's own features and
     projections are those of before; heads and classifier are kept, optimiser states are not.
 
-    ``timm`` and ``torchvision`` write the library's own model, also of a checkpoint without a mask:
-    its features are compared with the backbone's on one batch before anything is written. A probe
-    or a fine-tuned model keeps its classifier; other models have none (``num_classes=0``, or
-    ``model.fc = nn.Identity()``). A folder is what ``timm.create_model("local-dir:OUT",
-    pretrained=True)`` opens, with any ``num_classes`` and ``in_chans``; a file is a bare state dict
-    for ``strict=True``. A ResNet of the CIFAR data sets fits a model whose ``conv1`` and
-    ``maxpool`` were replaced as solo-learn does it.
+    ``timm`` writes timm's own model, also of a checkpoint without a mask: its features are compared
+    with the backbone's on one batch before anything is written. A probe or a fine-tuned model keeps
+    its classifier; other models have none (``num_classes=0``). A folder is what
+    ``timm.create_model("local-dir:OUT", pretrained=True)`` opens, with any ``num_classes`` and
+    ``in_chans``; a file is a bare state dict for ``strict=True``. That of a ResNet fits
+    torchvision's, too (without a classifier, ``model.fc = nn.Identity()``).
 
     Args:
         path: a checkpoint, or the folder of its run.
         out: the ending decides the format: ``.ckpt`` or a folder (``host``), ``.safetensors``,
-            ``.pt``, ``.pth``, ``.ckpt`` (the libraries), or a folder (``timm``). A folder is a name
-            without an ending, or one that ends in ``/``.
-        form: ``host``, ``timm`` or ``torchvision``.
+            ``.pt``, ``.pth``, ``.ckpt`` or a folder (``timm``). A folder is a name without an
+            ending, or one that ends in ``/``.
+        form: ``host`` or ``timm``.
         force: whether to overwrite ``out``. The checkpoint at ``path`` never is.
 
     Raises:
         UserError: the checkpoint has no mask or a folded one (``host``), the mask cannot be folded,
-            the library has no such model, or ``out`` cannot be written.
+            timm has no such model, or ``out`` cannot be written.
     """
     checkpoint = read_checkpoint(path)
     backbone, _ = load_backbone(checkpoint, None if checkpoint.folded else False)
@@ -92,7 +91,7 @@ def fold_checkpoint(
         _write_host(backbone, checkpoint, target)
         code = ""
     else:
-        code = _write_library(form, backbone, checkpoint, target, is_folder)
+        code = _write_timm(backbone, checkpoint, target, is_folder)
     return Folded(target, dims, floored, code)
 
 
@@ -103,9 +102,8 @@ def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path
     target = user_path(out)
     is_folder = str(out).endswith(("/", os.sep)) or target.is_dir() or not target.suffix
     endings = (".ckpt",) if form == "host" else ENDINGS
-    if form == "torchvision" if is_folder else target.suffix not in endings:
-        folders = "" if form == "torchvision" else ", or in / for a folder"
-        raise UserError(f"{out}: must end in {', '.join(endings)}{folders}")
+    if not is_folder and target.suffix not in endings:
+        raise UserError(f"{out}: must end in {', '.join(endings)}, or in / for a folder")
     if is_folder and form == "timm":
         written = [target / WEIGHTS, target / CONFIG]
         names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
@@ -151,12 +149,9 @@ def _write_host(backbone: nn.Module, checkpoint: Checkpoint, target: Path) -> No
 
 
 @torch.no_grad()
-def _write_library(
-    form: str, backbone: nn.Module, checkpoint: Checkpoint, target: Path, is_folder: bool
-) -> str:
-    """Writes a library's model that gives what backbone and classifier give; its Python."""
+def _write_timm(backbone: nn.Module, checkpoint: Checkpoint, target: Path, is_folder: bool) -> str:
+    """Writes timm's model that gives what backbone and classifier give; its Python."""
     import timm
-    import torchvision
 
     from metamask_solo.checkpoints import timm_stems
 
@@ -166,33 +161,19 @@ def _write_library(
     small = name.startswith("resnet") and stem_of(backbone.state_dict()) == SMALL
     classifier = _classifier(checkpoint)
     classes = 0 if classifier is None else classifier.out_features
-    arguments: dict[str, Any] = {}
-    code = stems = f"import {timm_stems.__name__}; " if small else ""
+    stems = f"import {timm_stems.__name__}; " if small else ""
+    architecture = f"{name}_3x3" if small else name + TIMM_SIZES.get(name.split("_")[0], "")
+    arguments = _timm_arguments(backbone, config)
     try:
-        if form == "timm":
-            family = name.split("_")[0]
-            architecture = f"{name}_3x3" if small else name + TIMM_SIZES.get(family, "")
-            arguments = _timm_arguments(backbone, config)
-            constructor = getattr(timm_stems if small else timm.models, architecture)
-            model = constructor(num_classes=classes, **arguments)
-            settings = "".join(f", {key}={value!r}" for key, value in arguments.items())
-            code += f'timm.create_model("{architecture}", num_classes={classes}{settings})'
-        else:
-            model = getattr(torchvision.models, name)(num_classes=max(1, classes))
-            code += f"model = torchvision.models.{name}(num_classes={max(1, classes)})"
-            if small:
-                timm_stems.replace_stem(model)
-                code += f"; {timm_stems.__name__}.replace_stem(model)"
-            if not classes:
-                model.fc = nn.Identity()
-                code += "; model.fc = torch.nn.Identity()"
+        constructor = getattr(timm_stems if small else timm.models, architecture)
+        model = constructor(num_classes=classes, **arguments)
     except (AttributeError, TypeError) as error:
-        raise UserError(f"--{form}: has no model for solo-learn's {name}") from error
+        raise UserError(f"--timm: has no model for solo-learn's {name}") from error
     state, whole = backbone.state_dict(), nn.Sequential(backbone)
     dtype = next(backbone.parameters()).dtype
     images = random_images(backbone).to(dtype)
     if classifier is not None:
-        head = _head(model) if form == "timm" else "fc"
+        head = _head(model)
         state |= {f"{head}.{part}": value for part, value in classifier.state_dict().items()}
         whole.append(classifier.to(dtype))
     expected = whole(images)
@@ -202,14 +183,15 @@ def _write_library(
         off /= expected.abs().max().clamp(min=torch.finfo(dtype).tiny)  # may all be 0
     except RuntimeError as error:
         raise UserError(
-            f"--{form}: its {name} is another model than solo-learn's, with weights of other names "
+            f"--timm: its {name} is another model than solo-learn's, with weights of other names "
             "or shapes"
         ) from error
     if not off <= TOLERANCE:
-        raise UserError(f"--{form}: its {name} gives other features than solo-learn's ({off:.0e})")
+        raise UserError(f"--timm: its {name} gives other features than solo-learn's ({off:.0e})")
     if not is_folder:
         _write_state(state, target)
-        return code
+        settings = "".join(f", {key}={value!r}" for key, value in arguments.items())
+        return f'{stems}timm.create_model("{architecture}", num_classes={classes}{settings})'
     first = next(name for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
     model.reset_classifier(max(1, classes))
     content = {

@@ -13,28 +13,21 @@ def main(argv: list[str]) -> int:
         "fold",
         epilog="OUT is a solo-learn checkpoint (.ckpt, or a folder) with its args.json beside it, "
         "in a folder of its own. With --timm, it is a folder for timm.create_model('local-dir:OUT',"
-        " pretrained=True); with --timm and --torchvision, a file that ends in .safetensors, .pt, "
-        ".pth or .ckpt is a state dict. These two also take checkpoints without a mask.",
+        " pretrained=True), or a state dict where OUT ends in .safetensors, .pt, .pth or .ckpt; of "
+        "checkpoints without a mask, too.",
     )
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help=".ckpt file or folder of a run")
     add("out", metavar="OUT", help="file, or folder; its ending decides the format, see below")
-    group = parser.add_mutually_exclusive_group()
-    for library in ("timm", "torchvision"):
-        group.add_argument(
-            f"--{library}",
-            dest="form",
-            action="store_const",
-            const=library,
-            help=f"write {library}'s model, with the classifier of a probe or fine-tuned model",
-        )
+    help_ = "write timm's model, with the classifier of a probe or fine-tuned model"
+    add("--timm", dest="form", action="store_const", const="timm", default="host", help=help_)
     add("--force", action="store_true", help="overwrite OUT")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.checkpoints.exporting import fold_checkpoint
     from metamask_solo.training.endings import print_ending
 
-    form = arguments.form or "host"
+    form = arguments.form
     folded = fold_checkpoint(arguments.checkpoint, arguments.out, form, arguments.force)
     made = f"{folded.path}: no mask to fold, written as it is"
     if folded.dims:

@@ -15,9 +15,7 @@ from wrapt import when_imported
 from metamask_solo.commands.options import command_parser
 
 MODULE = "metamask_solo.commands.run"
-# tell the processes that the script starts what to run, and whether without a GPU
-SCRIPT = "METAMASK_SOLO_SCRIPT"
-CPU = "METAMASK_SOLO_CPU"
+SCRIPT = "METAMASK_SOLO_SCRIPT"  # tells the processes that the script starts what to run
 
 
 def main(argv: list[str]) -> int:
@@ -37,11 +35,6 @@ def main(argv: list[str]) -> int:
         ", as `python SCRIPT ARGS` would.",
         epilog="Example, in the clone: metamask-solo run main_pretrain.py --config-path "
         "pkg://metamask_solo.scripts.pretrain.cifar --config-name metamask.yaml",
-    )
-    parser.add_argument(
-        "--cpu",
-        action="store_true",
-        help="run on the CPU what the script sends to a GPU, as main_knn.py and main_umap.py do",
     )
     parser.add_argument("script", metavar="SCRIPT", help="such as main_pretrain.py")
     parser.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its own")
@@ -64,9 +57,6 @@ def main(argv: list[str]) -> int:
         sys.path[0] = os.path.dirname(os.path.realpath(path))
     sys.modules["__main__"] = module
     os.environ[SCRIPT] = path
-    if options.cpu or CPU in os.environ:
-        os.environ[CPU] = "1"
-        _stay_on_cpu()
     when_imported("metamask_solo.method.metamask")(_say_what_to_fold)
     source = Path(path).read_bytes()
     if b"pretrained_feature_extractor" in source:  # as main_linear.py, by whatever name
@@ -116,25 +106,6 @@ def _refuse_masks(script: str) -> None:
         return content
 
     torch.load = load_without_mask  # type: ignore[assignment]
-
-
-def _stay_on_cpu() -> None:
-    """Lets tensors and modules that are sent to a GPU stay where they are."""
-    import torch
-
-    def cuda(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self
-
-    def on_cpu(value: Any) -> Any:
-        is_device = isinstance(value, str | torch.device)
-        return "cpu" if is_device and str(value).startswith("cuda") else value
-
-    for kind in (torch.Tensor, torch.nn.Module):
-
-        def to(self: Any, *args: Any, _to: Any = kind.to, **kwargs: Any) -> Any:
-            return _to(self, *map(on_cpu, args), **{k: on_cpu(v) for k, v in kwargs.items()})
-
-        kind.cuda, kind.to = cuda, to  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":  # a process that Lightning starts

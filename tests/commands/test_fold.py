@@ -13,7 +13,7 @@ from metamask_solo.__main__ import main
     [
         ("out", ["out/folded.ckpt: ", "next: metamask-solo knn out/folded.ckpt"]),
         (
-            "m.pth --torchvision",
+            "m.pth --timm",
             ["m.pth: ", "its model: import metamask_solo.checkpoints.timm_stems"],
         ),
         ("v1.0/ --timm", ["v1.0: ", "open it: import metamask_solo.checkpoints.timm_stems"]),

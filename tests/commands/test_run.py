@@ -116,18 +116,6 @@ def test_a_script_finds_what_it_would_find_without_us(
     assert capsys.readouterr().out == directly(*command.split()).stdout != ""
 
 
-def test_without_a_gpu_what_is_sent_there_stays(clone: Path) -> None:
-    script = """
-        import torch
-        images, network = torch.ones(2).cuda(non_blocking=True), torch.nn.Linear(1, 1).cuda()
-        moved = network.to(device="cuda:0", dtype=torch.float64)
-        print(images.device, images.to("cuda").device, moved.weight.device, moved.weight.dtype)
-    """
-    write(clone / "on_gpu.py", script)
-    result = directly("-m", "metamask_solo", "run", "--cpu", "on_gpu.py")
-    assert result.stdout == "cpu cpu cpu torch.float64\n"
-
-
 def test_a_script_that_ends_or_fails_does_so_as_without_us(
     clone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
