@@ -115,10 +115,10 @@ def known_runs(plan: Plan) -> Known:
 def csv_text(rows: pd.DataFrame) -> str:
     """The rows as a CSV file: columns in a fixed order, what a run lacks is empty."""
     first = [name for name in FIRST if name in rows]
-    others = sorted(rows.columns.difference([*first, "variant", "error"]))
+    rest = sorted(rows.columns.difference([*first, "variant", "error"]))
     last = ["error"] if "error" in rows else []
     rows = rows.astype({name: "Int64" for name in INTEGERS if name in rows})
-    return rows[[*first, *others, *last]].to_csv(index=False, lineterminator="\n")
+    return rows[[*first, *rest, *last]].to_csv(index=False, lineterminator="\n")
 
 
 def read_csv(file: Path) -> pd.DataFrame:
@@ -160,8 +160,8 @@ def add_to_file(benchmark: BenchmarkFile, rows: pd.DataFrame) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_name(f".{file.name}.lock")):  # another benchmark may add to it, too
         if file.exists():
-            others = read_csv(file)
-            finished = pd.concat([finished, others[~others.digest.isin(finished.digest)]])
+            earlier = read_csv(file)
+            finished = pd.concat([finished, earlier[~earlier.digest.isin(finished.digest)]])
         with atomic_write(file) as path:
             path.write_text(csv_text(finished.drop(columns="variant")))
 

@@ -194,7 +194,7 @@ class BenchmarkFile(Settings):
         something is compared whatever is left out or failed. Of two methods that are one, only the
         first or the baseline itself takes part.
         """
-        chosen = [(one, other) for one, other in self.comparisons or []]
+        chosen = [(method, baseline) for method, baseline in self.comparisons or []]
         chosen = [pair for pair in chosen if {*pair} <= {*methods}]
         names = [name for name in self.trained if name in methods]
         if chosen or not names:

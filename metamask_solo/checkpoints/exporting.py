@@ -107,16 +107,16 @@ def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path
     if is_folder and form == "timm":
         written = [target / WEIGHTS, target / CONFIG]
         names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
-        if others := sorted(names - {WEIGHTS, CONFIG}):
-            raise UserError(f"{out}: is a folder that holds {others[0]}; name a new one")
+        if unexpected := sorted(names - {WEIGHTS, CONFIG}):
+            raise UserError(f"{out}: is a folder that holds {unexpected[0]}; name a new one")
     elif form == "host":
         target = target / FOLDED_NAME if is_folder else target
         written = [target, target.parent / "args.json", target.parent / FINGERPRINTS]
         if target.parent.resolve() == source.parent.resolve():
             raise UserError(f"{out}: is in the folder of {source.name}; give another folder")
-        if others := [file.name for file in target.parent.glob("*.ckpt") if file != target]:
+        if ckpts := [file.name for file in target.parent.glob("*.ckpt") if file != target]:
             raise UserError(
-                f"{target.parent}: holds {others[0]} already; a folder is to hold one .ckpt"
+                f"{target.parent}: holds {ckpts[0]} already; a folder is to hold one .ckpt"
             )
     else:
         written = [target]

@@ -226,7 +226,7 @@ def _walk(root: str, key: str) -> tuple[list[tuple[str, str, str]], list[str]]:
         raise UserError(f"{_where(error.filename, key)}: {error.strerror}") from error
 
     images: list[tuple[str, str, str]] = []
-    others: Counter[str] = Counter()  # by ending
+    left_out: Counter[str] = Counter()  # by ending
     again: list[str] = []  # links to folders that were read already
     real = Path(os.path.realpath(root))
     met = {_identity(folder) for folder in (real, *real.parents)}
@@ -248,7 +248,7 @@ def _walk(root: str, key: str) -> tuple[list[tuple[str, str, str]], list[str]]:
             if name.startswith("."):
                 continue
             if not name.lower().endswith(ENDINGS):
-                others[os.path.splitext(name)[1].lower() or "no ending"] += 1
+                left_out[os.path.splitext(name)[1].lower() or "no ending"] += 1
             elif not os.path.isfile(path):
                 raise UserError(f"{_where(path, key)}: the link leads to no file")
             else:
@@ -257,10 +257,10 @@ def _walk(root: str, key: str) -> tuple[list[tuple[str, str, str]], list[str]]:
     if again:
         links = counted(len(again), "link")
         notes.append(f"{links} left out, such as {again[0]}: the folder was read already")
-    if others:
-        counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    if left_out:
+        counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
         kinds = ", ".join(f"{kind} {count}" for kind, count in counts[:8])
-        notes.append(f"{counted(others.total(), 'file')} left out, no {KINDS}: {kinds}")
+        notes.append(f"{counted(left_out.total(), 'file')} left out, no {KINDS}: {kinds}")
     return images, notes
 
 
@@ -349,8 +349,12 @@ def check_same_classes(train: list[str], val: list[str]) -> None:
         UserError: names a class that is in one of the two only.
     """
     if odd := sorted({*train} ^ {*val}):
-        one, other = ({unicodedata.normalize("NFC", name) for name in s} for s in (train, val))
-        form = "; the other has it in another Unicode form: rename it" if one == other else ""
+        composed = [{unicodedata.normalize("NFC", name) for name in s} for s in (train, val)]
+        form = (
+            "; the other has it in another Unicode form: rename it"
+            if composed[0] == composed[1]
+            else ""
+        )
         raise UserError(
             f"data: {len(train)} classes in train and {len(val)} in val must be the same; class "
             f"{as_text(odd[0])} is in {'train' if odd[0] in train else 'val'} only{form}"

@@ -85,9 +85,15 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
         }
         assert {name: float(metamask[f"{name}{ending}"]) for name in expected} == expected
     # all that the run's optimiser trains: neither statistics nor the mask
-    other = ("running_mean", "running_var", "num_batches_tracked", "mask.logits", "_extra_state")
+    not_trained = (
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+        "mask.logits",
+        "_extra_state",
+    )
     state = [*read.backbone.items(), *read.rest.items()]
-    sizes = [t.numel() for name, t in state if not name.endswith(other)]
+    sizes = [t.numel() for name, t in state if not name.endswith(not_trained)]
     assert int(metamask["parameters"]) == sum(sizes)
 
     # mended: the failed run would be run again, the finished one not

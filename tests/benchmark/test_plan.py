@@ -240,14 +240,14 @@ def test_differences_beside_the_losses_are_named(
     benchmark_file: Callable[..., Path],
 ) -> None:
     assert read_plan(benchmark_file(), []).notes == []
-    other = {**SIMCLR, "overrides": ["optimizer.batch_size=5", "augmentations.0.crop_size=24"]}
-    notes = read_plan(benchmark_file(methods={"mine": other, "metamask": METAMASK}), []).notes
+    simclr = {**SIMCLR, "overrides": ["optimizer.batch_size=5", "augmentations.0.crop_size=24"]}
+    notes = read_plan(benchmark_file(methods={"mine": simclr, "metamask": METAMASK}), []).notes
     assert any("crop_size=24 of mine; " in n and "crop_size=32 of metamask" in n for n in notes)
     assert any("optimizer.batch_size=5 of mine" in note for note in notes)
     assert len(notes) == 2
     keys = ["accumulate_grad_batches=2", "backbone.name=resnet50"]
-    other = {**METAMASK, "overrides": [*keys, "devices=2", "data.background=black"]}
-    notes = read_plan(benchmark_file(methods={"mine": other, "metamask": METAMASK}), []).notes
+    changed = {**METAMASK, "overrides": [*keys, "devices=2", "data.background=black"]}
+    notes = read_plan(benchmark_file(methods={"mine": changed, "metamask": METAMASK}), []).notes
     assert len(notes) == 4 and any("backbone.name=resnet50 of mine; backbone" in n for n in notes)
 
 

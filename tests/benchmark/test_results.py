@@ -158,12 +158,12 @@ def test_rows_that_are_no_runs_of_one_benchmark_are_refused(
         return capsys.readouterr().err
 
     assert "two lines" in refused(pd.concat([whole, whole[:1]]))
-    other = whole.copy()
-    other.loc[0, "config_digest"] = "other"
-    assert "simclr: its seeds have different settings" in refused(other)
-    other = whole.copy()
-    other.loc[other.method == "simclr", "data_digest"] = "other"
-    assert "different images or evaluations" in refused(other)
+    changed = whole.copy()
+    changed.loc[0, "config_digest"] = "other"
+    assert "simclr: its seeds have different settings" in refused(changed)
+    changed = whole.copy()
+    changed.loc[changed.method == "simclr", "data_digest"] = "other"
+    assert "different images or evaluations" in refused(changed)
     assert "some runs have no linear" in refused(whole.drop(columns="linear"))
     assert "no finished run of these methods" in refused(whole, "seeds=[7]")
     assert "no finished run of these methods" in refused(whole, "epochs=9")

@@ -161,8 +161,8 @@ def test_a_run_that_tells_nothing_of_the_spread_changes_nothing() -> None:
     only = pd.DataFrame([{"method": "m0", "seed": 9, "knn": 99.0}])
     pairs = [("m0", "m1"), ("m9", "m1")]
     expected = statistics.compare(runs, pairs, ["knn"])
-    found = statistics.compare(pd.concat([runs, alone, only]), pairs, ["knn"])
-    pd.testing.assert_frame_equal(found, expected)
+    comparisons = statistics.compare(pd.concat([runs, alone, only]), pairs, ["knn"])
+    pd.testing.assert_frame_equal(comparisons, expected)
 
 
 def test_equal_runs_have_no_p_value() -> None:

@@ -82,8 +82,8 @@ def test_the_forecast_is_of_one_run_after_the_other(
     file = benchmark_file(seeds=[0, 1], epochs=10, launcher=launcher)
 
     def said(overrides: list[str], *keys: str) -> str:
-        own = f"methods.metamask.overrides={overrides}"
-        plan = read_plan(file, ["only=[metamask]", own, *keys])
+        override = f"methods.metamask.overrides={overrides}"
+        plan = read_plan(file, ["only=[metamask]", override, *keys])
         return launch.forecast(plan, plan.runs)
 
     # 10 epochs of 40 steps and a validation, and an evaluation; twice

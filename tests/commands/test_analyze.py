@@ -104,11 +104,11 @@ def test_images_without_labels_have_their_redundancy_measured(runs, images, tmp_
     of = run(runs["metamask"], data=flat)
     numbers = of["checkpoints"][0]
     page = (tmp_path / "out" / "report.html").read_text()
-    own = run(runs["metamask"], data=None)  # the run's own images, which are the same
-    assert own["images"] == {"train": 20, "val": 10} and own["classes"] == 5
+    analysis = run(runs["metamask"], data=None)  # the run's own images, which are the same
+    assert analysis["images"] == {"train": 20, "val": 10} and analysis["classes"] == 5
     assert numbers["accuracy"] is numbers["subsets"] is numbers["bounds"] is of["classes"] is None
     for version, measures in numbers["redundancy"].items():
-        expected = own["checkpoints"][0]["redundancy"][version]["rankme"]
+        expected = analysis["checkpoints"][0]["redundancy"][version]["rankme"]
         assert measures["rankme"] == pytest.approx(expected, rel=1e-4)
     assert list(numbers["information"]) == ["deviation"]
     assert "Accuracies need labels" in page

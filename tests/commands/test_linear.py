@@ -198,9 +198,9 @@ def test_images_that_a_checkpoint_was_trained_on_are_said(
             shutil.copy(image, copy)
     monkeypatch.setattr(exporting, "fold_mask", lambda *_: 0)  # the small network takes none
     folded = exporting.fold_checkpoint(stopped, tmp_path / "folded").path
-    own = [f"data.train_path={images / 'val'}", f"data.val_path={images / 'train'}"]
-    own.append("optimizer.batch_size=10")
-    assert run("linear", "digits", *small(stopped.parent, images, tmp_path), *own) == 0
+    swapped = [f"data.train_path={images / 'val'}", f"data.val_path={images / 'train'}"]
+    swapped.append("optimizer.batch_size=10")
+    assert run("linear", "digits", *small(stopped.parent, images, tmp_path), *swapped) == 0
     (probe,) = tmp_path.glob("linear/*/*.ckpt")
     for checkpoint, count in ((stopped, 20), (folded, 20), (probe, 30)):
         said = f"note: {mixed}/val: {count} of 30 images to evaluate on were training images of"

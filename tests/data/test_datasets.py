@@ -140,11 +140,11 @@ def test_what_is_left_out_and_doubted_is_noted(data: Path) -> None:
     image = folder / "class_0" / "0.png"
     for path in (folder, data):
         shutil.copy(image, path / "beside.png")
-    split, beside, others = read_folder(folder, "data.train_path").notes
+    split, beside, left_out = read_folder(folder, "data.train_path").notes
     assert split == f"{data}: 1 image, such as beside.png, left out: beside train/"
     assert beside.startswith(f"data.train_path={folder}: 1 image, such as beside.png, left out")
-    assert "5 files left out, no JPEG, PNG" in others
-    assert others.endswith(": .heic 2, .csv 1, .txt 1, no ending 1")
+    assert "5 files left out, no JPEG, PNG" in left_out
+    assert left_out.endswith(": .heic 2, .csv 1, .txt 1, no ending 1")
     shutil.rmtree(data / "val")
     (folder / "beside.png").unlink()
     folder.rename(data / "photos")

@@ -126,13 +126,13 @@ def test_callbacks_of_a_config_work_and_go_on(images: Path, tmp_path: Path) -> N
 
 
 def test_a_callback_of_the_other_lightning_is_one_line(images: Path, tmp_path: Path) -> None:
-    others = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch_lightning"}
+    unused = {"pytorch_lightning": "lightning.pytorch", "lightning.pytorch": "pytorch_lightning"}
     cfg = pretrain_config(images, tmp_path)
     cfg.callbacks = [named("EarlyStopping", monitr="val_loss")]
     with pytest.raises(UserError, match=r"^callbacks.0._target_=.*monitr"):
         train(cfg)
-    pytest.importorskip(others[pl.__name__])
-    cfg.callbacks = [{"_target_": f"{others[pl.__name__]}.callbacks.Timer"}]
+    pytest.importorskip(unused[pl.__name__])
+    cfg.callbacks = [{"_target_": f"{unused[pl.__name__]}.callbacks.Timer"}]
     with pytest.raises(UserError, match=f"^callbacks.0._target_=.*callback of {pl.__name__},"):
         train(cfg)
     assert not list(tmp_path.iterdir())

@@ -158,9 +158,9 @@ def test_a_run_that_is_still_going_is_not_entered(images: Path, tmp_path: Path) 
     cfg = config(images, tmp_path, auto_resume__enabled=False, devices=[1])
     cfg.resume_from_checkpoint = os.path.relpath(checkpoint)
     with running(checkpoint.parent):
-        _, own = train(cfg)
-    assert own.folder != checkpoint.parent and checkpoint.is_file()
-    shutil.rmtree(own.folder)
+        _, separate = train(cfg)
+    assert separate.folder != checkpoint.parent and checkpoint.is_file()
+    shutil.rmtree(separate.folder)
     (checkpoint.parent / LOCK).touch()  # as a killed process leaves it
     _, first = train(config(images, tmp_path))
     assert first.folder == checkpoint.parent
@@ -323,8 +323,8 @@ def test_in_slurm_a_signal_saves_after_the_step_and_requeues_the_job(
         train(cfg, At(2, send(signal.SIGUSR1)))
     assert caught.value.exit_code == 138
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
-    own, lightnings = sorted((tmp_path / "metamask").rglob("*.ckpt"), reverse=True)
-    assert lightnings.name.startswith("hpc") and steps_in(own) == steps_in(lightnings) == 3
+    ours, lightnings = sorted((tmp_path / "metamask").rglob("*.ckpt"), reverse=True)
+    assert lightnings.name.startswith("hpc") and steps_in(ours) == steps_in(lightnings) == 3
     again, result = train(cfg)
     assert list(tmp_path.glob("metamask/**/*.ckpt")) == [result.checkpoint]
     assert same_weights(whole, again) and not list(tmp_path.glob("*.ckpt"))
