@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from metamask_solo.benchmark.plan import read_plan
-from metamask_solo.benchmark.results import csv_text, read_csv
+from metamask_solo.benchmark.results import DIGESTS, csv_text, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 # each file of rows, and the arguments of the benchmark that made it
@@ -44,8 +44,9 @@ def renewed(rows: pd.DataFrame, config: str, *overrides: str) -> pd.DataFrame:
     for line in rows.itertuples():
         run = replace(runs[line.method, line.setting, line.seed], data_digest=line.data_digest)
         folder = run.folder.relative_to(run.out).as_posix()
-        columns = ["digest", "config_digest", "folder"]
-        rows.loc[line.Index, columns] = [run.digest, run.config_digest, folder]
+        digests = {name: getattr(run, name) for name in (*DIGESTS, "mask")}
+        for name, value in {**digests, "folder": folder}.items():
+            rows.loc[line.Index, name] = value
     return rows
 
 

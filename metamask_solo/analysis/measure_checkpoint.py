@@ -1,7 +1,7 @@
 """All that is measured of one checkpoint, from its features to the numbers of a report."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from metamask_solo.analysis.measures import (
     redundancy,
 )
 from metamask_solo.analysis.subsets import Labelled, SubsetCurves, subset_curves
-from metamask_solo.evaluation.features import is_collapsed
+from metamask_solo.evaluation.features import imbalance_note, is_collapsed
 from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 from metamask_solo.method.mask import mask_statistics
@@ -47,7 +47,7 @@ class Measures:
             variance that the ``class`` and the background ``photograph`` explain where these are
             known, and as a control its standard ``deviation``. None where all weights are equal.
         information: for each of these columns the mean over the tenth of the dimensions with the
-            lowest and the highest weights, and the rank correlation with the weight.
+            lowest and the highest weights (NaN for equal ones), and the rank correlation with them.
     """
 
     name: str
@@ -92,6 +92,7 @@ def measure_checkpoint(
             notes.append("all features are (nearly) the same: the representation has collapsed")
     if train is not None and val is not None:
         measured["accuracy"] = _accuracy(train, val, mask)
+        notes += _doubts(measured["accuracy"], train, val)
         # matrices of this size gain nothing from threads, and one thread is the same everywhere
         with threadpool_limits(limits=1):
             drawn = _drawn(train, SUBSET_TRAIN, seed), _drawn(val, SUBSET_VAL, seed)
@@ -135,6 +136,15 @@ def _accuracy(train: Labelled, val: Labelled, mask: Array | None) -> pd.DataFram
     return table
 
 
+def _doubts(accuracy: pd.DataFrame, train: Labelled, val: Labelled) -> Iterator[str]:
+    """A sentence for each accuracy that says no more than that classes are of unequal size."""
+    labels = torch.as_tensor(train.labels), torch.as_tensor(val.labels)
+    for kind in accuracy.columns.intersection(["plain", "masked"]):
+        for probe, value in accuracy[kind].items():
+            if (note := imbalance_note(100 * value, *labels)) is not None:
+                yield f"{PROBES[str(probe)]}, {kind} features: {note}"
+
+
 def paired_difference(
     hits: NDArray[np.bool_], before: NDArray[np.bool_]
 ) -> tuple[float, float, float]:
@@ -170,11 +180,11 @@ def _dimensions(train: Labelled, weight: Array, photograph: IntArray | None) -> 
 
 def _information(dimensions: pd.DataFrame) -> pd.DataFrame:
     order = np.argsort(dimensions.weight, kind="stable")
-    tenth = max(1, round(len(order) / 10))
+    tenth, differ = max(1, round(len(order) / 10)), np.ptp(dimensions.weight) > 0
     rows = {
         kind: {
-            "lowest_tenth": values.iloc[order[:tenth]].mean(),
-            "highest_tenth": values.iloc[order[-tenth:]].mean(),
+            "lowest_tenth": values.iloc[order[:tenth]].mean() if differ else math.nan,
+            "highest_tenth": values.iloc[order[-tenth:]].mean() if differ else math.nan,
             **rank_correlation(dimensions.weight.to_numpy(), values.to_numpy()),
         }
         for kind, values in dimensions.drop(columns="weight").items()

@@ -24,6 +24,7 @@ from metamask_solo.analysis.subsets import PENALTIES, RATES, SUBSET_PROBES, Subs
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.errors import UserError
 from metamask_solo.evaluation.knn import DEFAULT_K, DEFAULT_TEMPERATURE
+from metamask_solo.method.mask import nearly_alike
 
 NUMBERS = "analysis.json"
 SPLITS = {"train": "training", "val": "validation"}
@@ -59,8 +60,6 @@ BOUNDS = {
 }
 # of the correlation of what a dimension tells, if damped dimensions are confounders; 0: a control
 SIGNS = {"class": 1, "photograph": -1, "deviation": 0}
-# a mask whose largest and smallest weights are closer, relative to the largest, weighs all alike
-LEAST_SPREAD = 0.1
 
 
 def check_output(out: Path) -> None:
@@ -178,8 +177,8 @@ def _did_it_spread(checkpoints: Sequence[Measures]) -> str:
     for one in checkpoints:
         if (statistics := one.mask_statistics) is not None:
             low, high = statistics["min"], statistics["max"]
-            spread = high - low >= LEAST_SPREAD * max(abs(low), abs(high)) > 0
-            verdict = "spread out" if spread else "weighs all dimensions nearly alike"
+            alike = nearly_alike(low, high)
+            verdict = "weighs all dimensions nearly alike" if alike else "spread out"
             parts.append(f"{one.name} {verdict}, from {low:.4g} to {high:.4g}")
     if not parts:
         return "No checkpoint has a mask of its own."

@@ -2,7 +2,7 @@
 
 | sentence about | appears | says |
 |---|---|---|
-| MetaMask | for each comparison of a mask that is updated | whether it helps, if known |
+| MetaMask | for each comparison of a mask that is updated with none | whether it helps, if known |
 | images | with fewer than 500 images to measure on | standard errors that come of them alone |
 | learning | beside an untrained backbone or the pixels | which methods are not above which |
 | best | with two methods or more | the best method in each measure, clearly or not |
@@ -13,36 +13,40 @@
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
+from metamask_solo.benchmark.results import learned_masks, same_but_for_the_mask
 from metamask_solo.benchmark.schema import LABEL_FREE, NAMES, UNTRAINED_NAMES
 from metamask_solo.benchmark.statistics import (
     LEAST_FREEDOM,
     LEAST_SEEDS,
+    Model,
     Pair,
     best_method,
     compare,
     detectable_with,
+    differences,
     fit,
     noise_floor,
 )
+from metamask_solo.data.datasets import counted
+from metamask_solo.method.mask import nearly_alike
 
 FEW = 500  # images to measure on
 Z = 1.96  # standard errors within which 95 % lie
-STILL = 0.02  # weights that differ by less are all alike
-UPDATED = "logged/hypergradient_norm"  # logged where a mask is updated
 MORE_SEEDS = (5, 10, 20)
 # by whether MetaMask is clearly better in a measure, and clearly worse in one
 VERDICTS = {
     (True, False): "Yes.",
-    (False, True): "No, it harms.",
+    (False, True): "No, it is worse.",
     (True, True): "In part.",
     (False, False): "No clear effect.",
 }
 # where a clear difference may be one of these images alone
-DOUBTS = {"Yes.": "Perhaps.", "No, it harms.": "Perhaps it harms.", "In part.": "Not known."}
+DOUBTS = {"Yes.": "Perhaps.", "No, it is worse.": "Perhaps it is worse.", "In part.": "Not known."}
 
 
 def answer(
@@ -59,21 +63,27 @@ def answer(
     untrained = runs[runs.method.isin(UNTRAINED_NAMES)]
     trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
     accuracies = [measure for measure in measures if measure not in LABEL_FREE]
+    learned = learned_masks(trained)
+    asked = [pair for pair in pairs if len({*pair} & learned) == 1]  # MetaMask stands first in them
+    pairs = [pair[::-1] if pair in asked and pair[1] in learned else pair for pair in pairs]
+    asked = [pair for pair in pairs if accuracies and {*pair} & learned == {pair[0]}]
     effects = compare(trained, pairs, measures)
     family = len(effects) or len(pairs) * len(measures)
-    updated = {*trained[trained[UPDATED].notna()].method} if UPDATED in trained else set()
-    asked = [pair for pair in pairs if accuracies and set(pair) & updated == {pair[0]}]
+    models = {measure: fit(trained, measure) for measure in measures}
     sentences = [
-        *_verdicts(trained, asked, effects, accuracies),
+        *_verdicts(trained, asked, effects, models, accuracies),
         *_images(trained),
         *_learning(trained, untrained, accuracies),
     ]
     if trained.method.nunique() > 1 and trained.seed.nunique() > 1:
-        sentences += _best(trained, accuracies, family, same)
-        answered = [pair in asked for pair in zip(effects.method, effects.baseline, strict=True)]
+        sentences += _best(trained, models, accuracies, family, same)
+        answered = [
+            (method, baseline) in asked and measure in accuracies
+            for method, baseline, measure in effects[["method", "baseline", "measure"]].to_numpy()
+        ]
         sentences += _effects(effects[~np.array(answered, dtype=bool)])
     sentences += _masks(trained)
-    sentences += _power(trained, pairs, measures, family)
+    sentences += _power(trained, models, pairs, family)
     if len(same) == 2:
         sentences += _noise(trained, (same[0], same[1]), measures)
     if len(accuracies) < len(measures):
@@ -81,40 +91,53 @@ def answer(
             "RankMe counts the directions that the features use, at most one for each image. It is "
             "no accuracy, and a higher one is not always better."
         )
-        if accuracies or not updated:
+        if accuracies or not learned:
             sentences.append(text)
         else:
-            sentences.insert(0, f"Does MetaMask help? Not known without labels. {text}")
+            sentences.insert(0, f"Does MetaMask help? Not known without an accuracy. {text}")
     return sentences
 
 
 def _verdicts(
-    trained: pd.DataFrame, pairs: Sequence[Pair], effects: pd.DataFrame, measures: Sequence[str]
+    trained: pd.DataFrame,
+    pairs: Sequence[Pair],
+    effects: pd.DataFrame,
+    models: dict[str, Model | None],
+    measures: Sequence[str],
 ) -> Iterator[str]:
-    question = "Does MetaMask help? "
-    means = trained.groupby("method")[list(measures)].mean()
     ranges, largest = _mask_ranges(trained), Z * _error_of_images(trained, 2)
+    questions: list[str] = []
     for method, baseline in pairs:
-        if not {method, baseline} <= {*means.index}:
+        if not {method, baseline} <= {*trained.method}:
             continue
+        of_mask = same_but_for_the_mask(trained, (method, baseline))
+        question = "Does MetaMask help?" if of_mask else f"Is MetaMask better than {baseline}?"
         lines = effects[(effects.method == method) & (effects.baseline == baseline)]
-        low, high = ranges[method]
-        still = high - low < STILL
+        lines = lines[lines.measure.isin(measures)]
+        still = of_mask and nearly_alike(*ranges[method])
         if still or lines.empty:
-            change = means.loc[method] - means.loc[baseline]
-            texts = [f"{change[measure]:+.2f} in {NAMES[measure]}" for measure in measures]
             reason = "Too few seeds to tell."
             if still:
-                reason = f"Not known: its mask's weights are all alike ({low:.3f} to {high:.3f})."
-            yield f"{question}{reason} {method} minus {baseline} is {_list(texts)}."
+                reason = f"Not known: its mask's weights are all alike ({_range(*ranges[method])})."
+            elif any(m is not None and m.enough((method, baseline)) for m in models.values()):
+                reason = "Not known: the runs do not vary, so nothing tells an effect from chance."
+            parts = [reason, *_means(trained, (method, baseline), measures)]
         else:
             better, worse, _ = _by_clearness(lines)
             verdict, doubt = VERDICTS[len(better) > 0, len(worse) > 0], []
             if verdict in DOUBTS and lines[lines.clear].difference.abs().max() < largest:
                 verdict = DOUBTS[verdict]
                 doubt = [f"A difference below {largest:.1f} may be one of these images alone."]
-            yield " ".join([f"{question}{verdict}", *_effects(lines), *doubt])
-        question = ""
+            parts = [verdict, *_effects(lines), *doubt]
+        yield " ".join([*([] if question in questions else [question]), *parts])
+        questions.append(question)
+
+
+def _means(trained: pd.DataFrame, pair: Pair, measures: Sequence[str]) -> Iterator[str]:
+    """The mean differences of two methods, over the seeds that both have."""
+    changes = {measure: differences(trained, pair, measure) for measure in measures}
+    texts = [f"{c.mean():+.2f} in {NAMES[measure]}" for measure, c in changes.items() if len(c)]
+    yield f"{' minus '.join(pair)} is {_list(texts)}." if texts else "They have no seed in common."
 
 
 def _images(trained: pd.DataFrame) -> Iterator[str]:
@@ -164,13 +187,18 @@ def _learning(
 
 
 def _best(
-    trained: pd.DataFrame, measures: Sequence[str], family: int, same: Sequence[str]
+    trained: pd.DataFrame,
+    models: dict[str, Model | None],
+    measures: Sequence[str],
+    family: int,
+    same: Sequence[str],
 ) -> Iterator[str]:
     clear: dict[str, list[str]] = {}
     for measure in measures:
-        mean = trained.groupby("method")[measure].mean()
-        best, rivals = best_method(trained, measure, family, same)
-        text = f"{NAMES[measure]} ({mean[best]:.1f} %)"
+        if (model := models[measure]) is None:
+            continue
+        best, rivals = best_method(model, trained.method.unique(), family, same)
+        text = f"{NAMES[measure]} ({model.means[best]:.1f} %)"
         if rivals:
             yield f"{best} is best in {text}, but not clearly above {_list(rivals)}."
         else:
@@ -207,64 +235,84 @@ def _values(lines: pd.DataFrame) -> str:
 
 
 def _mask_ranges(trained: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest weight at the end, of methods whose mask is updated."""
-    if UPDATED not in trained:
-        return {}
-    groups = trained[trained[UPDATED].notna()].groupby("method", sort=False)
-    low, high = groups["logged/mask_min"].min(), groups["logged/mask_max"].max()
-    return {str(method): (low[method], high[method]) for method in low.index}
+    """The smallest and the largest weight of masks that are updated; NaN without any update."""
+    columns = ["logged/mask_min", "logged/mask_max"]
+    groups = trained.reindex(columns=["method", *columns]).groupby("method", sort=False)
+    low, high = groups[columns[0]].min(), groups[columns[1]].max()
+    learned = learned_masks(trained)
+    return {str(method): (low[method], high[method]) for method in low.index if method in learned}
+
+
+def _range(low: float, high: float) -> str:
+    return "never updated" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _masks(trained: pd.DataFrame) -> Iterator[str]:
     moved: list[str] = []
     still: list[str] = []
-    for method, (low, high) in _mask_ranges(trained).items():
-        (moved if high - low >= STILL else still).append(f"{method} ({low:.3f} to {high:.3f})")
+    for method, limits in _mask_ranges(trained).items():
+        (still if nearly_alike(*limits) else moved).append(f"{method} ({_range(*limits)})")
     if moved:
         yield f"The mask moved. Its weights at the end: {_list(moved)}."
     if still:
         yield (
-            f"The mask's weights are all alike in {_list(still)}, so it did not change the "
+            f"The mask's weights are all alike in {_list(still)}, so it hardly changed the "
             "features' proportions: train longer, or raise method_kwargs.mask.lr there."
         )
 
 
 def _power(
-    trained: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str], family: int
+    trained: pd.DataFrame, models: dict[str, Model | None], pairs: Sequence[Pair], family: int
 ) -> Iterator[str]:
-    seeds = int(trained.groupby("method").seed.nunique().max()) if len(trained) else 0
-    if trained.method.nunique() < 2:
+    seeds = trained.groupby("method").seed.nunique()
+    if len(seeds) < 2:
         return
-    if seeds < 2:
+    if seeds.max() < 2:
         yield "One seed shows no difference: take at least three, such as seeds=[0,1,2]."
         return
-    models = {measure: fit(trained, measure) for measure in measures if pairs}
+    if not (there := [pair for pair in pairs if {*pair} <= {*seeds.index}]):
+        return
+    lacking = [m for m in dict.fromkeys(chain(*there)) if seeds[m] < LEAST_SEEDS]
+    compared = [pair for pair in there if {*pair}.isdisjoint(lacking)]
+    if lacking and compared:
+        yield (
+            f"{_list(lacking)} {'has' if len(lacking) == 1 else 'have'} too few finished runs to "
+            f"be compared: {LEAST_SEEDS} seeds are needed."
+        )
+    least = min(int(seeds[method]) for method in chain(*compared or there))
+    more = next(count for count in (*MORE_SEEDS, 2 * least) if count > least)
+    few, apart = not compared, dict[Pair, None]()
     now: list[str] = []
     would: list[str] = []
-    more = next(count for count in (*MORE_SEEDS, 2 * seeds) if count > seeds)
-    freedom = 0
     for measure, model in models.items():
-        known = [pair for pair in pairs if model is not None and set(pair) <= set(model.seeds)]
+        known = [pair for pair in compared or there if model and {*pair} <= {*model.seeds}]
+        apart |= dict.fromkeys(pair for pair in compared or there if pair not in known)
         if model is None or not known:
-            yield f"In {NAMES[measure]}, the methods have too few seeds in common to be compared."
             continue
-        freedom = model.freedom
-        for texts, count in ((now, seeds), (would, more)):
+        few |= model.freedom < LEAST_FREEDOM
+        known = [pair for pair in known if model.varies(pair)]
+        if not known:
+            yield f"In {NAMES[measure]}, the runs do not vary, so no difference can be judged."
+            continue
+        for texts, count in ((now, least), (would, more)):
             effect = detectable_with(model, known, family, count)
             counts = measure in LABEL_FREE
             size = "100 (none at all)" if effect > 100 and not counts else f"{effect:.1f}"
             unit = "in" if texts or counts else "points in"
             texts.append(f"{size} {unit} {NAMES[measure]}")
+    if apart:
+        names = _list([" and ".join(pair) for pair in apart])
+        yield f"{names} have too few seeds in common to be compared."
     if not now:
         return
-    if seeds < LEAST_SEEDS or freedom < LEAST_FREEDOM:
+    if few:
         yield (
-            f"{'Two' if seeds == 2 else seeds} seeds are too few to compare these methods: they "
-            f"show only differences above {_list(now)}; {more} seeds would show {_list(would)}."
+            f"{counted(least, 'seed')} {'is' if least == 1 else 'are'} too few to compare these "
+            f"methods; {more} seeds would show differences above {_list(would)}."
         )
     else:
         yield (
-            f"With {seeds} seeds, the minimum detectable effect is {_list(now)}; with {more} "
+            f"With {least} seeds, the minimum detectable effect is {_list(now)}; with {more} "
             f"seeds, it would be {_list(would)}."
         )
 

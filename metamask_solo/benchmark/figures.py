@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from metamask_solo.analysis.figures import BLUE, GREY, LOOKS, STYLE, VERMILION, png
-from metamask_solo.benchmark.results import best_settings
+from metamask_solo.benchmark.results import best_settings, same_methods
 from metamask_solo.benchmark.schema import LABEL_FREE, NAMES, UNTRAINED_NAMES, BenchmarkFile
 from metamask_solo.benchmark.statistics import compare
 
@@ -28,7 +28,8 @@ def draw_figures(benchmark: BenchmarkFile, rows: pd.DataFrame) -> dict[str, byte
         if benchmark.searched:
             runs = runs[runs.variant.isin(best_settings(runs, measures).variant)]
         else:
-            family = compare(runs, benchmark.pairs({*runs.method}), measures)
+            pairs = benchmark.pairs({*runs.method}, same_methods(runs))
+            family = compare(runs, pairs, measures)
             if len(family):
                 figures["differences"] = differences_figure(family)
         if "curve" in runs and runs.curve.str.contains(" ").any():  # of two epochs or more

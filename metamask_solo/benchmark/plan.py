@@ -106,6 +106,19 @@ class Run:
         return _digest([self.data_digest, {**self.identity, "seed": None}])
 
     @property
+    def unmasked_digest(self) -> str:
+        """That of the same method with any mask: equal ones differ by their masks alone."""
+        mask = ("method_kwargs.mask.", "method_kwargs.meta.")
+        kept = {key: value for key, value in self.identity.items() if not key.startswith(mask)}
+        return _digest([self.data_digest, {**kept, "seed": None}])
+
+    @property
+    def mask(self) -> str:
+        """``learned`` for a run of MetaMask that updates its mask, else nothing."""
+        enabled = self.identity.get("method_kwargs.meta.enabled", True)
+        return "learned" if self.identity.get("method") == "metamask" and enabled else ""
+
+    @property
     def digest(self) -> str:
         """Of all that decides the result; another digest is another run."""
         return _digest([self.config_digest, self.seed])

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from metamask_solo.benchmark.answer import answer
-from metamask_solo.benchmark.results import COSTS, VERSIONS, best_settings
+from metamask_solo.benchmark.results import COSTS, VERSIONS, best_settings, same_methods
 from metamask_solo.benchmark.schema import (
     LABEL_FREE,
     NAMES,
@@ -54,8 +54,8 @@ def sections(
             ("Best settings", _best(benchmark, runs)),
         ]
     elif len(runs):
-        pairs = benchmark.pairs({*runs.method})
-        same = benchmark.same
+        same = same_methods(runs)
+        pairs = benchmark.pairs({*runs.method}, same)
         content = [
             ("Answer", [answer(runs, pairs, benchmark.measured, same)]),
             doubts,
@@ -98,7 +98,8 @@ def _results(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
         # the median: one run beside other programs, or paused, does not count
         medians = groups[name].median().astype(float)
         table[title] = ["–" if pd.isna(value) else format(value, form) for value in medians]
-    where = "" if benchmark.without_labels else ", on the validation images"
+    labelled = not {*benchmark.measured} <= {*LABEL_FREE}
+    where = ", on the validation images" if labelled else ""
     note = f"Mean ± standard deviation over the seeds{where}; costs: medians. "
     return [note + "; ".join(HOW[name] for name in benchmark.measured) + ".", table]
 
@@ -149,10 +150,12 @@ def _best(benchmark: BenchmarkFile, runs: pd.DataFrame) -> list[Block]:
     table = pd.DataFrame({"method": best.method, "setting": best.setting, "runs": best.runs})
     for measure in benchmark.measured:
         table[_title(measure)] = best[measure].map("{:.2f}".format)
+    first = benchmark.measured[0]
+    where = ", which is no accuracy" if first in LABEL_FREE else " on the validation images"
     note = (
-        f"The best setting of each method by {NAMES[benchmark.measured[0]]} on the validation "
-        "images, of equal ones by the next measure. Only settings with the most finished runs "
-        "take part. A best of several is no fair result: measure it on other images."
+        f"The best setting of each method by {NAMES[first]}{where}, of equal ones by the next "
+        "measure. Only settings with the most finished runs take part. A best of several is no "
+        "fair result: measure it on other images."
     )
     return [note, table.astype(str)]
 

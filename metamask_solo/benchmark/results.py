@@ -3,13 +3,13 @@
 Columns: ``method``, ``setting`` (searched keys and values, else empty), ``seed``, ``status``
 (finished, failed or pending); accuracies in percent (``knn``, ``linear``; ``…_plain`` of the
 features without mask) and ``rankme``; costs; versions; digests of what decides the run; ``curve``
-(EPOCH:ACCURACY of the online kNN); ``notes``, what the evaluation doubts; ``logged/…``, the last
-value of all that training logged.
+(EPOCH:ACCURACY of the online kNN); ``mask``, ``learned`` where it is updated; ``notes``, what the
+evaluation doubts; ``logged/…``, the last value of all that training logged.
 """
 
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.benchmark.plan import Plan
-from metamask_solo.benchmark.schema import BenchmarkFile
+from metamask_solo.benchmark.schema import SAME_METHOD, BenchmarkFile
 from metamask_solo.errors import UserError
 
 TASK, RESULT, FAILURE = "run.json", "result.json", "failed.json"  # of a run's folder
@@ -32,10 +32,11 @@ COSTS = {
     "parameters": ("parameters", ",.0f"),
 }
 VERSIONS = ["metamask-solo", "solo-learn", "torch", "lightning", "python"]
-DIGESTS = ["digest", "config_digest", "data_digest"]
+DIGESTS = ["digest", "config_digest", "unmasked_digest", "data_digest"]
 FIRST = ["method", "setting", "seed", "status", "knn", "linear", "rankme"]
 FIRST += ["knn_plain", "linear_plain", "rankme_plain", "linear_C", "linear_plain_C"]
-ABOUT = ["device", "commit", *VERSIONS, *DIGESTS, "folder", "curve", "notes"]
+ABOUT = ["device", "commit", *VERSIONS, *DIGESTS, "mask", "folder", "curve", "notes"]
+UPDATED = "logged/hypergradient_norm"  # logged where a mask was updated
 FIRST += [*COSTS, "epochs", *ABOUT]
 TEXTS = ["method", "setting", "status", *ABOUT, "error"]
 INTEGERS = ["seed", "epochs", "parameters"]
@@ -67,7 +68,7 @@ def read_results(plan: Plan, known: Known) -> pd.DataFrame:
     lines = []
     for run in plan.runs:
         line: dict[str, Any] = {"method": run.method, "setting": run.setting, "seed": run.seed}
-        line |= {name: getattr(run, name) for name in DIGESTS}
+        line |= {name: getattr(run, name) for name in (*DIGESTS, "mask")}
         line["folder"] = run.folder.relative_to(plan.out).as_posix()
         result = read_json(run.folder / RESULT) or known.get(run.digest)
         failure = read_json(run.folder / FAILURE)
@@ -161,7 +162,8 @@ def add_to_file(benchmark: BenchmarkFile, rows: pd.DataFrame) -> None:
     with FileLock(file.with_name(f".{file.name}.lock")):  # another benchmark may add to it, too
         if file.exists():
             earlier = read_csv(file)
-            finished = pd.concat([finished, earlier[~earlier.digest.isin(finished.digest)]])
+            keys = ["method", "setting", "digest"]  # two methods may be the same run
+            finished = pd.concat([finished, earlier]).drop_duplicates(keys)
         with atomic_write(file) as path:
             path.write_text(csv_text(finished.drop(columns="variant")))
 
@@ -196,6 +198,28 @@ def rows_of(benchmark: BenchmarkFile) -> pd.DataFrame:
     if finished.data_digest.nunique(dropna=False) > 1:
         raise UserError(f"{file}: its runs have different images or evaluations")
     return _in_order(rows, benchmark.shown)
+
+
+def learned_masks(runs: pd.DataFrame) -> set[str]:
+    """The methods whose mask is updated."""
+    learned = runs.get("mask", pd.Series("", runs.index)) == "learned"
+    if UPDATED in runs:  # rows of earlier versions, and methods that derive from MetaMask
+        learned |= runs[UPDATED].notna()
+    return {*runs.method[learned]}
+
+
+def same_but_for_the_mask(runs: pd.DataFrame, pair: Collection[str]) -> bool:
+    """Whether two methods differ by their masks alone; rows of earlier versions tell by names."""
+    digests = runs.get("unmasked_digest", pd.Series("", runs.index))[runs.method.isin(pair)]
+    if (digests == "").any():
+        return not {*SAME_METHOD}.isdisjoint(pair)
+    return digests.nunique() == 1
+
+
+def same_methods(runs: pd.DataFrame) -> tuple[str, ...]:
+    """Two methods that are one, so that what they differ by is noise; or none."""
+    there = {*SAME_METHOD} <= {*runs.method} - learned_masks(runs)
+    return SAME_METHOD if there and same_but_for_the_mask(runs, SAME_METHOD) else ()
 
 
 def best_settings(rows: pd.DataFrame, measures: list[str]) -> pd.DataFrame:

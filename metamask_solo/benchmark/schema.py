@@ -24,7 +24,8 @@ LABEL_FREE = ("rankme",)  # what can be measured without labels
 NAMES = {"knn": "kNN", "linear": "linear", "rankme": "RankMe"}
 Untrained = Literal["random", "pixels"]
 UNTRAINED_NAMES = {"random": "untrained backbone", "pixels": "pixels"}
-# a mask that stays where it is cancels in both heads, so what these two differ by is noise
+# both losses without a mask that learns; a mask that stays cancels in both heads, so what these two
+# differ by is noise
 SAME_METHOD = ("joint", "fixed_mask")
 # the benchmark sets these itself
 RESERVED = {
@@ -182,17 +183,16 @@ class BenchmarkFile(Settings):
         chosen = self.methods[name].seeds if name in self.methods else None
         return [seed for seed in self.seeds if chosen is None or seed in chosen]
 
-    @property
-    def same(self) -> tuple[str, ...]:
-        """Two methods that are one, so that what they differ by is noise; or none."""
-        return SAME_METHOD if {*SAME_METHOD} <= {*self.trained} else ()
-
-    def pairs(self, methods: Collection[str]) -> list[tuple[str, str]]:
+    def pairs(self, methods: Collection[str], same: Collection[str] = ()) -> list[tuple[str, str]]:
         """The comparisons of some methods: those of the file, or else each one with a baseline.
 
         The baseline is that of the file, or else joint, or the first: of these methods, so that
         something is compared whatever is left out or failed. Of two methods that are one, only the
         first or the baseline itself takes part.
+
+        Args:
+            methods: those with runs.
+            same: methods that are one, see :func:`.results.same_methods`.
         """
         chosen = [(method, baseline) for method, baseline in self.comparisons or []]
         chosen = [pair for pair in chosen if {*pair} <= {*methods}]
@@ -200,8 +200,7 @@ class BenchmarkFile(Settings):
         if chosen or not names:
             return chosen
         baseline = next(name for name in (self.baseline, "joint", *names) if name in names)
-        same = self.same if {*self.same} <= {*names} else ()
-        left_out = {baseline, *(same if baseline in same else same[1:])}
+        left_out = {baseline, *(same if baseline in same else [*same][1:])}
         return [(name, baseline) for name in names if name not in left_out]
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.api as sm
 from numpy.typing import NDArray
-from scipy import stats
-from statsmodels.stats.power import TTestPower
+from scipy import optimize, stats
 
 from metamask_solo.benchmark.schema import UNTRAINED_NAMES
 
@@ -60,10 +59,26 @@ class Model:
                     weights.loc[line, f"method_{method}"] = sign
         return weights.to_numpy()
 
-    def compares(self, pair: Pair) -> bool:
+    @property
+    def means(self) -> "pd.Series[float]":
+        """Of each method, the mean that it has if each seed counts once."""
+        design = pd.DataFrame(self.fit.model.exog, columns=self.fit.params.index)
+        seeds = [name for name in design if name.startswith("seed_")]
+        design[seeds] = design[seeds].drop_duplicates().mean().to_numpy()
+        return (design @ self.fit.params).groupby(self.method).first()
+
+    def enough(self, pair: Pair) -> bool:
         """Whether both methods have enough seeds, and the model enough degrees of freedom."""
-        enough = all(self.seeds.get(method, 0) >= LEAST_SEEDS for method in pair)
-        return enough and self.freedom >= LEAST_FREEDOM
+        seeds = all(self.seeds.get(method, 0) >= LEAST_SEEDS for method in pair)
+        return seeds and self.freedom >= LEAST_FREEDOM
+
+    def varies(self, pair: Pair) -> bool:
+        """Whether the difference of two methods of the model changes from seed to seed."""
+        return float(self.fit.t_test(self.contrasts([pair])).sd.item()) > NO_SPREAD
+
+    def compares(self, pair: Pair) -> bool:
+        """Whether the runs tell the difference of two methods from chance."""
+        return self.enough(pair) and self.varies(pair)
 
 
 def fit(runs: pd.DataFrame, measure: str) -> Model | None:
@@ -78,9 +93,9 @@ def fit(runs: pd.DataFrame, measure: str) -> Model | None:
         design.insert(0, "intercept", 1.0)
         basis, size, _ = np.linalg.svd(design.to_numpy(), full_matrices=False)
         leverage = (basis[:, size > NO_SPREAD] ** 2).sum(1)
-        if (size <= NO_SPREAD).any():  # methods without a common seed
-            return None
         if leverage.max() < 1 - NO_SPREAD:
+            if (size <= NO_SPREAD).any():  # methods without a common seed
+                return None
             fitted = sm.OLS(runs[measure], design).fit(cov_type="HC3", use_t=True)
             return Model(fitted, runs.method.tolist())
         runs = runs[leverage < 1 - NO_SPREAD]
@@ -95,7 +110,7 @@ def compare(runs: pd.DataFrame, pairs: Sequence[Pair], measures: Sequence[str]) 
         (in the units of the measure), ``low`` and ``high`` (its interval; all of the family cover
         the truth together in 95 % of all cases, by Bonferroni), ``p`` (two-sided, corrected in the
         same way), ``clear`` (p is below 0.05, and 0 outside of the interval) and ``detectable``
-        (see :func:`detectable_effect`).
+        (see :func:`detectable_effect`). Runs that do not vary cannot be compared.
     """
     models = {measure: fit(runs, measure) for measure in measures}
     comparable = [
@@ -119,7 +134,7 @@ def difference(model: Model, pair: Pair, family: int) -> dict[str, Any]:
     test = model.fit.t_test(model.contrasts([pair]))
     low, high = test.conf_int(LEVEL / family)[0]
     error = float(test.sd.item())
-    p_value = min(1.0, family * float(test.pvalue)) if error > NO_SPREAD else np.nan
+    p_value = min(1.0, family * float(test.pvalue))
     return {
         "difference": float(test.effect.item()),
         "low": float(low),
@@ -138,16 +153,25 @@ def detectable_effect(error: float, freedom: int, family: int) -> float:
         freedom: degrees of freedom of the residuals.
         family: the number of comparisons that are corrected for.
     """
-    # the t-test of `freedom + 1` values whose mean has this error
-    size = TTestPower().solve_power(nobs=freedom + 1, alpha=LEVEL / family, power=POWER)
-    # an array, and no number, where its first way to search fails
-    return float(np.ravel(size)[0] * np.sqrt(freedom + 1) * error)
+    # libraries lose the noncentral t with few degrees of freedom: this is its definition, a normal
+    # variable over the root of a χ² one, averaged over quantiles of that
+    shares = (np.arange(10_000) + 0.5) / 10_000
+    limits = stats.t.isf(LEVEL / 2 / family, freedom) * np.sqrt(
+        stats.chi2.ppf(shares, freedom) / freedom
+    )
+
+    def lacking(size: float) -> float:
+        return POWER - float(
+            (stats.norm.cdf(size - limits) + stats.norm.cdf(-size - limits)).mean()
+        )
+
+    return error * float(optimize.brentq(lacking, 0, limits.max() + 10))
 
 
 def detectable_with(model: Model, pairs: Sequence[Pair], family: int, seeds: int) -> float:
     """The largest minimum detectable effect of some comparisons if each method had so many seeds.
 
-    Standard errors are taken to change as those of the balanced model do.
+    Standard errors are taken to change as those of the balanced model do, from the fewest seeds.
 
     Args:
         model: of the runs that there are.
@@ -156,40 +180,33 @@ def detectable_with(model: Model, pairs: Sequence[Pair], family: int, seeds: int
         seeds: at least 2.
     """
     error = float(model.fit.t_test(model.contrasts(pairs)).sd.max())
-    methods, now = len(model.seeds), max(model.seeds.values())
-    freedom = (methods - 1) * (seeds - 1)
-    return detectable_effect(error * np.sqrt((methods - 1) * (now - 1) / freedom), freedom, family)
+    now = min(model.seeds[method] for pair in pairs for method in pair)
+    freedom = model.freedom if seeds == now else (len(model.seeds) - 1) * (seeds - 1)
+    return detectable_effect(error * np.sqrt((now - 1) / (seeds - 1)), freedom, family)
 
 
 def best_method(
-    runs: pd.DataFrame, measure: str, family: int, same: Iterable[str] = ()
+    model: Model, methods: Iterable[str], family: int, same: Iterable[str] = ()
 ) -> tuple[str, list[str]]:
     """The method with the highest mean, and the methods that it is not clearly better than.
 
-    It is clearly better than another where the interval of their difference, corrected as those of
-    the family, lies above 0. Looking at the best one alone needs no further correction: to name a
-    wrong one, it must beat the true best one (Hsu 1984).
+    It is clearly better than another as :func:`difference` says. Looking at the best one alone
+    needs no further correction: to name a wrong one, it must beat the true best one (Hsu 1984).
 
     Args:
-        runs: those of all methods that may be the best.
-        measure: the column.
+        model: of the measure.
+        methods: those that may be the best; the model lacks some with a single run.
         family: the number of comparisons of the page.
         same: methods that are one and the same; none of them need be better than another.
     """
-    model = fit(runs, measure)
-    means = runs.groupby("method")[measure].mean().dropna()
-    if model is not None:  # of unequal seeds, the model's differences say more than the means
-        first = next(iter(model.seeds))
-        pairs = [(method, first) for method in model.seeds]
-        means[list(model.seeds)] = means[first] + model.contrasts(pairs) @ model.fit.params
-    best = str(means.idxmax())
+    best = str(model.means.idxmax())
     twins = {best, *same} if best in set(same) else {best}
     rivals = []
-    for rival in means.index.difference(list(twins)):
+    for rival in sorted({*methods} - twins):
         clear = False
-        if model is not None and model.compares((best, rival)):
-            clear = difference(model, (best, rival), max(family, 1))["low"] > 0
-        rivals += [] if clear else [str(rival)]
+        if rival in model.seeds and model.compares((best, rival)):
+            clear = difference(model, (best, rival), max(family, 1))["clear"]
+        rivals += [] if clear else [rival]
     return best, rivals
 
 
@@ -227,10 +244,14 @@ def coverage(
     return float(single.min()), float(single.max()), 100 * float(together)
 
 
+def differences(runs: pd.DataFrame, pair: Pair, measure: str) -> "pd.Series[float]":
+    """One method minus another, by the seeds that both have."""
+    values = runs[runs.method.isin(pair)].pivot(index="seed", columns="method", values=measure)
+    values = values.reindex(columns=list(pair))
+    return (values[pair[0]] - values[pair[1]]).dropna()
+
+
 def noise_floor(runs: pd.DataFrame, pair: Pair, measure: str) -> tuple[float, int]:
     """Root mean square of the differences of two methods with the same seed, and their number."""
-    values = runs[runs.method.isin(pair)].pivot(index="seed", columns="method", values=measure)
-    if not set(pair) <= set(values):
-        return np.nan, 0
-    differences = (values[pair[0]] - values[pair[1]]).dropna()
-    return float(np.sqrt((differences**2).mean())), len(differences)
+    of_seeds = differences(runs, pair, measure)
+    return float(np.sqrt((of_seeds**2).mean())), len(of_seeds)

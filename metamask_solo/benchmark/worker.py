@@ -191,7 +191,8 @@ def _measured(
     with contextlib.redirect_stderr(io.StringIO()) as said:
         splits = [extract_features(backbone, loader, device) for loader in loaders]
         if mask is not None:
-            plain, titles = _accuracies(names, splits), {"linear_C": "linear_plain_C"}
+            plain = _accuracies(names, splits, ", no mask")
+            titles = {"linear_C": "linear_plain_C"}
             measured = {titles.get(name, f"{name}_plain"): plain[name] for name in plain}
             splits = [(features * mask, labels) for features, labels in splits]
         measured |= _accuracies(names, splits)
@@ -203,7 +204,9 @@ def _measured(
     return measured | images
 
 
-def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+def _accuracies(
+    names: list[str], splits: list[tuple[Tensor, Tensor]], kind: str = ""
+) -> dict[str, float]:
     """Accuracies in percent, RankMe, and the C that the linear probe chose."""
     tensors: Any = [tensor for split in splits for tensor in split]
     measured = {}
@@ -216,7 +219,7 @@ def _accuracies(names: list[str], splits: list[tuple[Tensor, Tensor]]) -> dict[s
         measured |= {"linear": percent(correct), "linear_C": c}
     for name in (name for name in names if name not in LABEL_FREE):
         if (note := imbalance_note(measured[name], tensors[1], tensors[3])) is not None:
-            say(f"{NAMES[name]}: {note}")
+            say(f"{NAMES[name]}{kind}: {note}")
     return measured
 
 
@@ -225,7 +228,7 @@ def _curve(folder: Path) -> str:
     table = read_metrics(folder)
     if ONLINE_KNN not in table:
         return ""
-    rows = table.dropna(subset=ONLINE_KNN)
+    rows = table.dropna(subset=ONLINE_KNN).drop_duplicates("epoch", keep="last")
     return " ".join(
         f"{int(e) + 1}:{knn}" for e, knn in zip(rows["epoch"], rows[ONLINE_KNN], strict=True)
     )

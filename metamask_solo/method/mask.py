@@ -20,6 +20,14 @@ def mask_from_logits(logits: Tensor, kind: Kind | str) -> Tensor:
     return torch.sigmoid(logits) if kind == "sigmoid" else logits
 
 
+def nearly_alike(low: float, high: float) -> bool:
+    """Whether a mask weighs all dimensions nearly alike.
+
+    Its smallest and its largest weight then differ by less than a tenth of the larger size.
+    """
+    return not high - low >= 0.1 * max(abs(low), abs(high)) > 0
+
+
 def mask_statistics(mask: Tensor) -> dict[str, Tensor]:
     """Mean, standard deviation, extremes and effective number of dimensions of a mask.
 

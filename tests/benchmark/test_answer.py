@@ -52,7 +52,7 @@ def test_learning() -> None:
         (
             0.498,
             0.502,
-            "The mask's weights are all alike in heads (0.498 to 0.502), so it did not ",
+            "The mask's weights are all alike in heads (0.498 to 0.502), so it hardly changed ",
         ),
         (0.38, 0.65, "The mask moved. Its weights at the end: heads (0.380 to 0.650)."),
     ],
@@ -79,7 +79,7 @@ def test_effects() -> None:
     ("seeds", "mean", "expected"),
     [
         (5, 55.0, "Does MetaMask help? Yes. heads is clearly better than joint: +5."),
-        (5, 45.0, "Does MetaMask help? No, it harms. heads is clearly worse than joint: -4."),
+        (5, 45.0, "Does MetaMask help? No, it is worse. heads is clearly worse than joint: -4."),
         (5, 50.0, "Does MetaMask help? No clear effect. heads does not clearly differ"),
         (2, 55.0, "Does MetaMask help? Too few seeds to tell. heads minus joint is +5."),
         (1, 55.0, "Does MetaMask help? Too few seeds to tell. heads minus joint is +"),
@@ -125,10 +125,8 @@ def test_power() -> None:
     text = said(runs(seeds=1))
     assert "One seed shows no difference: take at least three" in text and "clearly" not in text
     text = said(runs(seeds=2))
-    assert (
-        "Two seeds are too few to compare these methods: they show only differences above" in text
-    )
-    assert "; 5 seeds would show" in text and "differ from" not in text
+    assert "2 seeds are too few to compare these methods; 5 seeds would show differences" in text
+    assert "differ from" not in text and "is best in kNN" in text
     text = said(runs(seeds=3))
     assert "With 3 seeds, the minimum detectable effect is " in text and "; with 5 seeds, " in text
     pair = runs(seeds=3)[lambda table: table.method != "simclr"]
@@ -136,7 +134,7 @@ def test_power() -> None:
     apart = runs(seeds=6)
     early = apart.method == "heads"
     apart = apart[(early & (apart.seed < 3)) | (~early & (apart.seed >= 3))]
-    assert "too few seeds in common" in said(apart)
+    assert "heads and joint have too few seeds in common to be compared." in said(apart)
     same = runs()[lambda table: table.method != "simclr"]
     assert "seed" not in "".join(answer(same, [], ["knn"]))  # without a comparison, no power
 
@@ -146,7 +144,9 @@ def test_the_sentences_are_corrected_for_the_comparisons_of_the_table() -> None:
     few = table[(table.method != "heads") | (table.seed < 2)]
     model = fit(few, "knn")
     assert model is not None and len(compare(few, PAIRS, ["knn"])) == 1
-    assert f"effect is {detectable_with(model, PAIRS, 1, 5):.1f} points" in said(few)
+    text, compared = said(few), PAIRS[1:]
+    assert f"effect is {detectable_with(model, compared, 1, 5):.1f} points" in text
+    assert "heads has too few finished runs to be compared: 3 seeds are needed." in text
 
 
 def test_best_and_noise() -> None:
@@ -183,4 +183,54 @@ def test_without_labels_nothing_is_best() -> None:
     table[["logged/mask_min", "logged/mask_max"]] = 0.3, 0.7
     table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
     text = said(table, ["rankme"])
-    assert text.startswith("Does MetaMask help? Not known without labels. RankMe counts")
+    assert text.startswith("Does MetaMask help? Not known without an accuracy. RankMe counts")
+
+
+def with_mask(table: pd.DataFrame, low: float = 0.3, high: float = 0.7) -> pd.DataFrame:
+    """The runs, with a mask that heads has learned."""
+    table[["logged/mask_min", "logged/mask_max"]] = low, high
+    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
+    return table
+
+
+def test_rankme_decides_nothing() -> None:
+    table = with_mask(runs())
+    table["rankme"] = table.knn + 30 * (table.method == "heads")
+    text = said(table, ["knn", "rankme"])
+    assert text.startswith("Does MetaMask help? No clear effect.")
+    assert "heads is clearly better than joint: +30." in text
+
+
+def test_the_question_names_what_metamask_is_compared_with() -> None:
+    table = with_mask(runs(heads=55))
+    pairs = [("heads", "simclr"), ("joint", "heads")]
+    text = "\n".join(answer(table, pairs, ["knn"]))
+    assert text.startswith("Is MetaMask better than simclr? Yes. heads is clearly better than sim")
+    assert "\nDoes MetaMask help? Yes. heads is clearly better than joint: +5." in text
+    # joint with settings of its own is no MetaMask without a mask
+    table["unmasked_digest"] = table.method.map({"heads": "a", "joint": "b", "simclr": "c"})
+    assert "Is MetaMask better than joint? Yes." in "\n".join(answer(table, pairs, ["knn"]))
+
+
+def test_means_are_over_common_seeds() -> None:
+    table = with_mask(runs(noise=0, heads=52))
+    table["knn"] += 10 * (table.seed == 0) + 0.1 * np.random.default_rng(1).normal(size=len(table))
+    table = table[(table.method != "heads") | (table.seed > 2)]
+    text = said(table)
+    assert "heads minus joint is +2." in text and "heads is best in kNN (54." in text
+    alone = said(table[(table.method != "heads") | (table.seed == 3)])
+    assert "but not clearly above heads" in alone and "heads minus joint is +2." in alone
+
+
+def test_runs_that_do_not_vary_are_not_judged() -> None:
+    table = with_mask(runs(noise=0, heads=55))
+    text = said(table)
+    assert text.startswith("Does MetaMask help? Not known: the runs do not vary, so nothing tells")
+    assert "excluded" not in text and "detectable" not in text and "clearly above every" not in text
+
+
+def test_a_mask_that_was_never_updated_does_not_help() -> None:
+    table = runs(heads=55)
+    table["mask"] = np.where(table.method == "heads", "learned", "")
+    text = said(table)
+    assert text.startswith("Does MetaMask help? Not known: its mask's weights are all alike (never")

@@ -8,7 +8,7 @@ from drawn import misplaced
 
 from metamask_solo.analysis.figures import STYLE
 from metamask_solo.benchmark import figures, report
-from metamask_solo.benchmark.results import rows_of
+from metamask_solo.benchmark.results import rows_of, same_methods
 from metamask_solo.benchmark.schema import BenchmarkFile, read_file
 from metamask_solo.benchmark.statistics import compare
 
@@ -25,7 +25,7 @@ def read(name: str, rows: str, *overrides: str) -> BenchmarkFile:
 )
 def test_no_text_leaves_its_panel(benchmark: BenchmarkFile) -> None:
     rows = rows_of(benchmark)
-    family = compare(rows, benchmark.pairs({*rows.method}), benchmark.measured)
+    family = compare(rows, benchmark.pairs({*rows.method}, same_methods(rows)), benchmark.measured)
     with matplotlib.rc_context(STYLE):
         drawn = [
             figures.accuracy_figure(rows, benchmark.measured),

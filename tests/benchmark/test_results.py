@@ -96,11 +96,40 @@ def test_rows_stand_for_runs_elsewhere_and_are_added_to(
     finish(file, "seeds=[3]")
     assert command(file, "seeds=[3]", "--tables-only") == 0
     assert sorted(read_csv(shared).seed.unique()) == [0, 1, 2, 3]
+    # another name of the same run has lines of its own, and takes its results from those
+    assert command(file, "methods.copy.config=simclr.yaml", "only=[copy]", "--tables-only") == 0
+    assert read_csv(shared).method.value_counts().to_dict() == {
+        "simclr": 4,
+        "metamask": 4,
+        "copy": 3,
+    }
     # a line that another config has taken is refused before any work
     assert command(file, "overrides=[optimizer.lr=0.125]") == 2
     said = capsys.readouterr().err
     assert f"rows={shared}: simclr, seed 0 is there with other settings" in said
     assert said.count("\n") == 1
+
+
+def test_methods_are_the_same_by_their_settings(benchmark_file: Callable[..., Path]) -> None:
+    """Not by their names: settings can be changed."""
+    variants = {"joint": {"meta.enabled": False, "mask.kind": "linear"}, "heads": {}}
+    variants |= {"fixed_mask": {"meta.enabled": False}, "simclr": None}
+    methods = {
+        name: SIMCLR
+        if changes is None
+        else METAMASK | {"overrides": [f"method_kwargs.{k}={v}" for k, v in changes.items()]}
+        for name, changes in variants.items()
+    }
+    file = benchmark_file(methods=methods, seeds=[0])
+    rows = read_results(read_plan(file, []), {})
+    assert results.same_methods(rows) == ("joint", "fixed_mask")
+    assert results.learned_masks(rows) == {"heads"}
+    assert results.same_but_for_the_mask(rows, ("heads", "joint"))
+    assert not results.same_but_for_the_mask(rows, ("heads", "simclr"))
+    tuned = ["methods.joint.overrides+=[optimizer.lr=0.125]"]
+    rows = read_results(read_plan(file, tuned), {})
+    assert results.same_methods(rows) == ()
+    assert not results.same_but_for_the_mask(rows, ("heads", "joint"))
 
 
 def test_benchmarks_that_end_at_once_add_to_one_file(
