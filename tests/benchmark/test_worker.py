@@ -60,8 +60,9 @@ def test_what_an_evaluation_doubts_is_kept(
     nn.init.zeros_(flat[1].weight)
     notes = worker._measured(["knn"], flat, config, torch.ones(4))["notes"]
     collapse = "features: all features are (nearly) the same; the representation has collapsed"
-    assert notes.startswith(f"{collapse}; kNN: this accuracy (22.22 %) is not above that of always")
-    assert notes.count("; kNN") == 1 and f"note: {collapse}\n" in capsys.readouterr().err
+    words = "this accuracy (22.22 %) is not above that of always guessing"
+    assert notes.startswith(f"{collapse}; kNN, no mask: {words}") and f"; kNN: {words}" in notes
+    assert f"note: {collapse}\n" in capsys.readouterr().err
 
 
 def test_the_forecast_is_of_one_run_after_the_other(
