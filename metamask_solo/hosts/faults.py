@@ -56,6 +56,21 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         processes > 1 and method == "all4one",
         "the feature loss of all4one sees the images of one process; use one",
     )
+    # DDP gives every process the buffers of the first; other methods gather what they store
+    yield (
+        BOTH,
+        "devices",
+        processes > 1 and method == "deepclusterv2",
+        "the memory of deepclusterv2 keeps the images of one process, and the others get no "
+        "cluster; use one",
+    )
+    queue = settings.get("queue_size") or 0
+    yield (
+        BOTH,
+        "method_kwargs.queue_size",
+        processes > 1 and method == "swav" and queue > 0,
+        "the queue of swav keeps the features of one process; use 0, or one process",
+    )
     yield (
         OLD,
         "optimizer.name",
@@ -99,7 +114,6 @@ def known_faults(cfg: DictConfig, pretrains: bool) -> Iterator[Fault]:
         of_solo_learn and method not in host.SMALL_CROPS and get("data.num_small_crops"),
         "this method ignores crops of another size than the first pipeline's; give none",
     )
-    queue = settings.get("queue_size") or 0
     yield (
         BOTH,
         "method_kwargs.queue_size",
