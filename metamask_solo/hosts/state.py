@@ -1,5 +1,7 @@
 """What a run of solo-learn needs for going on where it stopped, and that no checkpoint has."""
 
+import math
+import sys
 from typing import Any
 
 import torch
@@ -19,8 +21,9 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
     - DINO's epoch, which Lightning does not tell when a run goes on within one.
     - The random state of the checkpoint, from which the hooks of a method would draw.
 
-    And it rounds a warm-up to steps (or epochs), gives each group its own rate where there is none,
-    and computes no online kNN of an epoch that is entered in its middle: some images would lack.
+    And it rounds a warm-up to steps (or epochs), which ``max_steps`` does not shorten, gives each
+    group its own rate where there is none, and computes no online kNN of an epoch that is entered
+    in its middle: some images would lack.
 
     It stands behind the callback that restores random states in ``on_train_start``. A checkpoint is
     to be written when all hooks of a batch are over, since τ moves in the last.
@@ -62,6 +65,10 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
             schedule = config.scheduler
             if not hasattr(schedule, "warmup_epochs"):
                 continue
+            if trainer.global_step == 0 < trainer.max_steps and config.interval == "step":
+                # both releases take for an epoch what max_steps leaves of it
+                batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
+                schedule.warmup_epochs = model.warmup_epochs * math.ceil(batches / each)
             # GitHub main's schedule goes on from the last rate, and is at the base rate only where
             # a position equals the end of the warm-up
             schedule.warmup_epochs = round(schedule.warmup_epochs)
@@ -70,6 +77,12 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
                 groups = schedule.optimizer.param_groups
                 for group, rate in zip(groups, schedule.base_lrs, strict=True):
                     group["lr"] = rate
+            # of a schedule of one's own, nobody knows the length
+            length = getattr(schedule, "max_epochs", math.inf)
+            if trainer.is_global_zero and schedule.warmup_epochs >= length:
+                key = f"scheduler.warmup_epochs={model.warmup_epochs:g}"
+                words = "the run ends within the warm-up, and optimizer.lr is not reached before"
+                print(f"note: {key}: {words}", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: Any, model: Any) -> None:
         if self._knn:

@@ -167,7 +167,8 @@ def test_ten_steps_are_those_of_solo_learn(method: str, forty_images: Path, tmp_
         (0.3, -1, "step", 2, 10),  # 1.5
         (0.5, -1, "step", 2, 10),  # 2.5
         (0.7, -1, "step", 4, 10),  # 3.5
-        (1, 9, "step", 4, 9),  # 4.5
+        (1, 9, "step", 5, 9),
+        (2, 6, "step", 10, 6),
         (2, -1, "step", 10, 10),
         (1.5, -1, "epoch", 2, 4),
         (1, -1, "epoch", 1, 4),
@@ -181,6 +182,7 @@ def test_a_warm_up_is_rounded_and_each_group_has_its_own_cosine(
     end: int,
     forty_images: Path,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """GitHub main's schedule would multiply the rates of a run whose warm-up is not whole."""
     cfg = config("simclr", forty_images, tmp_path)
@@ -188,6 +190,7 @@ def test_a_warm_up_is_rounded_and_each_group_has_its_own_cosine(
     cfg.max_epochs, cfg.max_steps = 4 if interval == "epoch" else EPOCHS, steps
     ours = Record()
     train(cfg, ours, small=True)
+    assert ("ends within the warm-up" in capsys.readouterr().err) == (warmup >= end)
     for step, rates in enumerate(ours.rates):
         at = step if interval == "step" else step // 5
         rise = at / max(1, warmup - 1)
