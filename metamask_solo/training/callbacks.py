@@ -83,6 +83,11 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
         if last or epoch % self.cfg.checkpoint.frequency == 0:
             self.save(trainer)
 
+    def on_validation_end(self, trainer: Any, model: Any) -> None:
+        # here, since one that is saved a moment later goes on with a step too many in the logs
+        if trainer.received_sigterm:
+            self.save(trainer)
+
     def on_train_end(self, trainer: Any, model: Any) -> None:
         # a callback behind this one can have ended the run after its last epoch
         if trainer.global_step != self._saved_step:
@@ -331,6 +336,14 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
         if between_steps and done < trainer.num_training_batches and self._asked(trainer):
             self._save = True
             self._stop(trainer)
+
+    def on_validation_start(self, trainer: Any, model: Any) -> None:
+        if self._save:  # Lightning would give up this validation, which follows the step
+            trainer._signal_connector.received_sigterm = False
+
+    def on_validation_end(self, trainer: Any, model: Any) -> None:
+        if self._save:  # the checkpointer comes later, and saves
+            trainer._signal_connector.received_sigterm, self._save = True, False
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:
         if self._asked(trainer):  # the checkpointer comes later, and saves
