@@ -67,8 +67,13 @@ class MaskOptimizer:
         self._loaded = {}
         self.remember(step)
 
-    def step(self, gradient: Tensor) -> bool:
+    def step(self, gradient: Tensor, due: int | None = None) -> bool:
         """Moves the logits along ``gradient``; one that is not finite is skipped, and counted.
+
+        Args:
+            gradient: of the logits, (D,).
+            due: how many of the planned updates were due before this one, for the cosine; None:
+                those that were made.
 
         Returns:
             Whether the logits moved.
@@ -77,7 +82,8 @@ class MaskOptimizer:
         logits, settings = self.mask.logits, self.settings
         rate = settings.lr
         if settings.schedule == "cosine":
-            done = min(1.0, (self.updates + self.skipped) / max(1, int(self.planned)))
+            due = self.updates + self.skipped if due is None else due
+            done = min(1.0, due / max(1, int(self.planned)))
             rate *= (1 + math.cos(math.pi * done)) / 2
         self.optimizer.param_groups[0]["lr"] = rate
         if not gradient.isfinite().all():

@@ -142,7 +142,8 @@ class MetaMask(PluginMethod):
                 raise
             gradient = torch.full_like(self.mask.logits, math.nan)  # skipped by all processes
         gradient = mean_over_processes(gradient)
-        moved = self.mask_optimizer.step(gradient)
+        due = self.trainer.global_step // self.settings.meta.every_n_steps
+        moved = self.mask_optimizer.step(gradient, due)
         statistics = mask_statistics(self.mask.mask())
         self._log = {f"mask_{name}": value.float() for name, value in statistics.items()}
         self._log["mask_skipped_updates"] = torch.tensor(float(self.mask_optimizer.skipped))

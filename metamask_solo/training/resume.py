@@ -39,14 +39,15 @@ DECISIVE = (
     *("finetune", "masked", "auto_augment", "label_smoothing", "mixup", "cutmix", "scale_features"),
     *("imports", "callbacks"),
 )
-# What a checkpoint goes on with, whatever the file says: its optimiser and schedule, always; the
-# length of a cosine; and what a position inside an epoch counts in.
-PLAN = ("method", "backbone.name", "optimizer", "scheduler")
+# What a checkpoint goes on with, whatever the file says: its optimiser and schedule, always, with
+# the factor of their rates; the length of a cosine; and what a position inside an epoch counts in.
+IMAGES = f"{STARTED_FROM}.images"
+PLAN = ("method", "backbone.name", "optimizer", "scheduler", "accumulate_grad_batches")
 LENGTH = (
-    *("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"),
-    *("processes", "data.train_path", "data.fraction"),
+    *("max_epochs", "max_steps", "limit_train_batches", "processes"),
+    *("data.dataset", "data.train_path", "data.fraction", "data.no_labels", IMAGES),
 )
-WITHIN_AN_EPOCH = ("accumulate_grad_batches", "processes", "seed")
+WITHIN_AN_EPOCH = ("processes", "seed")
 
 FINISHED = "finished.json"  # written when a run ended as planned
 LOCK = "running.lock"  # held by the process that writes into a run's folder, and gone with it
@@ -130,13 +131,14 @@ def identify(cfg: DictConfig, *datasets: Any) -> None:
     Raises:
         UserError: the named checkpoint lacks something, or the run cannot go on from it.
     """
+    digests = dict(cfg.get(STARTED_FROM) or {})
+    digests["images"] = digest_of_images(datasets)
+    OmegaConf.update(cfg, STARTED_FROM, digests, force_add=True)
     if cfg.get("resume_from_checkpoint"):
         named = Path(cfg.resume_from_checkpoint)
         named = newest_whole(named) if named.is_dir() else named
         _check_continuation(cfg, named)
         cfg.resume_from_checkpoint = str(named)
-    digests = dict(cfg.get(STARTED_FROM) or {})
-    digests["images"] = digest_of_images(datasets)
     for key in ("pretrained_feature_extractor", "resume_from_checkpoint"):
         if cfg.get(key) is not None and Path(cfg[key]).is_file():
             digests[key] = hashlib.sha256(Path(cfg[key]).read_bytes()).hexdigest()
@@ -299,7 +301,15 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     keys = PLAN + (LENGTH if cfg.scheduler.name == "warmup_cosine" else ())
     keys += WITHIN_AN_EPOCH if batches else ()
     one, two = _values(cfg, keys), _values(earlier, keys)
-    if (key := _first_difference(one, two)) is not None:
+    if IMAGES not in two:  # of one of solo-learn's own scripts
+        one.pop(IMAGES, None)
+    key = _first_difference(one, two)
+    if key == IMAGES:
+        raise UserError(
+            "data: the images, of training or of validation, are not those of the checkpoint's "
+            "run, which a run that continues it with warmup_cosine cannot change"
+        )
+    if key is not None:
         raise UserError(
             f"{key}={one.get(key)}: the run of the checkpoint has {two.get(key)}, which a run that "
             f"continues it cannot change{' (rates as scaled)' if key == 'optimizer.lr' else ''}"

@@ -184,6 +184,10 @@ def test_a_run_from_a_named_checkpoint_goes_on_where_it_was_stopped(
         cfg.resume_from_checkpoint = str(first.folder)  # a run's folder, too
         train(cfg, *callbacks)
 
+    cfg = further(tmp_path, 4)
+    cfg.resume_from_checkpoint, cfg.accumulate_grad_batches = str(first.folder), 2
+    with pytest.raises(UserError, match="accumulate_grad_batches=2: .* has 1"):  # of the rates
+        train(cfg)
     with pytest.raises(InterruptedError):
         run(At(6, crash))
     run(*(At(step, lambda trainer: steps.append(trainer.global_step)) for step in range(8)))
@@ -210,6 +214,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("max_epochs", 4, "max_epochs=4: .* has 3"),
         ("max_epochs", 3, "max_epochs=3: .* already has 3 epochs and 6 steps"),
         ("devices", 2, "processes=2: .* has 1"),
+        ("data.no_labels", True, "data.no_labels=True: .* has False"),
         ("method_kwargs.mask", {"kind": "linear"}, "mask.kind=linear"),
     ],
 )
@@ -234,11 +239,37 @@ def test_a_named_checkpoint_is_compared_with_the_run_that_it_is_of(
     alone = tmp_path / "alone"
     alone.mkdir()
     source = finished.with_name(finished.name.replace("ep=2", "ep=1"))
-    for folder, message in ((below, "max_epochs=4: .* has 3"), (alone, "args.json .* is missing")):
+
+    def prepare(folder: Path, epochs: int) -> None:
         start = str(shutil.copy(source, folder))
-        cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=start, max_epochs=4)
+        cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=start)
+        cfg.max_epochs = epochs
+        prepare_pretraining(cfg)
+
+    for folder, message in ((below, "max_epochs=4: .* has 3"), (alone, "args.json .* is missing")):
         with pytest.raises(UserError, match=message):
-            prepare_pretraining(cfg)
+            prepare(folder, 4)
+    args = json.loads((run / "args.json").read_text())
+    args["started_from"]["images"] = "of a folder that has grown since"
+    (run / "args.json").write_text(json.dumps(args))
+    with pytest.raises(UserError, match="^data: the images, .* not those of the checkpoint's run"):
+        prepare(run, 3)
+    del args["started_from"]  # of solo-learn's own script
+    (run / "args.json").write_text(json.dumps(args))
+    prepare(run, 3)
+
+
+def test_the_masks_cosine_counts_the_steps_of_the_run(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """Two thirds of the run are done, whatever period the updates so far had."""
+    start = str(finished.with_name(finished.name.replace("ep=2", "ep=1")))
+    cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=start)
+    cfg.method_kwargs.mask = {"schedule": "cosine", "lr": 1}
+    cfg.method_kwargs.meta = {"every_n_steps": 2}
+    model, _ = train(cfg)
+    assert model.mask_optimizer.updates == 5
+    assert model.mask_optimizer.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
 
 
 def same_weights(one: Any, two: Any) -> bool:
@@ -390,6 +421,25 @@ def test_ctrl_c_saves_after_the_step_and_a_second_one_waits_for_nothing(
     assert steps_in(checkpoint) == 3
     stop(cfg, 4, send(signal.SIGINT, signal.SIGINT), KeyboardInterrupt)
     assert list(tmp_path.rglob("*.ckpt")) == [checkpoint] and not list(tmp_path.rglob(FINISHED))
+
+
+def test_a_signal_waits_for_the_validation_that_follows_its_step(
+    images: Path, tmp_path: Path
+) -> None:
+    def run(out: Path, *callbacks: Any) -> tuple[Any, Any]:
+        return train(config(images, out, optimizer__batch_size=5, val_check_interval=1), *callbacks)
+
+    whole, expected = run(tmp_path / "whole")
+    for step in (2, 5):
+        with pytest.raises(RunStopped, match=f"SIGTERM.*after step {step + 1}; the last"):
+            run(tmp_path / "broken", At(step, send(signal.SIGTERM)))
+        (checkpoint,) = (tmp_path / "broken").rglob("*.ckpt")
+        assert steps_in(checkpoint) == step + 1
+    again, result = run(tmp_path / "broken")
+    assert same_weights(whole, again)
+    losses = [read_metrics(r.folder).dropna(subset="val_loss") for r in (expected, result)]
+    assert list(losses[0]["step"]) == list(losses[1]["step"]) and len(losses[0]) == 12
+    assert list(losses[0]["val_loss"]) == list(losses[1]["val_loss"])
 
 
 def test_a_signal_after_the_last_step_is_reported_when_all_is_written(
