@@ -28,6 +28,7 @@ from metamask_solo.errors import UserError
 from metamask_solo.validation import Settings, fields, shown, unknown, validated
 
 SCALED = "scaled by images a step / 256"
+ACCUMULATED = "times accumulate_grad_batches"
 Path = Annotated[str, AfterValidator(os.path.expanduser)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
@@ -187,9 +188,15 @@ class Run(TrainerArguments):
 
 
 class PretrainOptimizer(Optimizer):
+    lr: Rate = Field(description=f"learning rate, {SCALED}, {ACCUMULATED}")
     classifier_lr: Rate | None = Field(
-        None, description=f"of the online classifier, {SCALED}; needed with data.val_path"
+        None, description="of the online classifier, scaled as lr; needed with data.val_path"
     )
+
+
+class PretrainScheduler(Scheduler):
+    warmup_start_lr: Rate = Field(3e-5, description=ACCUMULATED)
+    min_lr: Rate = Field(0, description=f"at the end of the cosine, {ACCUMULATED}")
 
 
 class Momentum(Settings):
@@ -249,7 +256,7 @@ class Pretraining(Run):
     fold_at_end: bool = Field(True, description="write MetaMask's folded checkpoint too")
     log_rankme: bool = Field(True, description="log RankMe of the features after each epoch")
     optimizer: PretrainOptimizer
-    scheduler: Scheduler
+    scheduler: PretrainScheduler
     momentum: Momentum = Momentum()
     knn_eval: KnnEval = KnnEval()
     augmentations: list[Pipeline] = Field(
@@ -398,8 +405,24 @@ def _read(cfg: DictConfig, model: type[Run]) -> DictConfig:
         raise UserError(f"backbone.stem=3x3: only a ResNet has one, not {run.backbone.name}")
     _check_optimizer(run.optimizer)
     with torch_as_before(), quiet(""):  # the trainer that trains says it
-        build_trainer(checked, [], configured_callbacks(checked))
+        callbacks = configured_callbacks(checked)
+        _check_accumulation(checked, callbacks)
+        build_trainer(checked, [], callbacks)
     return checked
+
+
+def _check_accumulation(cfg: DictConfig, callbacks: list[Any]) -> None:
+    """Refuses a callback that changes the length in steps of a cosine while it goes on."""
+    from metamask_solo.hosts import pl
+
+    changes = pl.callbacks.GradientAccumulationScheduler
+    for key in ("scheduler.name", "method_kwargs.mask.schedule"):
+        value = str(OmegaConf.select(cfg, key))
+        if value.endswith("cosine") and any(isinstance(c, changes) for c in callbacks):
+            raise UserError(
+                f"{key}={value}: its steps are unknown with GradientAccumulationScheduler; "
+                "use accumulate_grad_batches"
+            )
 
 
 def _import_modules(names: list[str]) -> str:

@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from metamask_solo.atomic_files import atomic_write
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.data.datasets import write_fingerprints
+from metamask_solo.data.datasets import say, write_fingerprints
 from metamask_solo.data.loaders import loader_failure
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import HostState, pl
+from metamask_solo.hosts.shared import process_count
 from metamask_solo.training.callbacks import (
     Bar,
     Checkpointer,
@@ -40,6 +41,7 @@ from metamask_solo.training.resume import (
     FitResult,
     age,
     merge_metrics,
+    position,
     running,
     starting_point,
 )
@@ -111,6 +113,7 @@ def fit(
         UserError: a folder, an image or the checkpoint to resume from cannot be used.
         RunStopped: a signal ended the run, or its loss or weights are no longer finite.
     """
+    _note_double_counting(val_loader, cfg)
     root = Path(cfg.checkpoint.dir) / kind
     dry = bool(cfg.get("fast_dev_run"))  # leaves nothing behind, as Lightning has it
     resume, folder = (None, root / "dry") if dry else starting_point(cfg, root)
@@ -138,11 +141,17 @@ def fit(
             started_from = [resume, cfg.get("pretrained_feature_extractor")]
             sources = [Path(path).parent for path in started_from if path]
             write_fingerprints(train_loader.dataset, folder, *sources)
-        _train(trainer, model, train_loader, val_loader, resume, interruption)
-        seconds = timer.time_elapsed("train") or time.monotonic() - started
-        seconds /= max(1, trainer.current_epoch)
-        # not the checkpointer's: of some strategies this process trains in copies of itself
+        _train(trainer, model, train_loader, val_loader, resume, interruption, cfg)
+        # of some strategies this process trains in copies of itself, and their checkpoints tell
         last = max(folder.glob("*-ep=*.ckpt"), key=age, default=None) if saves else None
+        seconds, epochs = timer.time_elapsed("train"), trainer.current_epoch
+        if not seconds and last is not None:
+            state = load_raw(last)
+            seconds = state["callbacks"][timer.state_key]["time_elapsed"]["train"]
+            epochs, _ = position(state)
+        elif not seconds:
+            seconds, epochs = time.monotonic() - started, cfg.max_epochs
+        seconds /= max(1, epochs)
         metrics, note = last_metrics.of(trainer), last_metrics.note(trainer)
         result = FitResult(folder, last, metrics, seconds, note)
         if writes:
@@ -160,6 +169,14 @@ def fit(
     return result
 
 
+def _note_double_counting(val_loader: DataLoader[Any] | None, cfg: DictConfig) -> None:
+    """Says where Lightning repeats validation images, so that all processes have as many."""
+    images: Any = [] if val_loader is None else val_loader.dataset
+    processes = process_count(cfg)
+    if len(images) % processes and cfg.get("limit_val_batches") != 0:
+        say(f"validation: {len(images)} images on {processes} processes: some are counted twice")
+
+
 def _train(
     trainer: Any,
     model: Any,
@@ -167,6 +184,7 @@ def _train(
     val_loader: DataLoader[Any] | None,
     resume: Path | None,
     interruption: Interruption,
+    cfg: DictConfig,
 ) -> None:
     """Lightning's fit, with one line for whatever ends it early."""
     # SafeCheckpointIO needs no such argument, but Lightning else says that it reads anything
@@ -190,7 +208,7 @@ def _train(
             "a smaller one, or precision=bf16-mixed"
         ) from error
     except Exception as error:
-        if line := _line_of(error, resume):
+        if line := _line_of(error, resume, cfg):
             raise UserError(line) from error
         raise
     finally:
@@ -201,7 +219,7 @@ def _train(
         raise KeyboardInterrupt
 
 
-def _line_of(error: Exception, resume: Path | None) -> str | None:
+def _line_of(error: Exception, resume: Path | None, cfg: DictConfig) -> str | None:
     """One line for an error that a setting, the data or a checkpoint causes; None for a bug."""
     first, *more = str(error).strip().splitlines() or [""]
     if "loading state_dict" in first or "loaded state dict" in first:  # of model, of optimiser
@@ -211,7 +229,7 @@ def _line_of(error: Exception, resume: Path | None) -> str | None:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = frame.f_globals.get("__name__", "")
     lightning = module.startswith(("lightning", "pytorch_lightning"))
-    return _trainer_line(error, {}) if lightning else None
+    return _trainer_line(error, cfg) if lightning else None
 
 
 def _same_error(trace: str) -> Exception:
@@ -243,7 +261,6 @@ def build_trainer(
         for name in trainer_arguments() & values.keys()
         if values[name] is not None or name == "check_val_every_n_epoch"
     }
-    asked = dict(arguments)
     if not trains_on_gpu(arguments):  # [0, 1] names GPUs; the CPU takes a number
         arguments["devices"] = len(values["devices"])
     if arguments.get("strategy") == "ddp":
@@ -264,7 +281,7 @@ def build_trainer(
         }
         trainer = pl.Trainer(**arguments)
     except Exception as error:  # whatever it does with a value of the wrong type
-        raise UserError(_trainer_line(error, asked)) from error
+        raise UserError(_trainer_line(error, cfg)) from error
     if folder is not None and "profiler" in arguments:
         trainer.profiler.dirpath, trainer.profiler.filename = folder, "profile"
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -274,11 +291,17 @@ def build_trainer(
     return trainer
 
 
-def _trainer_line(error: Exception, asked: dict[str, Any]) -> str:
-    """What Lightning says of an argument, behind the argument's name where it names one."""
+def _trainer_line(error: Exception, cfg: DictConfig) -> str:
+    """What Lightning says of an argument, behind the argument's name where it names one.
+
+    Of several, it is the first one that the file set.
+    """
     line = first_line(error)
-    named = [name for name in trainer_arguments() if re.search(rf"\b{name}\b", line, re.IGNORECASE)]
-    key = max(named, key=len, default="accelerator" if "backend" in line else "trainer")
+    words = re.findall(r"\w+", line.lower())
+    named = [name for name in trainer_arguments() if name in words]
+    asked = {name: cfg[name] for name in named if cfg.get(name) is not None}
+    kind = "accelerator" if "backend" in line else "trainer"
+    key = min(asked or named, key=words.index, default=kind)
     return f"{key}={asked[key]}: {line}" if key in asked else f"{key}: {line}"
 
 

@@ -62,6 +62,13 @@ def test_two_settings_that_do_not_go_together_are_one_line(images: Path) -> None
         with pytest.raises(UserError, match="sync_batchnorm=True: needs GPUs"):
             cfg = changed(images, sync_batchnorm=True, devices=devices, strategy="ddp")
             read_pretraining_config(cfg)
+    scheduling = f"{pl.__name__}.callbacks.GradientAccumulationScheduler"
+    callbacks = [{"_target_": scheduling, "scheduling": {0: 1, 2: 4}}]
+    for cosine in ("scheduler__name=warmup_cosine", "method_kwargs__mask__schedule=cosine"):
+        name, _, value = cosine.partition("=")
+        read_pretraining_config(changed(images, callbacks=callbacks))
+        with pytest.raises(UserError, match=f"{value}: .*GradientAccumulationScheduler"):
+            read_pretraining_config(changed(images, callbacks=callbacks, **{name: value}))
     cfg = changed(images, pretrained_feature_extractor="a.ckpt", mixup=0.2)
     del cfg.augmentations, cfg.method, cfg.method_kwargs, cfg.optimizer.classifier_lr
     cfg.optimizer.batch_size = 7

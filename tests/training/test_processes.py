@@ -241,6 +241,18 @@ def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None
     assert args["optimizer"]["lr"] == pytest.approx(0.5 * 20 / 256)
 
 
+def test_a_forked_run_tells_the_time_of_an_epoch_and_what_is_counted_twice(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = pretrain_config(images, tmp_path, strategy="ddp_fork", devices=3, max_epochs=2)
+    cfg.optimizer.batch_size = 5
+    _, result = train(cfg)
+    note = "validation: 10 images on 3 processes: some are counted twice"
+    assert capsys.readouterr().err.count(note) == 1
+    timer = load_raw(the_checkpoint(tmp_path))["callbacks"]["Timer"]
+    assert result.seconds_per_epoch == timer["time_elapsed"]["train"] / 2 > 0
+
+
 def test_workers_that_inherit_nothing_make_the_same_run(images: Path, tmp_path: Path) -> None:
     before = multiprocessing.get_start_method()
     train(pretrain_config(images, tmp_path / "plain", data__val_path=None))

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from runs import pretrain_config, train
 
+from metamask_solo.errors import UserError
 from metamask_solo.training.pretrain import pretrain_run
 from metamask_solo.training.resume import FINISHED, read_metrics
 
@@ -68,6 +69,13 @@ def test_validation_by_steps_alone(images: Path, tmp_path: Path) -> None:
     _, result = train(cfg)
     steps = read_metrics(result.folder).dropna(subset="val_loss")["step"]
     assert list(steps) == [2, 5]
+
+
+def test_an_error_of_lightnings_names_the_argument_that_the_file_set(
+    images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"^val_check_interval=100: .*check_val_every_n_epoch"):
+        train(config(images, tmp_path, val_check_interval=100))
 
 
 @pytest.mark.parametrize("steps", [True, 1])
