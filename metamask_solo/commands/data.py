@@ -66,7 +66,7 @@ def split(argv: list[str]) -> int:
     add("--out", type=user_path, default=CUSTOM, metavar="FOLDER", help=out)
     add("--seed", type=int, default=0, metavar="N", help="draws other images")
     add("--flat", action="store_true", help="no labels: all images below FOLDER are one set")
-    add("--force", action="store_true", help="replace a split of another folder")
+    add("--force", action="store_true", help="replace another split")
     arguments = parser.parse_args(argv)
 
     from metamask_solo.data.datasets import counted, say

@@ -51,7 +51,7 @@ def split_folder(
     An image goes to val if a digest of seed and name, as a number in 0..1, is below the share. So
     the split is the same on every machine, and an image stays where it is when more come. Of a
     class whose images would all go to one side, the nearest to the share goes to the other; what
-    an earlier call with the same share and seed made stays as it is.
+    an earlier call with the same share and seed made stays where it is.
 
     Args:
         folder: holds class folders, or images without labels, at any depth.
@@ -59,30 +59,38 @@ def split_folder(
         share: of the images that go to val, above 0 and below 1.
         seed: another one draws other images.
         flat: take all images below as one set without labels, even from class folders.
-        force: replace a split of another folder.
+        force: replace a split of another folder, or with another share, seed or ``flat``.
 
     Raises:
         UserError: a value is not allowed, a class has a single image, two files would have one
-            name, or ``out`` holds something else, such as a split of another folder.
+            name, one folder lies in the other, or ``out`` holds something else, such as another
+            split.
     """
     folder, out = user_path(folder), user_path(out)
     if not 0 < share < 1:
         raise UserError(f"--val={share}: must be above 0 and below 1")
     if out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--out={out}: lies in {folder}; choose a folder outside")
+    if any(folder.resolve().is_relative_to((out / side).resolve()) for side in SPLITS):
+        raise UserError(f"{folder}: lies in the split that --out={out} holds; choose another --out")
     labels = not flat and holds_classes(folder, "")
     images = read_folder(folder, "", labels)
-    source = os.path.abspath(folder)
-    settings = {"made_by": SPLIT_COMMAND, "folder": source, "val": share, "seed": seed}
+    drawn = {"val": share, "seed": seed, "flat": not labels}
+    settings = {"made_by": SPLIT_COMMAND, "folder": os.path.abspath(folder), **drawn}
     links = _links(out)
     earlier = split_settings(out)
     split_before = earlier.get("folder", "")
-    if links and not force and os.path.realpath(split_before) != os.path.realpath(source):
-        what = f"the split of another folder ({split_before})" if split_before else "other links"
+    old = [f"{key}={earlier[key]}" for key in drawn if earlier.get(key, drawn[key]) != drawn[key]]
+    what = f"a split with {', '.join(old)}" if old else ""
+    if not split_before:
+        what = "other links"
+    elif os.path.realpath(split_before) != os.path.realpath(folder):
+        what = f"the split of another folder ({split_before})"
+    if links and what and not force:
         raise UserError(
             f"out={out}: holds {what}; give another folder, or replace it (data split --force)"
         )
-    same = all(earlier.get(key) == value for key, value in settings.items())
+    same = all(earlier.get(key) == drawn[key] for key in ("val", "seed"))
     sides = {Path(*link.parts[1:]): link.parts[0] for link in links} if same else {}
 
     wanted: dict[Path, str] = {}

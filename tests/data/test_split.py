@@ -76,7 +76,13 @@ def test_an_image_stays_where_it_is(photographs: Path, tmp_path: Path) -> None:
     # on another machine, at once: only what had to be forced may differ
     elsewhere = links(split_folder(photographs, tmp_path / "elsewhere", 0.1).out)
     forced = [image for image in after if after[image] != elsewhere[image]]
-    assert len(forced) <= 3
+    assert 1 <= len(forced) <= 3
+    # from the same folder by another name, and from a copy
+    (tmp_path / "link").symlink_to(photographs)
+    shutil.copytree(photographs, tmp_path / "copy")
+    for folder, force in (("link", False), ("copy", True)):
+        split_folder(tmp_path / folder, first.out, 0.1, force=force)
+        assert links(first.out) == after
     assert links(split_folder(photographs, tmp_path / "seed", 0.1, seed=1).out) != elsewhere
 
 
@@ -153,7 +159,14 @@ def test_a_split_of_another_folder_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"holds the split of another folder .{one}.*--force"):
         split_folder(two, out, 0.3)
     assert sorted(path.resolve() for path in out.rglob("*.png")) == before
-    split_folder(one, out, 0.5)  # its own may change
+    for settings in ({"share": 0.5}, {"share": 0.3, "seed": 1}, {"share": 0.3, "flat": True}):
+        old = {"share": "val=0.3", "seed": "seed=0", "flat": "flat=False"}[[*settings][-1]]
+        with pytest.raises(UserError, match=f"holds a split with {old}; .*--force"):
+            split_folder(one, out, **settings)  # type: ignore[arg-type]
+    for link in (out / "train", *out.glob("train/class_0")):
+        with pytest.raises(UserError, match=f"{link}: lies in the split that --out={out} holds"):
+            split_folder(link, out, 0.3, force=True)
+    assert sorted(path.resolve() for path in out.rglob("*.png")) == before
     (out / "split.json").write_text("[]")
     with pytest.raises(UserError, match="holds other links"):
         split_folder(one, out, 0.5)
