@@ -25,6 +25,8 @@ JPEG_ENDINGS, PNG_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif"), (".png", ".apng"
 ENDINGS = (*JPEG_ENDINGS, *PNG_ENDINGS, ".webp", ".bmp", ".tif", ".tiff", ".gif")
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2
+# largest grey of a PNG of 1, 2 or 4 bits, by Pillow's names; Pillow scales the pixels to 8 bits
+LARGEST_GREY = {"1": 1, "L;2": 3, "L;4": 15}
 
 
 class ReadingRule(NamedTuple):
@@ -63,7 +65,11 @@ def read_image(path: str | Path, rule: ReadingRule = DEFAULT_RULE) -> Image.Imag
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
             image.load()
+            key = image.info.get("transparency")
+            if isinstance(key, int) and (largest := LARGEST_GREY.get(str(raw))):
+                image.info["transparency"] = (key & largest) * 255 // largest
             tags = dict(getattr(image, "tag_v2", {}))  # a turned image has none any more
             if rule.exif_orientation:
                 image = ImageOps.exif_transpose(image)  # type: ignore[assignment]
