@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import center_crop
 
-from metamask_solo.hosts import dataset_transforms
+from metamask_solo.errors import UserError
+from metamask_solo.hosts import CLASSES, dataset_transforms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -54,8 +55,13 @@ def image_settings(cfg: DictConfig) -> ImageSettings:
 
     A built-in data set keeps its own mean and standard deviation, as in solo-learn; of the size,
     what the config says counts for all.
+
+    Raises:
+        UserError: solo-learn does not have the data set.
     """
     dataset = cfg.data.dataset
+    if dataset not in (known := ("custom", *CLASSES)):
+        raise UserError(f"data.dataset={dataset}: must be one of {', '.join(known)}")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if dataset != "custom":
         normalize: Any = dataset_transforms(dataset)[1].transforms[-1]  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from metamask_solo.data.transforms import (
     linear_training_transform,
     timm_image_config,
 )
+from metamask_solo.errors import UserError
 from metamask_solo.hosts import dataset_transforms
 
 DATASETS = ["custom", "cifar10", "cifar100", "stl10", "imagenet", "imagenet100"]
@@ -33,6 +34,11 @@ def config(dataset: str, size: int | None = None, **overrides: Any) -> DictConfi
 def photo(width: int, height: int) -> Image.Image:
     noise = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
+
+
+def test_a_data_set_that_solo_learn_does_not_have_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^data\.dataset=svhn: must be one of custom, cifar10, "):
+        image_settings(config("svhn"))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
