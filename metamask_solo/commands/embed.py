@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         # a name's bytes that are no text are written as they are
         table.to_csv(table_file, index=False, encoding="utf-8", errors="surrogateescape")
     print(f"{out}: {reader.kind} of {images}, {array.shape[1]} dimensions; names in {names}")
-    print(
-        f'next: features = numpy.load("{out}", mmap_mode="r"); names = pandas.read_csv("{names}")'
-    )
+    # a class such as NA or 007 stays what it is
+    read = f'pandas.read_csv("{names}", keep_default_na=False, dtype={{"class": str}})'
+    print(f'next: features = numpy.load("{out}", mmap_mode="r"); names = {read}')
     return 0

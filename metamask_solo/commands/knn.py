@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from metamask_solo.commands.options import (
@@ -63,8 +64,8 @@ def main(argv: list[str]) -> int:
 
 def number(text: str) -> float:
     """The type of an option that is a number above 0."""
-    if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
     return float(text)
 
 

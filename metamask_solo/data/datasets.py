@@ -152,18 +152,34 @@ def check_folder(folder: PathLike, key: str, labels: bool = True) -> list[str]:
     Raises:
         UserError: there is no such folder, it has no class folder, or its folders are splits.
     """
+    names = _folders_in(folder, key)
+    _refuse_splits(user_path(folder), key, names, least=1)
+    if labels and not names:
+        raise UserError(f"{_where(folder, key)}: holds no class folder")
+    return names
+
+
+def holds_split(folder: PathLike, key: str, split: str) -> bool:
+    """Whether a folder holds that of a split, such as ``val``.
+
+    Raises:
+        UserError: there is no such folder, or class folders lie beside those of splits.
+    """
+    names = _folders_in(folder, key)
+    if any(name.lower() not in NAMES_OF_SPLITS for name in names):
+        _refuse_splits(user_path(folder), key, names, least=1)
+    return split in names
+
+
+def _folders_in(folder: PathLike, key: str) -> list[str]:
     where = _where(folder, key)
     try:
         with os.scandir(user_path(folder)) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+            return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{where}: no such folder") from error
     except OSError as error:
         raise UserError(f"{where}: {error.strerror}") from error
-    _refuse_splits(user_path(folder), key, names, least=1)
-    if labels and not names:
-        raise UserError(f"{where}: holds no class folder")
-    return names
 
 
 def read_folder(

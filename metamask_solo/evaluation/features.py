@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metamask_solo.checkpoints.reading import Checkpoint, load_backbone, load_projector
-from metamask_solo.data.datasets import read_folder, say
+from metamask_solo.data.datasets import holds_split, read_folder, say
 from metamask_solo.data.loaders import (
     compare_splits,
     has_labels,
@@ -79,9 +79,9 @@ class FeatureReader:
         Args:
             split: ``train`` or ``val``; ``loader.dataset.split`` says which was read, and is empty
                 where the folder holds neither.
-            labels: True for class folders, None for labels where run and folder have them, and
-                False for none. Unless it is True, any folder of images is taken, and a run without
-                validation images gives its training images for ``val``.
+            labels: True for class folders, None for labels where ``data``, or else the run, has
+                them, and False for none. Unless it is True, any folder of images is taken, and a
+                run without validation images gives its training images for ``val``.
             limit: at most this many images, drawn by ``seed``; None for all.
 
         Raises:
@@ -89,13 +89,13 @@ class FeatureReader:
         """
         cfg = self.checkpoint.config
         assert cfg is not None  # what loads the network needs it
-        if labels is None and not has_labels(cfg):
-            labels = False
         if self._data is not None:
-            split = split if labels or (self._data / split).is_dir() else ""
+            split = split if labels or holds_split(self._data, "--data", split) else ""
             images = read_folder(self._data / split, "--data", labels, reading_rule(cfg))
             say(*images.notes)
         else:
+            if labels is None and not has_labels(cfg):
+                labels = False
             if labels is not True and is_folder(cfg) and cfg.data.get(f"{split}_path") is None:
                 split = "train"
             try:

@@ -41,6 +41,17 @@ def test_features_names_and_labels_belong_together(run: Path, images: Path, tmp_
     assert len(embed(run, tmp_path / "own.npy")[1]) == 10  # the run's own data, of validation
 
 
+def test_the_printed_line_reads_the_table(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("007", "NA"):
+        shutil.copytree(images / "train/class_0", tmp_path / "data" / name)
+    embed(run, tmp_path / "f.npy", "--data", str(tmp_path / "data"))
+    read = {"numpy": np, "pandas": pd}
+    exec(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "), read)
+    assert read["names"]["class"].tolist() == 4 * ["007"] + 4 * ["NA"]  # type: ignore[attr-defined]
+
+
 def test_images_without_labels_at_any_depth_and_with_odd_names(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +72,10 @@ def test_images_without_labels_at_any_depth_and_with_odd_names(
     assert f"photos: 1 image, such as {names[0]}, beside folders of images" in printed.err
     assert "f.npy: plain backbone features of 4 images, 512 dimensions" in printed.out
     (tmp_path / "photos/b").rename(tmp_path / "photos/val")
+    argv = ["embed", str(run), f"--data={tmp_path / 'photos'}", f"--out={tmp_path / 'g.npy'}"]
+    assert main(argv) == 2  # beside d, val may be a class
+    assert "names of splits are no classes: val; give --data=" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "photos/d")
     assert len(embed(run, tmp_path / "g.npy", "--data", str(tmp_path / "photos"))[1]) == 1
     printed = capsys.readouterr()
     assert f"photos: 1 image, such as {names[0]}, left out: beside val/" in printed.err

@@ -69,9 +69,10 @@ def test_images_are_those_of_the_run_or_of_a_folder(images: Path, tmp_path: Path
     (run.parent / "args.json").write_text(json.dumps(args))
     with pytest.raises(UserError, match="data.val_path: missing; give .*--data FOLDER"):
         read("val")
-    for unlabelled in (read("val", None, None).dataset, read("val", data / "train", None).dataset):
-        assert len(unlabelled) == 20 and not unlabelled.labelled and unlabelled[0][1] == -1
-    assert read("val", None, None).dataset.split == "train"
+    unlabelled = read("val", None, None).dataset
+    assert len(unlabelled) == 20 and not unlabelled.labelled and unlabelled[0][1] == -1
+    assert unlabelled.split == "train"
+    assert read("val", data / "train", None).dataset.classes == folder.classes
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
