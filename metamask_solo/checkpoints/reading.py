@@ -246,6 +246,17 @@ def config_beside(path: str | Path) -> DictConfig | None:
     return config
 
 
+def _no_config(path: Path, part: str) -> UserError:
+    """The error where a checkpoint has no config beside it, which would name a part of it."""
+    file = path.parent / "args.json"
+    if not file.is_file():
+        return UserError(f"{file}: missing; it names the {part}")
+    return UserError(
+        f"{file}: that of solo-learn 1.0.2's own scripts, which is not read; in Python, give the "
+        "backbone by load_backbone(..., config={'backbone': {'name': 'resnet18'}})"
+    )
+
+
 def load_backbone(
     path: str | Path | Checkpoint,
     masked: bool | None = None,
@@ -274,7 +285,7 @@ def load_backbone(
         known = checkpoint.config or {"method": None, "data": {"dataset": "custom"}}
         config = OmegaConf.merge(known, dict(config))  # type: ignore[assignment]
     if not isinstance(config, DictConfig):
-        raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the backbone")
+        raise _no_config(checkpoint.path, "backbone")
     _check_masked(checkpoint, masked)
     check_backbone_name(config)
     state = checkpoint.backbone
@@ -321,7 +332,7 @@ def load_projector(
     if masked is False and checkpoint.mask is not None:
         raise UserError(f"{checkpoint.path}: its projector takes masked features only")
     if checkpoint.config is None:
-        raise UserError(f"{checkpoint.path.parent / 'args.json'}: missing; it names the method")
+        raise _no_config(checkpoint.path, "method")
     if not checkpoint.config.get("method"):
         raise UserError(f"{checkpoint.path}: a probe or fine-tuned model has no projector")
     if checkpoint.method not in METHODS:

@@ -248,6 +248,13 @@ def backbone_names() -> list[str]:
 
 
 def build_backbone(cfg: DictConfig) -> nn.Module:
+    name, method = cfg.backbone.name, cfg.get("pretrain_method") or cfg.get("method")
+    if method in ("mae", "mocov3") and name in ("vit_tiny", "vit_small"):
+        # the weights would fit, and the features would be others
+        raise UserError(
+            f"backbone.name={name}: that of {method} has 12 heads, which solo-learn 1.0.2 cannot "
+            "build; GitHub main has it"
+        )
     # the base class builds and adjusts the backbone; this release has no function for that alone
     return BaseMethod(**_base_arguments(cfg)).encoder
 

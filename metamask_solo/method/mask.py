@@ -14,9 +14,13 @@ DEFAULT_INITIAL_LOGIT = {"sigmoid": 0.0, "linear": 1.0}
 
 
 def mask_from_logits(logits: Tensor, kind: Kind | str) -> Tensor:
-    """The mask m, shape (D,), of logits a: σ(a) for ``sigmoid``, a itself for ``linear``."""
+    """The mask m, shape (D,), of logits a: σ(a) for ``sigmoid``, a itself for ``linear``.
+
+    It has single precision at least, of logits that were saved in a lower one, too.
+    """
     if kind not in KINDS:
         raise UserError(f"kind={kind!r}: allowed are {', '.join(KINDS)}")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return torch.sigmoid(logits) if kind == "sigmoid" else logits
 
 

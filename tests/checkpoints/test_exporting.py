@@ -51,8 +51,9 @@ def test_timm_opens_the_folders_and_fine_tunes_them(tmp_path: Path) -> None:
     expected = {}
     small = [name for name in EXPORTED if name.endswith(("18", "50", "tiny"))]
     cases = [(name, "imagenet100", "metamask") for name in small]
-    # of these methods, GitHub main's ViT has another number of heads
-    cases += [("resnet18", "cifar10", "metamask"), ("vit_tiny", "imagenet100", "mae")]
+    cases += [("resnet18", "cifar10", "metamask")]
+    if RELEASE == "main":  # where this method's ViT has another number of heads
+        cases += [("vit_tiny", "imagenet100", "mae")]
     for name, dataset, method in cases:
         run, images, features = write_backbone_run(
             tmp_path / "runs" / f"{name}-{dataset}-{method}", name, dataset, method=method

@@ -24,7 +24,7 @@ from metamask_solo.checkpoints.reading import (
 )
 from metamask_solo.data.transforms import image_settings
 from metamask_solo.errors import UserError
-from metamask_solo.hosts import BACKBONE_PREFIX
+from metamask_solo.hosts import BACKBONE_PREFIX, RELEASE, build_backbone
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_mocos_own_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (None, "args.json: missing; it names the backbone"),
+        (None, r"1.0.2's own scripts, .* load_backbone\(\.\.\., config="),
         ({"backbone": "resnet18"}, "backbone.name=None"),
         ({"backbone": {"name": "alexnet"}}, "backbone.name=alexnet"),
         ({"backbone": {"name": "resnet50"}}, "does not fit; first difference at layer1.0.conv1"),
@@ -97,6 +97,18 @@ def test_a_config_of_the_callers(run: Path, config: Any, words: str) -> None:
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, 512)
     with pytest.raises(UserError, match=words):
         load_backbone(run, config=config)
+    (run.parent / "args.json").unlink()
+    with pytest.raises(UserError, match="args.json: missing; it names the backbone"):
+        load_backbone(run)
+
+
+@pytest.mark.skipif(RELEASE == "main", reason="GitHub main has it")
+def test_a_vit_that_only_github_main_builds_is_refused() -> None:
+    for key, method in (("pretrain_method", "mae"), ("method", "mocov3")):
+        for name in ("vit_tiny", "vit_small"):
+            config = OmegaConf.merge(backbone_config(name), {key: method})
+            with pytest.raises(UserError, match=f"{name}: that of {method} .*GitHub main has it"):
+                build_backbone(config)  # type: ignore[arg-type]
 
 
 DAMAGED = ["null", "[1]", "3", '"text"', '{"backbone": {"na', "\xff", '{"backbone": null}']
@@ -152,9 +164,12 @@ def test_a_mask_without_a_kind_is_not_guessed(images: Path, tmp_path: Path) -> N
     run = write_run(tmp_path / "run", images)
     state = load_raw(run)["state_dict"]
     assert torch.equal(load_backbone(run)[1].mask, torch.sigmoid(state["mask.logits"]))
+    state["mask.logits"] = state["mask.logits"].half()
+    save(run, state_dict=state)
+    assert torch.equal(load_backbone(run)[1].mask, torch.sigmoid(state["mask.logits"].float()))
     state["mask._extra_state"] += 1
     save(run, state_dict=state)
-    assert torch.equal(load_backbone(run)[1].mask, state["mask.logits"])  # linear
+    assert torch.equal(load_backbone(run)[1].mask, state["mask.logits"].float())  # linear
     del state["mask._extra_state"]
     save(run, state_dict=state)
     with pytest.raises(UserError, match="its mask is of no kind; mask._extra_state must be one of"):
