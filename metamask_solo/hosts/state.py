@@ -66,7 +66,7 @@ class HostState(pl.Callback):  # type: ignore[name-defined]
             if not hasattr(schedule, "warmup_epochs"):
                 continue
             if trainer.global_step == 0 < trainer.max_steps and config.interval == "step":
-                # both releases take for an epoch what max_steps leaves of it
+                # GitHub main takes for an epoch what max_steps leaves of it
                 batches, each = trainer.num_training_batches, trainer.accumulate_grad_batches
                 schedule.warmup_epochs = model.warmup_epochs * math.ceil(batches / each)
             # GitHub main's schedule goes on from the last rate, and is at the base rate only where

@@ -85,7 +85,7 @@ class Checkpointer(pl.Callback):  # type: ignore[name-defined]
 
     def on_validation_end(self, trainer: Any, model: Any) -> None:
         # here, since one that is saved a moment later goes on with a step too many in the logs
-        if trainer.received_sigterm:
+        if trainer.received_sigterm and not trainer.sanity_checking:
             self.save(trainer)
 
     def on_train_end(self, trainer: Any, model: Any) -> None:
