@@ -72,7 +72,7 @@ def check_same_data(checkpoints: Sequence[Checkpoint]) -> None:
     """Raises UserError unless the runs' own data are the same: the report compares accuracies."""
     runs = [checkpoint.config.data for checkpoint in checkpoints if checkpoint.config]
     for key in SAME_DATA:
-        values = [run.get(key) for run in runs]
+        values = [run.get(key) or None for run in runs]  # False is the default
         if key.endswith("_path"):
             values = [path and str(Path(path).resolve()) for path in values]
         if len(set(values)) > 1:

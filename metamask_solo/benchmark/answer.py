@@ -180,7 +180,7 @@ def _learning(
                 f"{_list(titles)}."
             )
     if failed:
-        yield "If no method is above: train longer, use more images, or change the augmentations."
+        yield "There, train longer, use more images, or change the augmentations."
     if learned:
         titles = [f"the {UNTRAINED_NAMES[name]}" for name in untrained.method.unique()]
         yield f"In {_list(learned)}, every method's mean is above {_list(titles)}."

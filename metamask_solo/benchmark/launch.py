@@ -32,6 +32,13 @@ def pending_runs(plan: Plan, known: Known) -> list[Run]:
     return [r for r in plan.runs if not (r.folder / RESULT).exists() and r.digest not in known]
 
 
+def runs_beside(plan: Plan) -> str:
+    """How many finished runs the folder holds that are none of the plan; nothing for none."""
+    folders = {path.parent for path in (plan.out / "runs").glob(f"*/*/{RESULT}")}
+    beside = len(folders - {run.folder for run in plan.runs})
+    return f"; {counted(beside, 'run')} of other settings or images there" if beside else ""
+
+
 def check_batches(plan: Plan, runs: list[Run]) -> None:
     """Raises UserError where a run's batch is larger than the images to train on."""
     for run in runs:

@@ -113,16 +113,16 @@ def _config(setting: Setting, variant: str) -> DictConfig:
         settings = {"optimizer": "sgd", "lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
         overrides += [f"method_kwargs.mask.{key}={value}" for key, value in settings.items()]
         overrides.append("method_kwargs.scale_loss=0.1")
-    with quiet():
-        cfg = read_pretraining_config(compose_file(scripts_folder() / FILE, overrides))
-        return complete_pretrain_config(cfg)
+    cfg = read_pretraining_config(compose_file(scripts_folder() / FILE, overrides))
+    return complete_pretrain_config(cfg)
 
 
 def _step_of(setting: Setting, variant: str) -> tuple[Callable[[], None], int]:
     """One training step as Lightning runs it, without its bookkeeping, and the variant's period."""
     torch.manual_seed(0)
     device = torch.device(setting.device)
-    model: Any = build_method(_config(setting, variant)).to(device).train()
+    with quiet():
+        model: Any = build_method(_config(setting, variant)).to(device).train()
     groups = [{"params": list(group["params"])} for group in model.learnable_params]
     optimizer = torch.optim.SGD(groups, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
 

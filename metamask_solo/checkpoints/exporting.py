@@ -79,7 +79,9 @@ def fold_checkpoint(
     target, is_folder = _target(checkpoint.path, out, form, force)
     if form == "host" and (checkpoint.folded or checkpoint.mask is None):
         reason = "its mask is folded already" if checkpoint.folded else "has no mask to fold"
-        raise UserError(f"{checkpoint.path}: {reason} (method: {checkpoint.method})")
+        raise UserError(
+            f"{checkpoint.path}: {reason} (method: {checkpoint.method}); --timm writes it as it is"
+        )
     weights = checkpoint.backbone
     if any(tensor.dtype == torch.float64 for tensor in weights.values()):
         backbone.double().load_state_dict(weights)  # they were rounded to float32
@@ -103,7 +105,8 @@ def _target(source: Path, out: str | Path, form: str, force: bool) -> tuple[Path
     is_folder = str(out).endswith(("/", os.sep)) or target.is_dir() or not target.suffix
     endings = (".ckpt",) if form == "host" else ENDINGS
     if not is_folder and target.suffix not in endings:
-        raise UserError(f"{out}: must end in {', '.join(endings)}, or in / for a folder")
+        more = f" (with --timm, in {', '.join(ENDINGS)})" if form == "host" else ""
+        raise UserError(f"{out}: must end in {', '.join(endings)}, or in / for a folder{more}")
     if is_folder and form == "timm":
         written = [target / WEIGHTS, target / CONFIG]
         names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()

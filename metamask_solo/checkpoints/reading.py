@@ -212,7 +212,8 @@ def newest_whole(folder: Path) -> Path:
     if steps:  # of equal steps, the one written last
         return max(reversed(steps), key=lambda path: steps[path])
     deeper = [path for depth in range(1, 4) for path in folder.glob("*/" * depth + "*.ckpt")]
-    hint = f"; look in {min(deeper).parent}" if deeper else ""
+    unsaved = "; its run saved none, take another one" if (folder / "args.json").exists() else ""
+    hint = f"; look in {min(deeper).parent}" if deeper else unsaved
     raise UserError(f"{folder}: holds no whole checkpoint (*.ckpt){hint}")
 
 

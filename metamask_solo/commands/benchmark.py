@@ -60,7 +60,8 @@ def main(argv: list[str]) -> int:
     if not arguments.tables_only:
         pending = launch.pending_runs(plan, known)
         finished = len(plan.runs) - len(pending)
-        print(f"{plan.file.name}: {counted(len(plan.runs), 'run')}, {finished} finished before")
+        known_before = f"{finished} finished before{launch.runs_beside(plan)}"
+        print(f"{plan.file.name}: {counted(len(plan.runs), 'run')}, {known_before}")
         if pending:
             launch.check_batches(plan, pending)
             with launch.stoppable():
@@ -93,16 +94,16 @@ def _refuse_what_rows_ignore(overrides: list[str]) -> None:
 def _write_results(plan: Any, known: Any) -> int:
     """Writes all that the finished runs allow; returns 1 if a run has no result."""
     from metamask_solo.atomic_files import atomic_write
-    from metamask_solo.benchmark import report, results
+    from metamask_solo.benchmark import launch, report, results
     from metamask_solo.benchmark.figures import FIGURES, draw_figures
 
     rows = results.read_results(plan, known)
     missing = int((rows.status != "finished").sum())
     if missing == len(rows) and not (rows.status == "failed").any():
-        print("nothing is finished yet: no results to show")
+        print(f"nothing is finished yet: no results to show{launch.runs_beside(plan)}")
         return 1
     if earlier := results.set_aside(plan.out / RESULTS, rows):
-        print(f"{earlier}: the results of other settings that were here")
+        print(f"{earlier}: the earlier results, of other settings or images, are there now")
     figures = draw_figures(plan.file, rows)
     title, line = plan.file.name, report.summary(plan.file, rows)
     sections = report.sections(plan.file, rows, plan.notes)

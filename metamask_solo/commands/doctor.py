@@ -83,7 +83,7 @@ def _solo_learn() -> Iterator[tuple[str, str]]:
         yield TROUBLE, f"solo-learn {why}: {' '.join(str(error).split())}"
         return
     yield "release", "GitHub's main branch" if hosts.RELEASE == "main" else "1.0.2 of PyPI"
-    yield "methods", ", ".join(sorted(hosts.METHODS))
+    yield "methods", ", ".join(hosts.trainable_methods())
 
 
 def _devices() -> Iterator[tuple[str, str]]:

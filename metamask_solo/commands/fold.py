@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
     folded = fold_checkpoint(arguments.checkpoint, arguments.out, form, arguments.force)
     made = f"{folded.path}: no mask to fold, written as it is"
     if folded.dims:
-        made = (
-            f"{folded.path}: {folded.dims} dimensions folded, {folded.floored} of them floored to 0"
-        )
+        made = f"{folded.path}: {folded.dims} dimensions folded"
+        if folded.floored:
+            made += f", {folded.floored} of them as 0 (weights below 2^-60)"
     print_ending(made, *([["knn", folded.path]] if form == "host" else []))
     if folded.code:
         print(f"{'open it' if folded.path.is_dir() else 'its model'}: {folded.code}")

@@ -181,7 +181,7 @@ def images_of(cfg: DictConfig, split: str, purpose: str, labels: bool | None = T
     key, name = f"data.{split}_path", cfg.data.dataset
     path = cfg.data.get(f"{split}_path")
     if not path:
-        raise UserError(f"{key}: missing; give it a value")
+        raise UserError(f"{key}: missing")
     if is_folder(cfg):
         images = read_folder(path, key, labels, reading_rule(cfg))
         say(*images.notes)

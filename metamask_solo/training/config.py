@@ -345,7 +345,8 @@ def read_pretraining_config(cfg: DictConfig) -> DictConfig:
     cfg = _read(cfg, Pretraining)
     if cfg.method not in trainable_methods():
         listed = ", ".join(sorted(trainable_methods()))
-        raise UserError(f"method={cfg.method}: allowed are {listed}")
+        hint = "" if cfg.get("imports") else "; a method of your own needs imports=[MODULE]"
+        raise UserError(f"method={cfg.method}: allowed are {listed}{hint}")
     names = setting_names(cfg.method)
     for key in cfg.get("method_kwargs", {}):
         if names is not None and key not in names:
@@ -496,4 +497,5 @@ def first_line(error: BaseException) -> str:
     """What an exception says; an assertion of solo-learn says nothing but what it asserts."""
     frames = traceback.extract_tb(error.__traceback__)
     said = str(error).strip() or (frames[-1].line if frames else "") or type(error).__name__
-    return said.splitlines()[0]
+    first, *more = said.splitlines()
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

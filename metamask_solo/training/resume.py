@@ -317,7 +317,9 @@ def _check_continuation(cfg: DictConfig, path: Path) -> None:
     if epochs >= cfg.max_epochs or 0 < (cfg.get("max_steps") or 0) <= state["global_step"]:
         key = "max_epochs" if epochs >= cfg.max_epochs else "max_steps"
         done = f"{epochs} epochs and {state['global_step']} steps"
-        raise UserError(f"{key}={cfg[key]}: {path} already has {done}")
+        ended = "; its cosine has ended, so no run can go on from it"
+        more = ended if cfg.scheduler.name == "warmup_cosine" else ""
+        raise UserError(f"{key}={cfg[key]}: {path} already has {done}{more}")
 
 
 def position(checkpoint: Mapping[str, Any]) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def training_loader(dataset: Images, cfg: DictConfig) -> DataLoader[Any]:
         share = f", to be shared by {processes} processes" if processes > 1 else ""
         raise UserError(
             f"optimizer.batch_size={cfg.optimizer.batch_size}: the training data have only "
-            f"{len(sampler)} images{share}"
+            f"{len(sampler)} images{share}; give a smaller one"
         )
     workers = cfg.data.num_workers
     persistent = OmegaConf.select(cfg, "data.persistent_workers", default=None)

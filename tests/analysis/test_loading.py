@@ -44,7 +44,9 @@ def test_runs_of_different_data_are_not_compared(tmp_path):
     def run(**data: Any) -> Checkpoint:
         return checkpoint(config={"data": {"dataset": "custom", "train_path": "t/", **data}})
 
-    check_same_data([run(), run(num_workers=3), run(train_path=f"{Path.cwd()}/x/../t")])
+    check_same_data(
+        [run(), run(num_workers=3), run(train_path=f"{Path.cwd()}/x/../t", no_labels=False)]
+    )
     for different in (run(val_path="v"), run(no_labels=True), run(train_path="u/")):
         with pytest.raises(UserError, match="runs of different data: data.*; analyse"):
             check_same_data([run(), different])

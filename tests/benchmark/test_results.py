@@ -167,7 +167,7 @@ def test_an_earlier_table_of_other_settings_is_kept(
     assert not figure.exists()  # of two seeds there is none
     assert command(file, "--tables-only", "methods.simclr.overrides=[optimizer.lr=0.125]") == 1
     aside = table.with_name("results-1.csv")
-    assert f"{aside}: the results of other settings" in capsys.readouterr().out
+    assert f"{aside}: the earlier results, of other settings" in capsys.readouterr().out
     assert aside.read_bytes() == before and table.read_bytes() != before
 
 

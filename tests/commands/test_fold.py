@@ -30,7 +30,7 @@ def test_it_says_what_it_wrote(
     monkeypatch.chdir(tmp_path)
     command = ["fold", "run", *out.split()]
     assert main(command) == 0
-    lines[0] += "512 dimensions folded, 1 of them floored to 0"
+    lines[0] += "512 dimensions folded, 1 of them as 0 (weights below 2^-60)"
     printed = capsys.readouterr().out.splitlines()
     assert [p[: len(line)] for p, line in zip(printed, lines, strict=True)] == lines
     assert main(command) == 2

@@ -38,6 +38,7 @@ import pytest
         ("fold metamask taken.csv", "taken.csv: "),
         ("fold metamask m.ckpt --force", "images.npy: exists already, and is not of m.ckpt"),
         ("run no.py --config-name x", "no.py: no such script"),
+        ("finetune --config-name x finetune=False", "finetune=False: this command trains the"),
         ("benchmark", "the following arguments are required: CONFIG"),
         ("demo --epochs few", "argument --epochs: invalid int value: 'few'"),
         ("step-cost --rounds 0", "argument --rounds: must be at least 1, not 0"),
