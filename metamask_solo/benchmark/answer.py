@@ -64,8 +64,8 @@ def answer(
     trained = runs[~runs.method.isin(UNTRAINED_NAMES)]
     accuracies = [measure for measure in measures if measure not in LABEL_FREE]
     learned = learned_masks(trained)
-    asked = [pair for pair in pairs if len({*pair} & learned) == 1]  # MetaMask stands first in them
-    pairs = [pair[::-1] if pair in asked and pair[1] in learned else pair for pair in pairs]
+    # a learned mask stands first
+    pairs = [pair[::-1] if {*pair} & learned == {pair[1]} else pair for pair in pairs]
     asked = [pair for pair in pairs if accuracies and {*pair} & learned == {pair[0]}]
     effects = compare(trained, pairs, measures)
     family = len(effects) or len(pairs) * len(measures)
@@ -121,7 +121,7 @@ def _verdicts(
                 reason = f"Not known: its mask's weights are all alike ({_range(*ranges[method])})."
             elif any(m is not None and m.enough((method, baseline)) for m in models.values()):
                 reason = "Not known: the runs do not vary, so nothing tells an effect from chance."
-            parts = [reason, *_means(trained, (method, baseline), measures)]
+            parts = [reason, _means(trained, (method, baseline), measures)]
         else:
             better, worse, _ = _by_clearness(lines)
             verdict, doubt = VERDICTS[len(better) > 0, len(worse) > 0], []
@@ -133,11 +133,11 @@ def _verdicts(
         questions.append(question)
 
 
-def _means(trained: pd.DataFrame, pair: Pair, measures: Sequence[str]) -> Iterator[str]:
+def _means(trained: pd.DataFrame, pair: Pair, measures: Sequence[str]) -> str:
     """The mean differences of two methods, over the seeds that both have."""
     changes = {measure: differences(trained, pair, measure) for measure in measures}
     texts = [f"{c.mean():+.2f} in {NAMES[measure]}" for measure, c in changes.items() if len(c)]
-    yield f"{' minus '.join(pair)} is {_list(texts)}." if texts else "They have no seed in common."
+    return f"{' minus '.join(pair)} is {_list(texts)}." if texts else "They have no seed in common."
 
 
 def _images(trained: pd.DataFrame) -> Iterator[str]:
