@@ -63,10 +63,9 @@ def test_rank_correlation_agrees_with_resampling(rng):
         return stats.spearmanr(x, y).statistic
 
     assert of["rho"] == pytest.approx(rho(x, y))
-    resampled = stats.bootstrap(
-        (x, y), rho, paired=True, vectorized=False, n_resamples=1000, rng=rng, method="percentile"
-    ).confidence_interval
-    assert (of["low"], of["high"]) == pytest.approx(tuple(resampled), abs=0.04)
+    resampled = [rho(x[draw], y[draw]) for draw in rng.integers(200, size=(1000, 200))]
+    limits = np.quantile(resampled, [0.025, 0.975])
+    assert (of["low"], of["high"]) == pytest.approx(tuple(limits), abs=0.04)
     x, y = x[:40], y[:40] - x[:40]
     shuffled = [abs(rho(rng.permutation(x), y)) for _ in range(2000)]
     of = rank_correlation(x, y)

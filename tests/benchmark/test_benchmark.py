@@ -65,7 +65,7 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
     assert "not finite" in simclr["error"]
     assert (metamask["status"], metamask["seed"], metamask["epochs"]) == ("finished", "3", "1")
     printed = capsys.readouterr().out
-    assert re.search(r"2 runs, about \d+ s here, one after the other\n", printed)
+    assert re.search(r"2 runs, about \d+ (s|min) here, one after the other\n", printed)
     assert "simclr, seed 3: FAILED: error: step " in printed
     assert "metamask, seed 3: knn" in printed
     assert f"- simclr, seed 3: {simclr['error']}" in (out / "results.md").read_text()
