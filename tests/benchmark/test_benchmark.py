@@ -24,7 +24,7 @@ from metamask_solo.evaluation.knn import knn_hits
 from metamask_solo.evaluation.linear import linear_probe
 
 pytestmark = pytest.mark.slow
-TIMES = ("seconds_per_epoch", "seconds_per_step", "seconds_between_epochs", "peak_memory_mib")
+TIMES = ("seconds_per_epoch", "seconds_per_step", "peak_memory_mib")
 SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
 
 
@@ -173,6 +173,7 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     for rows in tables:
         for row in rows:
             assert all(float(row.pop(name)) > 0 for name in TIMES)
+            assert float(row.pop("seconds_between_epochs")) >= 0  # too short to be seen, at times
     # an epoch that was entered in its middle has no online kNN
     whole, part = ({*rows[0].pop("curve").split()} for rows in tables)
     assert tables[0] == tables[1]
