@@ -35,7 +35,7 @@ from metamask_solo.training.callbacks import (
     SafeCheckpointIO,
     configured_callbacks,
 )
-from metamask_solo.training.config import first_line, trainer_arguments
+from metamask_solo.training.config import first_line, one_line, trainer_arguments
 from metamask_solo.training.resume import (
     FINISHED,
     FitResult,
@@ -266,8 +266,10 @@ def build_trainer(
     if arguments.get("strategy") == "ddp":
         arguments["strategy"] = pl.strategies.DDPStrategy(find_unused_parameters=False)
     show = arguments.pop("enable_progress_bar", True)
+    max_time = arguments.pop("max_time", None)
+    with one_line(f"max_time={max_time}"):
+        timer = pl.callbacks.Timer(max_time)
     try:
-        timer = pl.callbacks.Timer(arguments.pop("max_time", None))
         has_bar = any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks)
         callbacks = [*callbacks, timer, *([Bar()] if show and not has_bar else [])]
         arguments |= {
