@@ -56,7 +56,8 @@ def _dotted(search: Any, prefix: str = "") -> Any:
     return keys
 
 
-Search = Annotated[dict[str, Values], BeforeValidator(_dotted)]
+# not the function itself: some releases of pydantic would give it a second argument
+Search = Annotated[dict[str, Values], BeforeValidator(lambda search: _dotted(search))]
 
 
 class Method(Settings):

@@ -29,6 +29,7 @@ from metamask_solo.hosts import pl
 from metamask_solo.training.config import one_line
 from metamask_solo.training.resume import position, write_args
 
+LIGHTNING = tuple(int(part) for part in pl.__version__.split(".")[:2])
 LOOK_EVERY = 10  # steps, where none is logged
 ADVICE = "try a lower optimizer.lr, a higher temperature or precision=32, and look at the data"
 
@@ -338,11 +339,13 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
             self._stop(trainer)
 
     def on_validation_start(self, trainer: Any, model: Any) -> None:
-        if self._save:  # Lightning would give up this validation, which follows the step
+        # Lightning would give up this validation, which follows the step; what an older one logs of
+        # it then is not that of an unbroken run
+        if self._save and LIGHTNING >= (2, 6):
             trainer._signal_connector.received_sigterm = False
 
     def on_validation_end(self, trainer: Any, model: Any) -> None:
-        if self._save:  # the checkpointer comes later, and saves
+        if self._save and LIGHTNING >= (2, 6):  # the checkpointer comes later, and saves
             trainer._signal_connector.received_sigterm, self._save = True, False
 
     def on_train_epoch_end(self, trainer: Any, model: Any) -> None:

@@ -50,6 +50,8 @@ def test_timm_opens_the_folders_and_fine_tunes_them(tmp_path: Path) -> None:
     """In a process that knows nothing of solo-learn; the large ones are tried by hand."""
     expected = {}
     small = [name for name in EXPORTED if name.endswith(("18", "50", "tiny"))]
+    if tuple(map(int, timm.__version__.split(".")[:3])) < (1, 0, 31):
+        small.remove("swin_tiny")  # it takes one without a classifier for an old form of weights
     cases = [(name, "imagenet100", "metamask") for name in small]
     cases += [("resnet18", "cifar10", "metamask")]
     if RELEASE == "main":  # where this method's ViT has another number of heads

@@ -16,7 +16,7 @@ from runs import pretrain_config, train
 from metamask_solo.checkpoints.reading import load_raw
 from metamask_solo.errors import RunStopped, UserError
 from metamask_solo.hosts import pl
-from metamask_solo.training.callbacks import RankMe
+from metamask_solo.training.callbacks import LIGHTNING, RankMe
 from metamask_solo.training.linear import prepare_probe
 from metamask_solo.training.pretrain import prepare_pretraining
 from metamask_solo.training.resume import (
@@ -430,6 +430,10 @@ def test_a_signal_waits_for_the_validation_that_follows_its_step(
         return train(config(images, out, optimizer__batch_size=5, val_check_interval=1), *callbacks)
 
     whole, expected = run(tmp_path / "whole")
+    if LIGHTNING < (2, 6):  # it gives up the validation, and so nothing is saved, which is said
+        with pytest.raises(RunStopped, match="SIGTERM.*after step 3; there is no checkpoint"):
+            run(tmp_path / "broken", At(2, send(signal.SIGTERM)))
+        return
     for step in (2, 5):
         with pytest.raises(RunStopped, match=f"SIGTERM.*after step {step + 1}; the last"):
             run(tmp_path / "broken", At(step, send(signal.SIGTERM)))
