@@ -25,6 +25,13 @@ def runs(seeds: int = 5, noise: float = 0.3, **knn: float) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def with_mask(table: pd.DataFrame, low: float = 0.3, high: float = 0.7) -> pd.DataFrame:
+    """The runs, with a mask that heads has learned."""
+    table[["logged/mask_min", "logged/mask_max"]] = low, high
+    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
+    return table
+
+
 def said(table: pd.DataFrame, measures: list[str] | None = None, **more: Any) -> str:
     return "\n".join(answer(table, PAIRS, measures or ["knn"], **more))
 
@@ -86,9 +93,7 @@ def test_effects() -> None:
     ],
 )
 def test_the_first_sentence_is_about_metamask(seeds: int, mean: float, expected: str) -> None:
-    table = runs(seeds=seeds, heads=mean)
-    table[["logged/mask_min", "logged/mask_max"]] = 0.3, 0.7
-    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
+    table = with_mask(runs(seeds=seeds, heads=mean))
     text = said(table)
     assert text.startswith(expected) and text.count("differ from joint") <= 2
     table["val_images"] = 25
@@ -112,9 +117,7 @@ def test_the_first_sentence_is_about_metamask(seeds: int, mean: float, expected:
 )
 def test_a_difference_of_chance_is_no_help(images: int, high: float, expected: str) -> None:
     """Of few images, or without a mask that does anything."""
-    table = runs(heads=55).assign(val_images=images)
-    table[["logged/mask_min", "logged/mask_max"]] = 0.5, high
-    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
+    table = with_mask(runs(heads=55).assign(val_images=images), 0.5, high)
     text = said(table)
     assert text.startswith(expected)
     assert ("A difference below 5.7 may be one of these images alone." in text) == (images == 600)
@@ -180,17 +183,8 @@ def test_without_labels_nothing_is_best() -> None:
     table = runs(heads=80).rename(columns={"knn": "rankme"})
     text = said(table, ["rankme"])
     assert "It is no accuracy" in text and "best" not in text and "points" not in text
-    table[["logged/mask_min", "logged/mask_max"]] = 0.3, 0.7
-    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
-    text = said(table, ["rankme"])
+    text = said(with_mask(table), ["rankme"])
     assert text.startswith("Does MetaMask help? Not known without an accuracy. RankMe counts")
-
-
-def with_mask(table: pd.DataFrame, low: float = 0.3, high: float = 0.7) -> pd.DataFrame:
-    """The runs, with a mask that heads has learned."""
-    table[["logged/mask_min", "logged/mask_max"]] = low, high
-    table.loc[table.method == "heads", "logged/hypergradient_norm"] = 0.1
-    return table
 
 
 def test_rankme_decides_nothing() -> None:
