@@ -19,10 +19,7 @@ from metamask_solo.data.transforms import (
     linear_training_transform,
     timm_image_config,
 )
-from metamask_solo.errors import UserError
-from metamask_solo.hosts import dataset_transforms
-
-DATASETS = ["custom", "cifar10", "cifar100", "stl10", "imagenet", "imagenet100"]
+from metamask_solo.hosts import CLASSES, dataset_transforms
 
 
 def config(dataset: str, size: int | None = None, **overrides: Any) -> DictConfig:
@@ -36,12 +33,7 @@ def photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def test_a_data_set_that_solo_learn_does_not_have_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^data\.dataset=svhn: must be one of custom, cifar10, "):
-        image_settings(config("svhn"))
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", ["custom", "cifar10", "imagenet"])
 def test_timm_makes_the_same_of_an_image_at_every_size(dataset: str) -> None:
     cfg, image = config(dataset), photo(311, 207)
     for size in range(32, 513):
@@ -57,7 +49,7 @@ def test_timm_makes_the_same_of_an_image_at_every_size(dataset: str) -> None:
             assert torch.equal(ours(image), theirs(image))
 
 
-@pytest.mark.parametrize("dataset", DATASETS[1:])
+@pytest.mark.parametrize("dataset", CLASSES)
 def test_at_its_own_size_a_data_set_is_as_in_solo_learn(dataset: str) -> None:
     size = {"cifar10": 32, "cifar100": 32, "stl10": 96}.get(dataset, 300)
     image = photo(size, size)
@@ -73,15 +65,9 @@ def test_at_its_own_size_a_data_set_is_as_in_solo_learn(dataset: str) -> None:
 
 
 def test_a_strip_is_cut_before_it_is_scaled() -> None:
-    transform = evaluation_transform(config("custom", 224))
-    strip = photo(2, 20_000)
-    assert transform(strip).shape == (3, 224, 224)
-    # the middle is the same as without the cut, but for a shift of less than a pixel
-    ramp = np.linspace(0, 255, 70 * 1000).reshape(1000, 70)
-    ramp = np.sort(ramp, axis=0).astype(np.uint8)[..., None].repeat(3, axis=2)
-    image = Image.fromarray(ramp[:, :20])
-    whole = transforms.Compose(transform.transforms[1:])  # type: ignore[attr-defined]
-    assert torch.allclose(transform(image), whole(image), atol=0.02)
+    transform: Any = evaluation_transform(config("custom", 224))
+    assert transform(photo(2, 20_000)).shape == (3, 224, 224)
+    whole = transforms.Compose(transform.transforms[1:])
     assert torch.equal(transform(photo(20, 320)), whole(photo(20, 320)))
 
 
