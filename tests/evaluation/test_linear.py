@@ -67,33 +67,29 @@ def test_one_number_for_all_dimensions_changes_nothing(
     assert c == scaled_c and torch.equal(correct, scaled_correct)
 
 
-def test_it_is_the_logistic_regression_of_the_chosen_penalty(features: Features) -> None:
+def by_scikit_learn(c: float, train: Any, labels: Any) -> LogisticRegression:
+    """The logistic regression of a penalty, by another solver."""
+    model = LogisticRegression(C=c, solver="newton-cg", tol=1e-8, max_iter=1000)
+    return model.fit(train, labels)
+
+
+def test_it_is_the_logistic_regression_of_the_c_that_is_best_on_held_out_images(
+    features: Features,
+) -> None:
     correct, c = scaled(features, 1.0)
-    assert CS[0] < c < CS[-1]  # the ends are not needed
     train, train_labels, val, val_labels = (t.double().numpy() for t in features)
     centre = train.mean(0)
     scale = np.sqrt(((train - centre) ** 2).sum() / train.size)
-    model = LogisticRegression(C=c, solver="newton-cg", tol=1e-8, max_iter=1000)
-    model.fit((train - centre) / scale, train_labels)
-    expected = model.predict((val - centre) / scale) == val_labels
-    assert (correct.numpy() != expected).sum() <= 2  # of 1,000 images
-
-
-def test_c_is_the_best_on_images_that_were_held_out(features: Features) -> None:
-    train, train_labels, val, val_labels = (t.double().numpy() for t in features)
+    train, val = (train - centre) / scale, (val - centre) / scale
     kept, held_out = linear._folds(train_labels)
     assert sorted([*kept, *held_out]) == list(range(len(train)))
-    centre = train.mean(0)
-    train = (train - centre) / np.sqrt(((train - centre) ** 2).mean())
-    scores = []
-    for c in CS:
-        model = LogisticRegression(C=c, solver="newton-cg", tol=1e-8, max_iter=1000)
-        model.fit(train[kept], train_labels[kept])
-        scores.append(model.score(train[held_out], train_labels[held_out]))
-    assert scaled(features, 1.0)[1] == CS[int(np.argmax(scores))]
-    # the validation images have no say
-    changed = features[:3] + (torch.zeros_like(features[3]),)
-    assert scaled(changed, 1.0)[1] == scaled(features, 1.0)[1]
+    judges = train[held_out], train_labels[held_out]
+    scores = [by_scikit_learn(c, train[kept], train_labels[kept]).score(*judges) for c in CS]
+    assert c == CS[int(np.argmax(scores))] and CS[0] < c < CS[-1]  # the ends are not needed
+    expected = by_scikit_learn(c, train, train_labels).predict(val) == val_labels
+    assert (correct.numpy() != expected).sum() <= 2  # of 1,000 images
+    # the validation images have no say in C
+    assert scaled((*features[:3], torch.zeros_like(features[3])), 1.0)[1] == c
 
 
 def test_a_weaker_penalty_is_tried_where_the_last_is_the_best(features: Features) -> None:
