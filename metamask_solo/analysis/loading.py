@@ -46,8 +46,9 @@ def run_labels(runs: Sequence[tuple[str, DictConfig | None, Path]]) -> list[str]
         runs: name, config and folder of each.
     """
     table = pd.DataFrame({"name": [name for name, *_ in runs]})
-    settings = pd.DataFrame([run_identity(c) if c is not None else {} for _, c, _ in runs])
-    settings = settings.astype(object).where(settings.notna(), "none").astype(str)
+    known = [run_identity(c) if c is not None else {} for _, c, _ in runs]
+    settings = pd.DataFrame(known, dtype=object)  # beside a run without it, a seed is no float
+    settings = settings.where(settings.notna(), "none").astype(str)
     labels = [f"{number}: {name[:LONGEST_NAME]}" for number, name in enumerate(table.name, 1)]
     for _, group in table.groupby("name"):
         alike = settings.loc[group.index]
