@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from runs import pretrain_config
 from torch import Tensor, nn
+from torchvision.datasets import ImageFolder
 
 from metamask_solo.hosts import (
     BACKBONE_PREFIX,
@@ -20,10 +21,7 @@ from metamask_solo.hosts import (
 def write_run(folder: Path, data: Path, method: str = "metamask", **changes: Any) -> Path:
     """A checkpoint of ``metamask`` with a random mask, or of ``simclr``, and its args.json."""
     torch.manual_seed(0)
-    config = pretrain_config(data, folder, method, **changes)
-    if method == "simclr":
-        config.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 8, "temperature": 0.2}
-    config = complete_pretrain_config(config)
+    config = complete_pretrain_config(pretrain_config(data, folder, method, **changes))
     model = build_method(config)
     content = {"epoch": 0, "global_step": 2, "state_dict": model.state_dict()}
     if method == "metamask":
@@ -33,6 +31,18 @@ def write_run(folder: Path, data: Path, method: str = "metamask", **changes: Any
     (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(config)))
     torch.save(content, folder / "run.ckpt")
     return folder / "run.ckpt"
+
+
+def read_by_torchvision(folder: Path) -> tuple[Tensor, Tensor]:
+    """Images and labels of class folders, with the evaluation transform of such a run."""
+
+    def transform(image: Any) -> Tensor:
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(32, 32, 3)
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        return ((pixels / 255 - mean) / std).permute(2, 0, 1)
+
+    data = ImageFolder(str(folder), transform)
+    return torch.stack([image for image, _ in data]), torch.tensor(data.targets)
 
 
 def backbone_config(name: str, dataset: str = "imagenet100", **kwargs: Any) -> DictConfig:
@@ -82,8 +92,7 @@ def write_backbone_run(
         logits[0] = -200.0  # as a sigmoid mask, 0 in float32
         state |= {"mask.logits": logits, "mask._extra_state": torch.tensor(0)}  # sigmoid
         features = features * torch.sigmoid(logits)
-    args: Any = OmegaConf.to_container(config)
     folder.mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps(args))
+    (folder / "args.json").write_text(json.dumps(OmegaConf.to_container(config)))
     torch.save(raw, folder / "run-ep=1.ckpt")
     return folder / "run-ep=1.ckpt", images, features
