@@ -1,35 +1,33 @@
 """The command ``metamask-solo data``; its ``split`` is tested with data/split.py."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from metamask_solo.commands import data
+from metamask_solo.__main__ import main
 from metamask_solo.data import digits
 
 
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, bool]]:
-    """Replaces the writing, and lists the calls."""
-    calls: list[tuple[str, Path, bool]] = []
-
-    def record(name: str, out: Path, force: bool) -> bool:
-        calls.append((name, out, force))
-        return name != "digits"
-
-    monkeypatch.setattr(digits, "write_dataset", record)
-    return calls
-
-
-def test_it_writes_the_named_sets(
-    written: list[tuple[str, Path, bool]], capsys: pytest.CaptureFixture[str]
+def test_it_writes_a_set_once_and_says_what_trains_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert data.main(["digits", "textured-digits"]) == 0
-    out = Path("datasets")
-    assert written == [("digits", out, False), ("textured-digits", out, False)]
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[::2] == ["datasets/digits: already there", "datasets/textured-digits: written"]
-    for line, name in zip(printed[1::2], ("digits", "textured-digits"), strict=True):
-        assert line.startswith("next: metamask-solo pretrain") and line.count(f"/{name} ") == 1
-    data.main(["digits", "--out=~/elsewhere", "--force"])
-    assert written[-1] == ("digits", Path.home() / "elsewhere", True)
+    monkeypatch.chdir(tmp_path)
+    for said in ("written", "already there"):
+        assert main(["data", "digits"]) == 0
+        made, following = capsys.readouterr().out.splitlines()
+        assert made == f"datasets/digits: {said}"
+    command = shlex.split(following.removeprefix("next: metamask-solo "))
+    assert main([*command, "--cfg-check"]) == 0
+
+
+def test_it_writes_where_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(digits, "write_dataset", lambda *call: calls.append(call) or True)
+    assert main(["data", "digits", "textured-digits", "--out=there", "--force"]) == 0
+    names = ("digits", "textured-digits")
+    assert calls == [(name, Path("there"), True) for name in names]
+    # the packaged files, which read another folder, are not named
+    assert capsys.readouterr().out.splitlines() == [f"there/{name}: written" for name in names]

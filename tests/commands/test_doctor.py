@@ -24,13 +24,12 @@ def test_the_report_says_what_is_installed(capsys: pytest.CaptureFixture[str]) -
     assert main(["doctor"]) == 0
     lines = words(capsys.readouterr().out)
     assert lines[0] == f"metamask-solo {__version__}"
-    for name in ("torch", "torchvision", "lightning", "timm", "hydra-core", "seaborn"):
+    for name in ("torch", "lightning", "timm", "hydra-core"):
         assert f"{name} {version(name)}" in lines
     release = "GitHub's main branch" if hosts.RELEASE == "main" else "1.0.2 of PyPI"
     assert f"release {release}" in lines
-    assert all(method in " ".join(lines) for method in hosts.trainable_methods())
+    assert f"methods {', '.join(hosts.trainable_methods())}" in lines
     assert "threads of torch 1" in lines
-    assert f"CPU cores {os.cpu_count()}, of which this process may use" in "".join(lines)
     assert not any(line.startswith("trouble") or str(Path.home()) in line for line in lines)
 
 
@@ -46,24 +45,27 @@ def test_a_missing_package_is_trouble(
 
 
 @pytest.mark.parametrize(
-    ("content", "trouble"),
+    ("first", "trouble"),
     [
-        (None, "solo-learn is not installed: "),
-        ("raise AttributeError('half\\na package')", "solo-learn does not import: half a package"),
+        ("sys.modules['solo'] = None", "solo-learn is not installed: "),
+        ("pass", "solo-learn does not import: half a package"),
     ],
 )
 def test_without_a_solo_learn_that_imports_the_rest_is_said(
-    content: str | None, trouble: str, tmp_path: Path
+    first: str, trouble: str, tmp_path: Path
 ) -> None:
-    if content is None:  # as Python sees it where there is none
-        hide = "import sys; sys.modules['solo'] = None"
-    else:
-        (tmp_path / "solo").mkdir()
-        (tmp_path / "solo" / "__init__.py").write_text(content)
-        hide = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
-    code = f"{hide}; from metamask_solo.__main__ import main; sys.exit(main(['doctor']))"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    (tmp_path / "solo").mkdir()
+    (tmp_path / "solo/__init__.py").write_text("raise AttributeError('half\\na package')")
+    code = (
+        f"import sys; {first}; from metamask_solo.__main__ import main; sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,  # its solo comes first
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and not done.stderr, done.stderr
     lines = words(done.stdout)
     assert f"torch {version('torch')}" in lines and "MPS no" in lines

@@ -1,4 +1,4 @@
-"""The command ``metamask-solo fold``."""
+"""The command ``metamask-solo fold``; what it writes: tests/checkpoints/test_exporting.py."""
 
 from pathlib import Path
 
@@ -8,30 +8,20 @@ from checkpoints_of_runs import write_backbone_run
 from metamask_solo.__main__ import main
 
 
-@pytest.mark.parametrize(
-    ("out", "lines"),
-    [
-        ("out", ["out/folded.ckpt: ", "next: metamask-solo knn out/folded.ckpt"]),
-        (
-            "m.pth --timm",
-            ["m.pth: ", "its model: import metamask_solo.checkpoints.timm_stems"],
-        ),
-        ("v1.0/ --timm", ["v1.0: ", "open it: import metamask_solo.checkpoints.timm_stems"]),
-    ],
-)
-def test_it_says_what_it_wrote(
-    out: str,
-    lines: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_it_says_what_it_wrote_and_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_backbone_run(tmp_path / "run", "resnet18", "cifar10")
     monkeypatch.chdir(tmp_path)
-    command = ["fold", "run", *out.split()]
-    assert main(command) == 0
-    lines[0] += "512 dimensions folded, 1 of them as 0 (weights below 2^-60)"
-    printed = capsys.readouterr().out.splitlines()
-    assert [p[: len(line)] for p, line in zip(printed, lines, strict=True)] == lines
-    assert main(command) == 2
-    assert main([*command, "--force"]) == 0
+    timm = "import metamask_solo.checkpoints.timm_stems"
+    for arguments, made, following in (
+        ("out", "out/folded.ckpt", "next: metamask-solo knn out/folded.ckpt"),
+        ("m.pth --timm", "m.pth", f"its model: {timm}"),
+        ("v1.0/ --timm", "v1.0", f"open it: {timm}"),
+    ):
+        assert main(["fold", "run", *arguments.split()]) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert first == f"{made}: 512 dimensions folded, 1 of them as 0 (weights below 2^-60)"
+        assert second.startswith(following)
+    assert main(["fold", "run", "out"]) == 2
+    assert main(["fold", "run", "out", "--force"]) == 0
