@@ -1,131 +1,92 @@
-"""What Hydra's command line takes, and the one line for what it cannot."""
+"""The command line as a whole: overview, help, checks that write nothing, paths and terminals."""
 
-import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torchvision
 from checkpoints_of_runs import write_run
 
+import metamask_solo
+from metamask_solo import commands
 from metamask_solo.__main__ import main
 from metamask_solo.benchmark.plan import read_plan
+from metamask_solo.commands import COMMANDS
+from metamask_solo.method.settings import SETTINGS
+from metamask_solo.training.config import Pretraining, Probe
 from metamask_solo.training.endings import scripts_folder
+from metamask_solo.validation import allowed, fields
 
-Refused = Callable[[list[str]], str]
-DIGITS = str(scripts_folder() / "pretrain" / "digits")
-
-
-def command(
-    images: Path, *arguments: str, file: str = "metamask", folder: str = DIGITS
-) -> list[str]:
-    return [
-        *("pretrain", "--config-path", folder, "--config-name", file),
-        *("--cfg-check", f"data.train_path={images / 'train'}", f"data.val_path={images / 'val'}"),
-        *("optimizer.batch_size=10", "data.num_workers=0", "knn_eval.k=3"),
-        *arguments,
-    ]
+SCRIPTS = scripts_folder()
 
 
-@pytest.mark.parametrize(
-    "override, line",
-    [
-        ("data.train_path=/data/a=b", "quote the value: 'data.train_path=\"/data/a=b\"'"),
-        ("name=it's", """quote the value: 'name="it'"'"'s"'"""),
-        ("augmentations.crop_size=32", "write augmentations.0.KEY=VALUE"),
-        ("augmentations.rrc.crop_min_scale=0.1", "write augmentations.0.KEY=VALUE"),
-        ("augmentations=null", "config: Config group override must be a string or a list"),
-        ("max_epochs", "max_epochs: must be KEY=VALUE"),
-        ("resume_from_checkpoint=no.ckpt", "no.ckpt: no such"),
-        (
-            "callbacks=[{_target_: nowhere.Callback}]",
-            "nowhere.Callback': .*No module named 'nowhere'",
-        ),
-        (
-            "data.train_path=${oc.env:NO_SUCH_PLACE}/train",
-            "data.train_path: .*'NO_SUCH_PLACE' not found",
-        ),
-        ("max_epoch=3", "max_epoch: unknown setting; did you mean max_epochs?"),
-        ("+optimizer.lrr=1", "optimizer.lrr: unknown setting; did you mean optimizer.lr?"),
-        ("+method_kwargs.temprature=0.5", "did you mean method_kwargs.temperature?"),
-        ("+logger=False", "logger=false: the command sets it itself"),
-        ("hydra.job.chdir=True", "hydra.job.chdir=True: not supported"),
-        ("hydra/launcher=nowhere", "Could not find 'hydra/launcher/nowhere'"),
-        ("hydra/hydra_logging=no", "in 'hydra/hydra_logging': default; disabled; .*none$"),
-    ],
-)
-def test_what_cannot_work_is_one_line(
-    override: str,
-    line: str,
-    images: Path,
-    tmp_path: Path,
-    refused: Refused,
-    monkeypatch: pytest.MonkeyPatch,
+def test_every_command_is_in_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    shared = {"__init__", "options", "hydra_help"}
+    modules = {path.stem for path in Path(commands.__file__).parent.glob("*.py")} - shared
+    assert {name.replace("-", "_") for name in COMMANDS} == modules
+    assert all(f"  {name} " in printed for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "linear"])
+def test_help_has_usage_files_and_every_setting(
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert re.search(line.replace("?", r"\?"), refused(command(images, override)))
-    assert os.getcwd() == str(tmp_path)
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: metamask-solo {command} --config-path")
+    settings = dict(fields(Pretraining if command == "pretrain" else Probe))
+    for key, field in (settings | (SETTINGS if command == "pretrain" else {})).items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {key}: ")]
+        assert allowed(field)[:20] in line
+    for folder in (SCRIPTS / command).iterdir():
+        if any(folder.glob("*.yaml")):
+            assert f"  {command}/{folder.name}: " in text
 
 
-def test_a_wrong_job_of_a_checked_sweep_is_an_error(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for launcher in ("basic", "joblib"):
-        sweep = ["-m", f"hydra/launcher={launcher}", "max_epochs=0,1"]
-        assert main(command(images, *sweep)) == 2
-        assert "error: max_epochs=0: " in capsys.readouterr().err.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+def test_hydras_own_help_and_the_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--hydra-help"]) == 0
+    assert "--multirun" in capfd.readouterr().out
+    for argv in (["linear", "--version"], ["--version"]):
+        assert main(argv) == 0
+        line = capfd.readouterr().out
+        assert line.startswith(f"metamask-solo {metamask_solo.__version__}, solo-learn ")
 
 
-def test_a_file_that_cannot_be_read_is_one_line(
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    refused: Refused,
-) -> None:
-    (tmp_path / "latin.yaml").write_bytes("name: Größe\n".encode("latin-1"))
-    (tmp_path / "odd.yaml").write_text("name: {a\n")
-    assert "UTF-8" in refused(command(images, file="latin", folder=str(tmp_path)))
-    assert "odd.yaml" in refused(command(images, file="odd", folder=str(tmp_path)))
-    assert "no such folder" in refused(command(images, folder=str(tmp_path / "nowhere")))
-    monkeypatch.chdir(tmp_path)
-    packaged = refused(command(images, folder="scripts/pretrain/digits"))
-    assert "no such folder; the package has pkg://metamask_solo.scripts.pretrain.digits" in packaged
-    assert "nothing" in refused(command(images, file="nothing"))
-    assert "--config-name: missing" in refused(["pretrain", "--config-path", DIGITS])
+def test_traceback_shows_where_an_error_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["knn", "--traceback", "gone.ckpt"]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and "reading.py" in printed
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        # without a +, although the file lacks them
-        ("checkpoint.keep_prev=True", "wandb.entity=somebody", "max_steps=7", "fold_at_end=False"),
-        ("max_time.hours=3", "gradient_clip_val=1.0", "performance.disable_channel_last=True"),
-        ("backbone.kwargs.zero_init_residual=True", "optimizer.kwargs.nesterov=True"),
-        ("+root=/somewhere", "checkpoint.dir=${root}/runs"),
-        ("+check_val_every_n_epoch=null", "+val_check_interval=1", "knn_eval.enabled=False"),
-        ("augmentations.0.crop_size=28", "data.persistent_workers=False"),
-        ("backbone={kwargs:{zero_init_residual:true}}",),  # beside the name in the file
-        ("seed=0,1", "-m", "optimizer.lr=0.1"),
+        # known keys need no +, although the file lacks them
+        "checkpoint.keep_prev=True max_steps=7 max_time.hours=3 gradient_clip_val=1.0 "
+        "backbone.kwargs.zero_init_residual=True optimizer.kwargs.nesterov=True "
+        "augmentations.0.crop_size=28 performance.disable_channel_last=True",
+        "backbone={kwargs:{zero_init_residual:true}} +check_val_every_n_epoch=null "
+        "+val_check_interval=1 knn_eval.enabled=False +root=/somewhere checkpoint.dir=${root}/runs",
+        "seed=0,1 -m optimizer.lr=0.1",
     ],
 )
-def test_what_the_documentation_names_works_and_writes_nothing(
-    overrides: tuple[str, ...],
+def test_a_check_takes_what_the_documentation_names_and_writes_nothing(
+    overrides: str,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(command(images, *overrides)) == 0
+    command = ["pretrain", "--config-path", str(SCRIPTS / "pretrain/digits"), "--cfg-check"]
+    command += ["--config-name=metamask", "optimizer.batch_size=10", "data.num_workers=0"]
+    command += [f"data.train_path={images / 'train'}", f"data.val_path={images / 'val'}"]
+    assert main([*command, *overrides.split()]) == 0
     assert capfd.readouterr().out.count("ok: ") == (2 if "-m" in overrides else 1)
     assert not list(tmp_path.iterdir())
 
@@ -138,9 +99,9 @@ def test_a_check_downloads_nothing(
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", download)
     monkeypatch.chdir(tmp_path)
-    folder = str(scripts_folder() / "pretrain" / "cifar")
-    argv = ["--config-path", folder, "--config-name", "metamask.yaml", "--cfg-check"]
-    assert main(["pretrain", *argv, "accelerator=cpu", "precision=32", "devices=1"]) == 0
+    command = ["pretrain", "--config-path", str(SCRIPTS / "pretrain/cifar"), "--cfg-check"]
+    command += ["--config-name=metamask.yaml", "accelerator=cpu", "precision=32", "devices=1"]
+    assert main(command) == 0
     assert "ok: " in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -150,28 +111,27 @@ def test_a_tilde_is_the_home_folder_in_every_command(
     home, here = tmp_path / "home", tmp_path / "here"
     shutil.copytree(images, home / "data")
     write_run(home / "run", images, "simclr")
-    (home / "run" / "metrics.csv").write_text("epoch,step,train_loss_epoch\n0,1,2.0\n1,2,1.0\n")
-    (home / "digits").symlink_to(DIGITS)
-    shutil.copy(scripts_folder() / "benchmark" / "custom.yaml", home / "bench.yaml")
+    (home / "run/metrics.csv").write_text("epoch,step,train_loss_epoch\n0,1,2.0\n1,2,1.0\n")
+    (home / "digits").symlink_to(SCRIPTS / "pretrain/digits")
+    shutil.copy(SCRIPTS / "benchmark/custom.yaml", home / "bench.yaml")
     here.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
-    small = ["--num-workers=0", "--data=~/data"]
-    assert main(["knn", "~/run", *small, "--k=3", "--json=~/knn.json"]) == 0
-    assert main(["embed", "~/run", *small, "--out=~/features.npy"]) == 0
-    assert main(["fold", "--timm", "~/run", "~/exported/"]) == 0
-    assert main(["plot", "~/run", "--out=~/plot.png"]) == 0
-    assert main(["data", "split", "~/data/train", "--val=0.5", "--out=~/split"]) == 0
-    paths = ["data.train_path=~/data/train", "data.val_path=~/data/val", "checkpoint.dir=~/runs"]
-    checked = ["--config-path=~/digits", "--config-name=metamask", "--cfg-check", *paths]
-    assert main(["pretrain", *checked, "optimizer.batch_size=10"]) == 0
-    keys = ["out=~/out", "data={train_path: ~/data/train, val_path: ~/data/val}", "rows=~/rows.csv"]
-    assert main(["benchmark", "~/bench.yaml", "--tables-only", "data=~/data", *keys[::2]]) == 1
+    for command in (
+        "knn ~/run --num-workers=0 --data=~/data --k=3 --json=~/knn.json",
+        "embed ~/run --num-workers=0 --data=~/data --out=~/features.npy",
+        "fold --timm ~/run ~/exported/",
+        "plot ~/run --out=~/plot.png",
+        "pretrain --config-path=~/digits --config-name=metamask --cfg-check checkpoint.dir=~/runs "
+        "data.train_path=~/data/train data.val_path=~/data/val optimizer.batch_size=10",
+    ):
+        assert main(command.split()) == 0
+    keys = ["out=~/out", "rows=~/rows.csv", "data={train_path: ~/data/train, val_path: ~/data/val}"]
     plan = read_plan("~/bench.yaml", keys)
     assert plan.out == home / "out" and plan.file.rows_file == home / "rows.csv"
     assert plan.file.data.train_path == f"{home}/data/train"  # type: ignore[union-attr]
     assert not list(here.iterdir())
-    made = ("knn.json", "features.npy", "exported", "plot.png", "split")
+    made = ("knn.json", "features.npy", "exported", "plot.png")
     assert all((home / name).exists() for name in made)
 
 
