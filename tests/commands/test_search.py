@@ -40,7 +40,7 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], lis
         def job(cfg: Any) -> FitResult:
             configs.append(cfg)
             value = train(cfg)
-            metrics = {} if value is None else {"val_knn_acc1": value, "val_acc1": 10.0}
+            metrics = {"val_knn_acc1": value, "val_acc1": 10.0}
             return FitResult(tmp_path / f"run-{cfg.seed}", None, metrics, 1.0)
 
         monkeypatch.setattr(pretrain, "pretrain_run", job)
@@ -67,35 +67,31 @@ def diverge(cfg: Any) -> float:
     raise RunStopped("step 3: the loss not finite")
 
 
+class Signal(pl.Callback):  # type: ignore[name-defined]
+    def __init__(self, number: signal.Signals):
+        self.number = number
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        os.kill(os.getpid(), self.number)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_sweep_and_not_one_job(
     number: signal.Signals,
     images: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    jobs: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With a real run in the first job: it is saved, and no other begins."""
-    monkeypatch.chdir(tmp_path)
-    begun = []
-
-    class Signal(pl.Callback):  # type: ignore[name-defined]
-        def on_train_batch_start(self, *_: Any) -> None:
-            os.kill(os.getpid(), number)
-
-    def job(cfg: Any) -> FitResult:
-        begun.append(cfg.seed)
-        small = pretrain_config(images, tmp_path / "runs", "simclr")
-        return pretrain_run(small, callbacks=(Signal(),))
-
-    monkeypatch.setattr(pretrain, "pretrain_run", job)
+    small = pretrain_config(images, tmp_path / "runs", "simclr")
+    configs = jobs(lambda cfg: pretrain_run(small, callbacks=(Signal(number),)))
     assert sweep("seed=0,1,2") == 128 + number
-    assert begun == [0] and len(list((tmp_path / "runs").rglob("*.ckpt"))) == 1
+    assert len(configs) == 1 and len(list(tmp_path.glob("runs/**/*.ckpt"))) == 1
     printed = capsys.readouterr().err
     assert f"stopped by {number.name} in epoch 0, after step 1" in printed
     assert "Error executing" not in printed
-    # a later command in the same process starts jobs again
-    monkeypatch.setattr(pretrain, "pretrain_run", lambda cfg: FitResult(tmp_path, None, {}, 1.0))
+    jobs(lambda cfg: 1.0)  # a later command in the same process starts jobs again
     assert sweep("seed=0,1") == 0
 
 
@@ -111,15 +107,6 @@ def test_other_jobs_go_on_after_one_that_failed_and_a_table_says_which_is_best(
     assert [row[:2] for row in rows[1:3]] == [["seed=2", "42.00"], ["seed=0", "40.00"]]
     assert rows[1][3].endswith("run-2") and rows[3] == ["seed=1", "failed"]
     assert "failed: step 3" in err and "Error executing" not in err
-
-
-@pytest.mark.parametrize("without", ["knn_eval.enabled=False", "limit_val_batches=0"])
-def test_a_search_without_objective_is_refused_by_the_first_job(
-    without: str, jobs: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configs = jobs(accuracy)
-    assert search(without, "hydra.sweeper.n_trials=2") == 2
-    assert not configs and "no objective, no run computes val_knn" in capsys.readouterr().err
 
 
 def test_a_diverged_trial_is_marked_and_the_search_goes_on(
@@ -145,19 +132,31 @@ def test_a_diverged_trial_is_marked_and_the_search_goes_on(
     assert best["best_value"] == pytest.approx(50 + max(alphas))
 
 
+def refuse(cfg: Any) -> float:
+    raise UserError("method_kwargs.alpha=-1: must be at least 0")
+
+
+@pytest.mark.parametrize(
+    ("job", "override", "code", "begun", "line"),
+    [
+        (accuracy, "knn_eval.enabled=False", 2, 0, "no objective, no run computes val_knn"),
+        (accuracy, "limit_val_batches=0", 2, 0, "no objective, no run computes val_knn"),
+        (refuse, "seed=1", 2, 1, "method_kwargs.alpha=-1: must be at least 0"),
+        (diverge, "seed=1", 1, 3, "every trial of the search failed"),
+    ],
+)
 def test_a_search_in_which_nothing_works_is_one_line(
-    jobs: Any, capsys: pytest.CaptureFixture[str]
+    job: Any,
+    override: str,
+    code: int,
+    begun: int,
+    line: str,
+    jobs: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    jobs(diverge)
-    assert search("hydra.sweeper.n_trials=2") == 1
-    assert "every trial of the search failed" in capsys.readouterr().err
-
-    def refuse(cfg: Any) -> float:
-        raise UserError("method_kwargs.alpha=-1: must be at least 0")
-
-    configs = jobs(refuse)
-    assert search("hydra.sweeper.n_trials=9") == 2
-    assert len(configs) == 1 and "must be at least 0" in capsys.readouterr().err
+    configs = jobs(job)
+    assert search(override, "hydra.sweeper.n_trials=3") == code
+    assert len(configs) == begun and line in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -189,16 +188,16 @@ def test_each_job_has_a_wandb_run_of_its_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = []
+
+    class Look(pl.Callback):  # type: ignore[name-defined]
+        def on_train_start(self, trainer: Any, model: Any) -> None:
+            ids.append(wandb.run.id)
+
     for seed in (0, 1):
         cfg = pretrain_config(images, tmp_path / "runs", "simclr", seed=seed)
         cfg.wandb = {"enabled": True, "offline": True, "project": "test", "entity": None}
-
-        class Look(pl.Callback):  # type: ignore[name-defined]
-            def on_train_start(self, trainer: Any, model: Any) -> None:
-                ids.append(wandb.run.id)
-
         _, fit = train(cfg, Look())
         assert wandb.run is None  # closed
-        assert (fit.folder / "metrics.csv").is_file()  # and the CSV is there too
         assert ids[-1] == fit.folder.name
+        assert (fit.folder / "metrics.csv").is_file()  # and the CSV is there too
     assert len(set(ids)) == 2
