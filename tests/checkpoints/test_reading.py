@@ -48,9 +48,8 @@ def renamed(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-PREFIXES = ["backbone.", "encoder.", "encoder_q.", "module.encoder_q.", "module.module.backbone."]
-PREFIXES += ["_orig_mod.module.backbone.", "backbone.module.", "backbone._orig_mod."]
-PREFIXES += ["model.encoder.", "_orig_mod.encoder_q._orig_mod."]
+PREFIXES = ["backbone.", "encoder.", "encoder_q.", "module.module.backbone.", "backbone.module."]
+PREFIXES += ["model.encoder.", "_orig_mod.module.backbone.", "_orig_mod.encoder_q._orig_mod."]
 
 
 def test_names_of_either_release_of_moco_and_of_wrappers_are_read(run: Path) -> None:
@@ -81,34 +80,31 @@ def test_mocos_own_file_is_read(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], w) for name, w in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (None, r"1.0.2's own scripts, .* load_backbone\(\.\.\., config="),
-        ({"backbone": "resnet18"}, "backbone.name=None"),
-        ({"backbone": {"name": "alexnet"}}, "backbone.name=alexnet"),
-        ({"backbone": {"name": "resnet50"}}, "does not fit; first difference at layer1.0.conv1"),
-    ],
-)
-def test_a_config_of_the_callers(run: Path, config: Any, words: str) -> None:
+def test_a_config_of_the_callers(run: Path) -> None:
     flat = {"encoder": "resnet18"}  # what scripts of 1.0.2 write, which is no config
     (run.parent / "args.json").write_text(json.dumps(flat))
     backbone, _ = load_backbone(run, config={"backbone": {"name": "resnet18"}})
     assert backbone(torch.randn(2, 3, 32, 32)).shape == (2, 512)
-    with pytest.raises(UserError, match=words):
-        load_backbone(run, config=config)
+    wrong: list[tuple[Any, str]] = [
+        (None, r"1.0.2's own scripts, .* load_backbone\(\.\.\., config="),
+        ({"backbone": "resnet18"}, "backbone.name=None"),
+        ({"backbone": {"name": "alexnet"}}, "backbone.name=alexnet"),
+        ({"backbone": {"name": "resnet50"}}, "does not fit; first difference at layer1.0.conv1"),
+    ]
+    for config, words in wrong:
+        with pytest.raises(UserError, match=words):
+            load_backbone(run, config=config)
     (run.parent / "args.json").unlink()
     with pytest.raises(UserError, match="args.json: missing; it names the backbone"):
         load_backbone(run)
 
 
 @pytest.mark.skipif(RELEASE == "main", reason="GitHub main has it")
-def test_a_vit_that_only_github_main_builds_is_refused() -> None:
-    for key, method in (("pretrain_method", "mae"), ("method", "mocov3")):
-        for name in ("vit_tiny", "vit_small"):
-            config = OmegaConf.merge(backbone_config(name), {key: method})
-            with pytest.raises(UserError, match=f"{name}: that of {method} .*GitHub main has it"):
-                build_backbone(config)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("key", "method"), [("pretrain_method", "mae"), ("method", "mocov3")])
+def test_a_vit_that_only_github_main_builds_is_refused(key: str, method: str) -> None:
+    config: Any = OmegaConf.merge(backbone_config("vit_tiny"), {key: method})
+    with pytest.raises(UserError, match=f"vit_tiny: that of {method} .*GitHub main has it"):
+        build_backbone(config)
 
 
 DAMAGED = ["null", "[1]", "3", '"text"', '{"backbone": {"na', "\xff", '{"backbone": null}']
@@ -118,10 +114,9 @@ DAMAGED += ['{"backbone": {"name": "resnet18"}}', '{"backbone": {"name": "resnet
 def test_a_damaged_config_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content in DAMAGED:
         (run.parent / "args.json").write_bytes(content.encode("latin-1"))
-        for arguments in (["knn", str(run)], ["fold", str(run), str(run.parents[1] / "out")]):
-            assert main(arguments) == 2
-            (line,) = capsys.readouterr().err.splitlines()
-            assert "args.json: " in line
+        assert main(["knn", str(run)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "args.json: " in line
 
 
 class Evil:
@@ -146,7 +141,6 @@ def test_containers_of_settings_are_read_and_code_is_named(
             patch.setattr(sys.modules[module], "AttributeDict", kind, raising=False)
             save(run, hyper_parameters=kind(lr=0.1))
         assert load_raw(run)["hyper_parameters"]["lr"] == 0.1
-    load_backbone(run)
     save(run, more=Evil())
     with pytest.raises(UserError, match=r"other than tensors and plain data \(\w+\.system\)"):
         load_raw(run)
@@ -164,12 +158,9 @@ def test_a_mask_without_a_kind_is_not_guessed(images: Path, tmp_path: Path) -> N
     run = write_run(tmp_path / "run", images)
     state = load_raw(run)["state_dict"]
     assert torch.equal(load_backbone(run)[1].mask, torch.sigmoid(state["mask.logits"]))
-    state["mask.logits"] = state["mask.logits"].half()
-    save(run, state_dict=state)
-    assert torch.equal(load_backbone(run)[1].mask, torch.sigmoid(state["mask.logits"].float()))
     state["mask._extra_state"] += 1
     save(run, state_dict=state)
-    assert torch.equal(load_backbone(run)[1].mask, state["mask.logits"].float())  # linear
+    assert torch.equal(load_backbone(run)[1].mask, state["mask.logits"])  # linear
     del state["mask._extra_state"]
     save(run, state_dict=state)
     with pytest.raises(UserError, match="its mask is of no kind; mask._extra_state must be one of"):
@@ -182,14 +173,18 @@ def test_the_newest_has_the_most_steps(
     later = run.with_name("a-later.ckpt")
     torch.save({**load_raw(run), "global_step": 7}, later)
     os.utime(later, (1, 1))  # copied, with another time
-    run.with_name("damaged.ckpt").write_bytes(b"damaged")
+    content = bytearray(later.read_bytes())
+    content[len(content) // 2] ^= 1  # torch itself reads it without a word
+    run.with_name("damaged.ckpt").write_bytes(content)
+    run.with_name("half.ckpt").write_bytes(content[: len(content) // 2])
     assert newest_whole(run.parent) == later
-    assert "skipped: " in capsys.readouterr().out
+    assert capsys.readouterr().out.count("skipped: ") == 2
     # a folder above says where checkpoints are
-    deep = tmp_path / "benchmark" / "seed-0" / "training" / "simclr"
+    above = tmp_path / "benchmark"
+    deep = above / "seed-0" / "training" / "simclr"
     deep.mkdir(parents=True)
     with pytest.raises(UserError, match=r"no whole checkpoint \(\*\.ckpt\)$"):
-        newest_whole(deep.parents[1])
+        newest_whole(above)
     os.link(run, deep / "last.ckpt")
     with pytest.raises(UserError, match=f"no whole checkpoint .*; look in {deep}$"):
-        newest_whole(deep.parents[1])
+        newest_whole(above)
