@@ -136,6 +136,9 @@ def test_without_labels_images_of_any_depth_are_read(data: Path) -> None:
         images = read_folder(folder, "data", labels)
         assert len(images) == 13 and {*images.targets} == {-1} and images.classes == []
         assert not images.labelled
+    (data / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no image"):
+        read_folder(data / "empty", "data", labels=False)
 
 
 @pytest.mark.parametrize("file_size", [100, 200_000])  # of large files only blocks are compared

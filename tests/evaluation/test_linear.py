@@ -92,6 +92,12 @@ def test_it_is_the_logistic_regression_of_the_c_that_is_best_on_held_out_images(
     assert scaled((*features[:3], torch.zeros_like(features[3])), 1.0)[1] == c
 
 
+def test_of_a_class_of_two_one_image_is_held_out() -> None:
+    labels = np.array([0, 1, 0, 1, 2])
+    kept, held_out = linear._folds(labels)
+    assert sorted(labels[kept]) == [0, 1, 2] and sorted(labels[held_out]) == [0, 1]
+
+
 def test_a_weaker_penalty_is_tried_where_the_last_is_the_best(features: Features) -> None:
     assert scaled(features, 1 / torch.arange(1, DIMS + 1) ** 3.0)[1] in WEAKER_CS
 
