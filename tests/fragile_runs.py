@@ -19,8 +19,8 @@ from metamask_solo.hosts import pl
 EPOCHS, STEPS = 3, 2  # of the run below, steps in each epoch
 # the moments at which a run can be killed, and how often each comes in a whole run
 MOMENTS = {
-    **dict.fromkeys(("step", "hook"), EPOCHS * STEPS),
-    **dict.fromkeys(("validation", "writing", "renaming", "renamed"), EPOCHS),
+    **dict.fromkeys(("step", "hook", "validation"), EPOCHS * STEPS),
+    **dict.fromkeys(("writing", "renaming", "renamed"), EPOCHS),
 }
 
 # a process takes seconds to import everything; this server does it once, and forks
@@ -29,8 +29,9 @@ SERVER.set_forkserver_preload(["metamask_solo.training.pretrain"])
 
 
 def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:
-    """Three epochs of two steps, with everything in it that has a state."""
+    """Three epochs of two steps, each validated, with everything in it that has a state."""
     overrides = {"max_epochs": EPOCHS, "auto_resume__enabled": True, **overrides}
+    overrides["val_check_interval"] = 1
     cfg = pretrain_config(data, out, fold_at_end=False, **overrides)
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.method_kwargs.mask = {"optimizer": "adam", "lr": 0.1, "schedule": "cosine"}

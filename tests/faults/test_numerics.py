@@ -1,30 +1,18 @@
 """Numerical trouble: a run stops in one line, or goes on; its checkpoints are finite always."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from runs import pretrain_config, train
 from torch import nn
 from torch.utils.data import DataLoader
 
 from metamask_solo.checkpoints.reading import load_raw
-from metamask_solo.errors import RunStopped, UserError
+from metamask_solo.errors import RunStopped
 from metamask_solo.hosts import pl
 from metamask_solo.training.callbacks import FiniteLoss
-
-
-def assert_finite(root: Path, count: int) -> None:
-    checkpoints = list(root.rglob("*.ckpt"))
-    assert len(checkpoints) == count
-    for path in checkpoints:
-        raw = load_raw(path)
-        for name, value in raw["state_dict"].items():
-            assert not value.is_floating_point() or value.isfinite().all(), name
-        assert raw["metamask"]["history"]["mask"].isfinite().all()
 
 
 class NaNPixel(pl.Callback):  # type: ignore[name-defined]
@@ -53,41 +41,23 @@ def test_a_nan_pixel_stops_the_run_and_spoils_no_checkpoint(
     assert caught.value.exit_code == 1
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert str(checkpoint) in str(caught.value) and checkpoint.stem.endswith("ep=0")
-    assert_finite(tmp_path, 1)
+    raw = load_raw(checkpoint)
+    for name, value in raw["state_dict"].items():
+        assert not value.is_floating_point() or value.isfinite().all(), name
+    assert raw["metamask"]["history"]["mask"].isfinite().all()
 
 
-@pytest.mark.parametrize("cause", ["a rate too high", "constant features"])
-def test_weights_that_are_not_finite_are_not_saved(
-    cause: str, images: Path, tmp_path: Path
-) -> None:
-    """Of grey images no feature varies, and each BatchNorm multiplies gradients by 300.
-
-    On one of the releases, the check of the hypergradient sees the rounding one step before.
-    """
-    shutil.copytree(images, tmp_path / "data")
-    cfg = pretrain_config(tmp_path / "data", tmp_path / "runs", max_epochs=2)
-    if cause == "constant features":
-        for path in (tmp_path / "data").rglob("*.png"):
-            Image.new("RGB", (32, 32), (120, 120, 120)).save(path)
-    else:
-        cfg.optimizer.lr = 1e30
-    stopped = r"step 2: .*not finite.*; there is no checkpoint|exact: .* different derivatives"
-    with pytest.raises((RunStopped, UserError), match=stopped):
-        train(cfg)
-    assert_finite(tmp_path / "runs", 0)
+def test_a_rate_that_is_too_high_leaves_no_checkpoint(images: Path, tmp_path: Path) -> None:
+    cfg = pretrain_config(images, tmp_path, optimizer__lr=1e30)
+    with pytest.raises(RunStopped, match=r"step 2: .*not finite.*; there is no checkpoint"):
+        train(cfg, small=True)
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_the_lowest_temperature_trains_and_a_validation_batch_of_one_image_is_fine(
-    images: Path, tmp_path: Path
-) -> None:
+def test_a_validation_batch_of_one_image_is_fine(images: Path, tmp_path: Path) -> None:
     # 10 validation images in batches of 9; 20 training images, of which the last 2 are dropped
-    cfg = pretrain_config(images, tmp_path, optimizer__batch_size=9)
-    cfg.method_kwargs.temperature = 0.02
-    cfg.method_kwargs.mask = {"lr": 1.0}
-    model, result = train(cfg)
+    model, result = train(pretrain_config(images, tmp_path, optimizer__batch_size=9), small=True)
     assert model.trainer.global_step == 2 and "val_acc1" in result.metrics
-    assert model.mask_optimizer.skipped == 0
-    assert_finite(tmp_path, 1)
 
 
 class Overflow(pl.LightningModule):  # type: ignore[name-defined]
@@ -108,17 +78,15 @@ class Overflow(pl.LightningModule):  # type: ignore[name-defined]
 
 def test_endless_fp16_overflow_stops_the_run() -> None:
     """One that ends is normal: its steps are dropped and counted (tests/method)."""
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
         # named outright, for Lightning would take bf16 on a CPU
         plugins=[pl.plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))],
         callbacks=[FiniteLoss(None)],
-        logger=False,
         log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **dict.fromkeys(off, False),
     )
     model = Overflow()
     with pytest.raises(RunStopped, match=r"step \d+: not finite: train_some_loss; .*precision=32"):

@@ -1,6 +1,7 @@
 """Checkpoints, configs and names from strangers: no code runs, nothing is written elsewhere."""
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -25,32 +26,19 @@ class Trap:
         self.folder = folder
 
     def __reduce__(self) -> Any:
-        import os
-
         return os.mkdir, (str(self.folder),)
-
-
-def set_trap(checkpoint: Path, form: str = "zip") -> Path:
-    """Puts code into a checkpoint; returns the folder that it makes when it runs."""
-    marker = checkpoint.parent / "executed"
-    content = torch.load(checkpoint, weights_only=True)
-    content["trap"] = Trap(marker)
-    if form == "pickle":
-        checkpoint.write_bytes(pickle.dumps(content["trap"]))
-    else:
-        torch.save(content, checkpoint, _use_new_zipfile_serialization=form == "zip")
-    return marker
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
 def test_a_checkpoint_with_code_is_refused(form: str, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "run.ckpt"
-    torch.save({"state_dict": {}}, checkpoint)
-    marker = set_trap(checkpoint, form)
-    with pytest.raises(UserError, match=f"^{checkpoint}: ") as error:
+    checkpoint, marker = tmp_path / "run.ckpt", tmp_path / "executed"
+    content = {"state_dict": {}, "trap": Trap(marker)}
+    if form == "pickle":
+        checkpoint.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, checkpoint, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(UserError, match=f"^{checkpoint}: "):
         load_raw(checkpoint)
-    if form == "zip":
-        assert "refused, it holds objects other than tensors and plain data" in str(error.value)
     assert not marker.exists()
     # it would have run
     if form == "pickle":
@@ -60,11 +48,12 @@ def test_a_checkpoint_with_code_is_refused(form: str, tmp_path: Path) -> None:
     assert marker.is_dir()
 
 
-def test_weights_alone_are_no_state_to_go_on_from(images: Path, tmp_path: Path) -> None:
-    cfg = pretrain_config(images, tmp_path / "runs")
-    cfg.resume_from_checkpoint = str(write_run(tmp_path / "run", images))
-    with pytest.raises(UserError, match="run.ckpt: training cannot go on from it, it has no loops"):
-        train(cfg)
+def test_torch_reads_weights_only() -> None:
+    """What else could run code of others, ruff refuses (pyproject.toml)."""
+    text = "".join(path.read_text() for path in (ROOT / "metamask_solo").rglob("*.py"))
+    calls = re.findall(r"torch\.load\(.*?\)", text, re.DOTALL)
+    assert calls and all("weights_only=True" in call for call in calls)
+    assert not re.search(r"load_from_checkpoint|load_state_dict_from_url|allow_pickle", text)
 
 
 def test_a_damaged_checkpoint_is_refused_however_it_is_damaged(tmp_path: Path) -> None:
@@ -98,14 +87,6 @@ def test_a_damaged_checkpoint_is_refused_however_it_is_damaged(tmp_path: Path) -
     assert refused > 20
 
 
-def test_torch_reads_weights_only() -> None:
-    """What else could run code of others, ruff refuses (pyproject.toml)."""
-    text = "".join(path.read_text() for path in (ROOT / "metamask_solo").rglob("*.py"))
-    calls = re.findall(r"torch\.load\(.*?\)", text, re.DOTALL)
-    assert calls and all("weights_only=True" in call for call in calls)
-    assert not re.search(r"load_from_checkpoint|load_state_dict_from_url|allow_pickle", text)
-
-
 def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
@@ -130,8 +111,7 @@ def test_fold_writes_into_its_folder_alone_whatever_a_checkpoint_says(
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"]["../../escaped"] = torch.ones(1)
     torch.save(content, checkpoint)
-    before = {path: path.read_bytes() for path in files_below(tmp_path)}
+    before = files_below(tmp_path)
     assert main(["fold", str(checkpoint), str(tmp_path / "x" / "out")]) == 0
-    new = sorted(files_below(tmp_path) - before.keys())
+    new = sorted(files_below(tmp_path) - before)
     assert new == [tmp_path / "x" / "out" / name for name in ("args.json", "folded.ckpt")]
-    assert all(path.read_bytes() == content for path, content in before.items())
