@@ -1,16 +1,16 @@
 """Several processes (gloo on the CPU) against one, and every way to start them."""
 
 import copy
+import io
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -26,11 +26,19 @@ from metamask_solo.errors import UserError
 from metamask_solo.hosts import BACKBONE_PREFIX, pl
 from metamask_solo.method.hypergradient import METHODS
 from metamask_solo.training.pretrain import prepare_pretraining, pretrain_run
+from metamask_solo.training.resume import FitResult
 
 pytestmark = pytest.mark.ddp
-Steps = list[list[dict[str, Any]]]  # of each step, what each process recorded
 LOSSES = {"alpha": 3.0, "lamb": 0.02, "scale_loss": 0.1, "temperature": 0.3}
 PROCESSES = 3
+
+
+class Trained(NamedTuple):
+    """A run of three processes."""
+
+    steps: list[list[dict[str, Any]]]  # of each step, what each process recorded
+    result: FitResult
+    said: str
 
 
 class Record(pl.Callback):  # type: ignore[name-defined]
@@ -73,28 +81,27 @@ class Record(pl.Callback):  # type: ignore[name-defined]
 
 
 def config(data: Path, out: Path) -> Any:
-    """Two steps of each process in double precision."""
+    """Two epochs of one step of each process, in double precision."""
     cfg = pretrain_config(data, out, strategy="ddp_fork", devices=PROCESSES, precision="64-true")
-    cfg.optimizer.batch_size, cfg.data.val_path = 5, None
+    cfg.max_epochs, cfg.optimizer.batch_size = 2, 5
     cfg.method_kwargs.update(LOSSES, mask={"lr": 1.0})
     return cfg
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data"), train=2 * PROCESSES)
+    return write_images(tmp_path_factory.mktemp("data"), train=PROCESSES)
 
 
 @pytest.fixture(scope="module")
-def steps(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     out = tmp_path_factory.mktemp("ranks")
-    result = pretrain_run(config(data, out / "runs"), callbacks=(Record(out),))
-    # the processes are copies of this one, which does not train itself
-    assert result.checkpoint is not None and result.checkpoint.is_file()
-    assert result.seconds_per_epoch > 0 and (result.folder / "finished.json").is_file()
+    with redirect_stderr(io.StringIO()) as said:
+        result = pretrain_run(config(data, out / "runs"), callbacks=(Record(out),))
     ranks = [torch.load(out / f"rank{rank}.pt") for rank in range(PROCESSES)]
     assert [len(rank) for rank in ranks] == [2] * PROCESSES
-    return [list(step) for step in zip(*ranks, strict=True)]
+    steps = [list(step) for step in zip(*ranks, strict=True)]
+    return Trained(steps, result, said.getvalue())
 
 
 def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, float]:
@@ -127,10 +134,10 @@ def whole_batch(model: Any, step: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def test_losses_and_gradients_are_those_of_the_whole_batch(
-    steps: Steps, data: Path, tmp_path: Path
+    trained: Trained, data: Path, tmp_path: Path
 ) -> None:
     reference = prepare_pretraining(config(data, tmp_path))[0].double()
-    for step in steps:
+    for step in trained.steps:
         losses = whole_batch(reference, step)
         for rank in step:
             assert rank["logged"] == pytest.approx(losses, rel=1e-6)
@@ -146,10 +153,10 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(
                     assert float(difference) <= 1e-12 * largest, name
 
 
-def test_the_mask_moves_alike_along_the_mean_of_the_gradients(steps: Steps) -> None:
+def test_the_mask_moves_alike_along_the_mean_of_the_gradients(trained: Trained) -> None:
     """The steps of SGD with momentum 0.9 and weight decay 5e-4 at rate 1."""
     mask = buffer = torch.zeros(64).double()
-    for step in steps:
+    for step in trained.steps:
         gradients = [rank["mask_gradient"] for rank in step]
         assert not torch.equal(gradients[0], gradients[1])
         buffer = 0.9 * buffer + torch.stack(gradients).mean(0) + 5e-4 * mask
@@ -158,11 +165,22 @@ def test_the_mask_moves_alike_along_the_mean_of_the_gradients(steps: Steps) -> N
         torch.testing.assert_close(step[0]["mask"].double(), mask, rtol=1e-5, atol=1e-9)
 
 
-def test_processes_share_the_images_and_draw_other_crops(steps: Steps) -> None:
-    drawn = [int(i) for step in steps for rank in step for i in rank["batch"][0]]
-    assert sorted(drawn) == list(range(10 * PROCESSES))
-    views = torch.stack([rank["batch"][1][0] for step in steps for rank in step])
+def test_processes_share_the_images_and_draw_other_crops(trained: Trained) -> None:
+    epochs = [[int(i) for rank in step for i in rank["batch"][0]] for step in trained.steps]
+    assert [sorted(epoch) for epoch in epochs] == [[*range(5 * PROCESSES)]] * 2
+    assert epochs[0] != epochs[1]
+    views = torch.stack([rank["batch"][1][0] for step in trained.steps for rank in step])
     assert len(views.flatten(2).std(2).unique()) > 9 * PROCESSES  # no crop twice
+
+
+def test_the_first_process_tells_the_time_and_what_is_counted_twice(trained: Trained) -> None:
+    """It does not train itself: the processes are copies of it."""
+    result = trained.result
+    assert result.checkpoint is not None and (result.folder / "finished.json").is_file()
+    timer = load_raw(result.checkpoint)["callbacks"]["Timer"]
+    assert result.seconds_per_epoch == timer["time_elapsed"]["train"] / 2 > 0
+    note = "validation: 10 images on 3 processes: some are counted twice"
+    assert trained.said.count(note) == 1
 
 
 def free_port() -> int:
@@ -171,41 +189,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def two_of(data: Path, out: Path, strategy: str, **overrides: Any) -> Any:
-    """A run of two processes."""
-    cfg = pretrain_config(data, out, strategy=strategy, devices=2, **overrides)
-    cfg.method_kwargs.mask = {"lr": 1.0}
-    return cfg
-
-
 def the_checkpoint(out: Path) -> Path:
     (checkpoint,) = out.glob("metamask/*/*.ckpt")
     return checkpoint
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    first, second = (load_raw(the_checkpoint(out)) for out in (one, two))
-    assert first["global_step"] == second["global_step"] > 0
-    assert first["state_dict"].keys() == second["state_dict"].keys()
-    for name, value in first["state_dict"].items():
-        assert torch.equal(value, second["state_dict"][name]), name
-
-
 def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None:
     """torchrun on two "machines" of one process each, as README has it, and Lightning's ways."""
-    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    nodes = ["checkpoint.dir=machines", "num_nodes=2", "devices=1"]
-    launched: list[tuple[list[str], list[str]]] = [
-        ([*torchrun, "--node-rank", "0"], nodes),
-        ([*torchrun, "--node-rank", "1"], nodes),
-        ([], ["checkpoint.dir=ddp"]),
-    ]
+
+    def two(out: Path, strategy: str, **overrides: Any) -> Any:
+        overrides["method_kwargs__mask"] = {"lr": 1.0}
+        return pretrain_config(images, out, strategy=strategy, devices=2, **overrides)
+
     (tmp_path / "small.py").write_text(MODULE)
-    cfg = two_of(images, tmp_path, "ddp", num_nodes=1, imports=["small"])
-    OmegaConf.save(cfg, tmp_path / "run.yaml")
+    OmegaConf.save(two(tmp_path, "ddp", num_nodes=1, imports=["small"]), tmp_path / "run.yaml")
     command = ["-m", "metamask_solo", "pretrain", "--config-path", str(tmp_path)]
     command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    machine = [*command, "checkpoint.dir=machines", "num_nodes=2", "devices=1"]
+    launched = [[*torchrun, "--node-rank", rank, *machine] for rank in "01"]
+    launched.append([*command, "checkpoint.dir=ddp"])
     # a run in this process leaves its port in the environment
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
@@ -213,55 +217,34 @@ def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None
     logs = [tmp_path / f"{number}.txt" for number in range(len(launched))]
     processes = [
         subprocess.Popen(
-            [sys.executable, *launcher, *command, *overrides],
+            [sys.executable, *arguments],
             cwd=tmp_path,
             env=environment,
             stdout=log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        for log, (launcher, overrides) in zip(logs, launched, strict=True)
+        for log, arguments in zip(logs, launched, strict=True)
     ]
     try:
         for strategy in ("ddp_fork", "ddp_spawn"):
-            train(two_of(images, tmp_path / strategy, strategy))
+            train(two(tmp_path / strategy, strategy))
         for log, process in zip(logs, processes, strict=True):
             assert process.wait(400) == 0, log.read_text()[-3000:]
     finally:
         for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+    expected = load_raw(the_checkpoint(tmp_path / "ddp_fork"))["state_dict"]
     for name in ("ddp_spawn", "ddp", "machines"):
-        assert_same_weights(tmp_path / "ddp_fork", tmp_path / name)
+        state = load_raw(the_checkpoint(tmp_path / name))["state_dict"]
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(value, expected[key]) for key, value in state.items()), name
     checkpoint = the_checkpoint(tmp_path / "machines").relative_to(tmp_path)
     assert sum(f"checkpoint: {checkpoint}" in log.read_text() for log in logs[:2]) == 1
     args = json.loads((tmp_path / checkpoint.parent / "args.json").read_text())
-    assert args["num_nodes"] == 2
     # two processes with ten images each, as solo-learn scales it
     assert args["optimizer"]["lr"] == pytest.approx(0.5 * 20 / 256)
-
-
-def test_a_forked_run_tells_the_time_of_an_epoch_and_what_is_counted_twice(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cfg = pretrain_config(images, tmp_path, strategy="ddp_fork", devices=3, max_epochs=2)
-    cfg.optimizer.batch_size = 5
-    _, result = train(cfg)
-    note = "validation: 10 images on 3 processes: some are counted twice"
-    assert capsys.readouterr().err.count(note) == 1
-    timer = load_raw(the_checkpoint(tmp_path))["callbacks"]["Timer"]
-    assert result.seconds_per_epoch == timer["time_elapsed"]["train"] / 2 > 0
-
-
-def test_workers_that_inherit_nothing_make_the_same_run(images: Path, tmp_path: Path) -> None:
-    before = multiprocessing.get_start_method()
-    train(pretrain_config(images, tmp_path / "plain", data__val_path=None))
-    multiprocessing.set_start_method("spawn", force=True)
-    try:
-        train(pretrain_config(images, tmp_path / "spawn", data__val_path=None, data__num_workers=1))
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-    assert_same_weights(tmp_path / "plain", tmp_path / "spawn")
 
 
 def test_sync_batchnorm_uses_this_processs_batch() -> None:
@@ -288,33 +271,29 @@ def test_sync_batchnorm_uses_this_processs_batch() -> None:
     assert nn.SyncBatchNorm.forward is forward
 
 
-def gathering_and_not(rank: int, port: int, out: Path) -> None:
+def in_two_processes(rank: int, port: int) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(rank)
     network, mask, x = nn.Linear(6, 4), DimensionalMask(4), torch.randn(2, 8, 6)
-    refused = {}
-    for gather in (True, False):
 
-        def loss(gather: bool = gather) -> torch.Tensor:
+    def gradient(method: str, gather: bool) -> torch.Tensor:
+        def loss() -> torch.Tensor:
             return nt_xent(*(mask(network(view)) for view in x), 0.5, gather=gather)
 
-        for method in METHODS:
-            try:
-                optimizer = torch.optim.SGD(network.parameters(), 0.1)
-                gradient = mask_hypergradient(loss, network, mask, optimizer, method)
-                refused[gather, method] = ""
-            except UserError as error:
-                refused[gather, method] = str(error)
-    mean = mean_over_processes(gradient)
-    torch.save((refused, gradient, mean), out / f"{rank}.pt")
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        return mask_hypergradient(loss, network, mask, optimizer, method)
+
+    for method in METHODS:
+        with pytest.raises(UserError, match="gather=False"):
+            gradient(method, gather=True)
+        own = gradient(method, gather=False)
+        both = [torch.empty_like(own), torch.empty_like(own)]
+        torch.distributed.all_gather(both, own)
+        assert not torch.equal(*both)
+        torch.testing.assert_close(mean_over_processes(own), (both[0] + both[1]) / 2)
 
 
-def test_a_loss_that_exchanges_tensors_is_refused_in_every_way(tmp_path: Path) -> None:
+def test_a_loss_that_exchanges_tensors_is_refused_in_every_way() -> None:
     torch.multiprocessing.start_processes(
-        gathering_and_not, (free_port(), tmp_path), nprocs=2, start_method="fork"
+        in_two_processes, (free_port(),), nprocs=2, start_method="fork"
     )
-    (refused, g0, mean0), (_, g1, mean1) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
-    assert all("gather=False" in line for (gather, _), line in refused.items() if gather)
-    assert not any(line for (gather, _), line in refused.items() if not gather)
-    assert torch.equal(mean0, mean1)
-    torch.testing.assert_close(mean0, (g0 + g1) / 2)
