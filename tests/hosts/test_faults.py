@@ -32,8 +32,8 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("metamask", TWO, (), ""),
     ("simclr", {"optimizer.name": "lars"}, OLD, "optimizer.name=lars"),
     ("simclr", {"optimizer.exclude_bias_n_norm_wd": True}, OLD, "exclude_bias_n_norm_wd=True"),
-    ("simclr", {"num_crops": 3}, BOTH, "data.num_large_crops=3"),
-    ("wmse", {"num_crops": 3}, (), ""),
+    ("simclr", {"augmentations.0.num_crops": 3}, BOTH, "data.num_large_crops=3"),
+    ("wmse", {"augmentations.0.num_crops": 3}, (), ""),
     ("simclr", SMALL, (), ""),
     ("byol", SMALL, (), ""),
     ("vicreg", SMALL, BOTH, "data.num_small_crops=2"),
@@ -42,7 +42,6 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("mocov2plus", {"method_kwargs.queue_size": 45}, BOTH, "queue_size=45"),
     ("mocov2plus", {"optimizer.batch_size": 12}, BOTH, "queue_size=40"),
     ("swav", {"method_kwargs.queue_size": 5}, BOTH, "queue_size=5"),
-    ("swav", {"method_kwargs.queue_size": 0}, (), ""),
     ("dino", {DINO_WARMUP: 3}, BOTH, "epochs=3"),
     ("dino", {DINO_WARMUP: None}, OLD, "epochs="),
     ("simclr", {**COSINE, "scheduler.warmup_start_lr": 1.0}, BOTH, "warmup_start_lr=1.0"),
@@ -62,19 +61,14 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
 def case(method: str, said: dict[str, Any], images: Path) -> Any:
     cfg = pretrain_config(images, images, method)
     if method != "metamask":
-        sizes = {"proj_hidden_dim": 16, "proj_output_dim": 10}
-        cfg.method_kwargs = {**sizes, **KWARGS[method]}
-    said = dict(said)
-    if said.pop("small", 0):
-        pipeline = cfg.augmentations[0].copy()
-        pipeline.crop_size, pipeline.num_crops = 16, 2
-        cfg.augmentations.append(pipeline)
-    for key in ("num_crops", "crop_size"):
-        cfg.augmentations[0][key] = said.pop(key, cfg.augmentations[0][key])
-    if said.get(DINO_WARMUP, 0) is None:
-        del cfg.method_kwargs[DINO_WARMUP.partition(".")[2]], said[DINO_WARMUP]
+        cfg.method_kwargs = {"proj_hidden_dim": 16, "proj_output_dim": 10, **KWARGS[method]}
     for key, value in said.items():
-        OmegaConf.update(cfg, key, value, force_add=True)
+        if key == "small":
+            cfg.augmentations.append({**cfg.augmentations[0], "crop_size": 16, "num_crops": value})
+        elif value is None and key == DINO_WARMUP:
+            del cfg.method_kwargs[key.partition(".")[2]]
+        else:
+            OmegaConf.update(cfg, key, value, force_add=True)
     return cfg
 
 

@@ -84,6 +84,9 @@ def test_a_method_trains_resumes_and_is_evaluated(
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
     for name, value in states[0]["state_dict"].items():
         assert torch.equal(value, states[1]["state_dict"][name]), name
+    # the epoch after that of the stop has its online kNN, too
+    validated = [{k: v for k, v in fit.metrics.items() if "val_" in k} for fit in (result, again)]
+    assert validated[0] == validated[1]
     for model in (whole, resumed):
         if hasattr(model, "momentum_updater"):
             assert model.momentum_updater.cur_tau == 1.0  # the plan ends with the run

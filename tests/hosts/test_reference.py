@@ -25,11 +25,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Record(hosts.pl.Callback):  # type: ignore[name-defined]
-    """Weights at the start, and index of images, loss and rates of each step."""
+    """Weights at the start, and batch, loss and rates of each step."""
 
     def __init__(self) -> None:
         self.weights: dict[str, torch.Tensor] = {}
-        self.images: list[int] = []
         self.batches: list[Any] = []
         self.losses: list[float] = []
         self.rates: list[list[float]] = []
@@ -40,7 +39,6 @@ class Record(hosts.pl.Callback):  # type: ignore[name-defined]
     def on_train_batch_end(
         self, trainer: Any, model: Any, outputs: Any, batch: Any, i: int
     ) -> None:
-        self.images += batch[0].tolist()
         self.batches.append(batch)
         self.losses.append(float(outputs["loss"]))
 
@@ -85,10 +83,11 @@ def by_github_main(cfg: DictConfig, ours: Record) -> Record:
     data = prepare_datasets(
         "custom", FullTransformPipeline([pipeline]), train_data_path=cfg.data.train_path
     )
-    epoch = len(ours.images) // EPOCHS
+    indices = [int(i) for batch in ours.batches for i in batch[0]]
+    epoch = len(indices) // EPOCHS
     loaders = [
-        torch.utils.data.DataLoader(data, 8, sampler=ours.images[start : start + epoch])
-        for start in range(0, len(ours.images), epoch)
+        torch.utils.data.DataLoader(data, 8, sampler=indices[start : start + epoch])
+        for start in range(0, len(indices), epoch)
     ]
     model.train_dataloader = lambda: loaders[model.current_epoch]
     record = Record()
@@ -159,25 +158,20 @@ def test_ten_steps_are_those_of_solo_learn(method: str, forty_images: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "epochs, steps, interval, warmup, end",
+    "epochs, changes, warmup, end",
     [
-        (0, -1, "step", 0, 10),
-        (0.05, -1, "step", 0, 10),  # a quarter of a step
-        (0.2, -1, "step", 1, 10),
-        (0.3, -1, "step", 2, 10),  # 1.5
-        (0.5, -1, "step", 2, 10),  # 2.5
-        (0.7, -1, "step", 4, 10),  # 3.5
-        (1, 9, "step", 5, 9),
-        (2, 6, "step", 10, 6),
-        (2, -1, "step", 10, 10),
-        (1.5, -1, "epoch", 2, 4),
-        (1, -1, "epoch", 1, 4),
+        (0, {}, 0, 10),
+        (0.05, {}, 0, 10),  # a quarter of a step
+        (0.5, {}, 2, 10),  # 2.5
+        (0.7, {}, 4, 10),  # 3.5
+        (1, {"max_steps": 9}, 5, 9),
+        (2, {}, 10, 10),
+        (1.5, {"max_epochs": 4, "scheduler__interval": "epoch"}, 2, 4),
     ],
 )
 def test_a_warm_up_is_rounded_and_each_group_has_its_own_cosine(
     epochs: float,
-    steps: int,
-    interval: str,
+    changes: dict[str, Any],
     warmup: int,
     end: int,
     forty_images: Path,
@@ -186,13 +180,14 @@ def test_a_warm_up_is_rounded_and_each_group_has_its_own_cosine(
 ) -> None:
     """GitHub main's schedule would multiply the rates of a run whose warm-up is not whole."""
     cfg = config("simclr", forty_images, tmp_path)
-    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": epochs, "interval": interval}
-    cfg.max_epochs, cfg.max_steps = 4 if interval == "epoch" else EPOCHS, steps
+    cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": epochs}
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
     ours = Record()
     train(cfg, ours, small=True)
     assert ("ends within the warm-up" in capsys.readouterr().err) == (warmup >= end)
     for step, rates in enumerate(ours.rates):
-        at = step if interval == "step" else step // 5
+        at = step if end > 4 else step // 5
         rise = at / max(1, warmup - 1)
         fall = (1 + math.cos(math.pi * (at - warmup) / max(1, end - warmup))) / 2
         expected = {

@@ -8,7 +8,6 @@ import torch
 from checkpoints_of_runs import write_run
 from runs import pretrain_config
 
-from metamask_solo.__main__ import main
 from metamask_solo.checkpoints.exporting import fold_checkpoint
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.hosts import build_method, complete_pretrain_config
@@ -38,9 +37,7 @@ def test_it_is_the_one_that_cifar_gets(method: str, images: Path) -> None:
     assert all(torch.equal(b.conv1.weight, wanted[0].conv1.weight) for b in wanted)  # the teacher
 
 
-def test_what_reads_a_run_takes_its_stem(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_reads_a_run_takes_its_stem(images: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", images, backbone__stem="3x3").parent
     x = torch.randn(2, 3, 32, 32)
     backbone, checkpoint = load_backbone(run)
@@ -53,7 +50,3 @@ def test_what_reads_a_run_takes_its_stem(
     config = checkpoint.config.copy()
     assert config.backbone.pop("stem") == "3x3"
     assert shape(load_backbone(run, config=config)[0].backbone)[0] == (3, 3)
-
-    assert main(["fold", "--timm", str(run), str(tmp_path / "for-timm")]) == 0
-    hint = 'open it: import metamask_solo.checkpoints.timm_stems; timm.create_model("local-dir:'
-    assert hint in capsys.readouterr().out
