@@ -42,7 +42,7 @@ assert "solo" not in sys.modules
 def test_timm_opens_the_folders_and_fine_tunes_them(tmp_path: Path) -> None:
     """In a process that knows nothing of solo-learn; the large ones are tried by hand."""
     expected = {}
-    cases = [(name, "imagenet100", "metamask") for name in ("resnet18", "resnet50", "vit_tiny")]
+    cases = [(name, "imagenet100", "metamask") for name in ("resnet18", "vit_tiny")]
     cases += [("resnet18", "cifar10", "metamask")]
     if tuple(map(int, timm.__version__.split(".")[:3])) >= (1, 0, 31):
         # an older timm takes one without a classifier for an old form of weights
