@@ -25,19 +25,12 @@ def checkpoint(path: str = "a/last.ckpt", config: Any = None, **fields: Any) -> 
 
 
 def test_titles():
-    folded = {"metamask": {"folded": True}}
-    long = {"name": "cost $5 and $6" + "x" * 60}
-    assert titles(
-        [checkpoint(), checkpoint(method="simclr", raw=folded), checkpoint(config=long)]
-    ) == [
-        "1: last",
-        "2: simclr (folded)",
-        "3: cost $5 and $6" + "x" * 26,
-    ]
-    assert titles([checkpoint("offline-a1/x.ckpt"), checkpoint("b2/x.ckpt")]) == [
-        "1: x (a1)",
-        "2: x (b2)",
-    ]
+    folded = checkpoint(method="simclr", raw={"metamask": {"folded": True}})
+    long = checkpoint(config={"name": "cost $5 and $6" + "x" * 60})
+    expected = ["1: last", "2: simclr (folded)", "3: cost $5 and $6" + "x" * 26]
+    assert titles([checkpoint(), folded, long]) == expected
+    alike = [checkpoint("offline-a1/x.ckpt"), checkpoint("b2/x.ckpt")]
+    assert titles(alike) == ["1: x (a1)", "2: x (b2)"]
 
 
 def test_runs_of_different_data_are_not_compared(tmp_path):

@@ -49,9 +49,6 @@ def test_explained_share_is_the_effect_size_of_anova(rng):
     columns = [photograph * 3.0 + 1, labels == 2, np.full(300, 2.5)]
     planted = np.column_stack(columns).astype(np.float32)
     np.testing.assert_allclose(explained_share(planted, photograph), [1, 0, 0], atol=1e-9)
-    assert (
-        explained_share(features, labels * 7).tolist() == explained_share(features, labels).tolist()
-    )
 
 
 def test_rank_correlation_agrees_with_resampling(rng):
@@ -70,8 +67,6 @@ def test_rank_correlation_agrees_with_resampling(rng):
     shuffled = [abs(rho(rng.permutation(x), y)) for _ in range(2000)]
     of = rank_correlation(x, y)
     assert of["p"] == pytest.approx(np.mean(np.array(shuffled) >= abs(of["rho"])), abs=0.04)
-
-
-def test_rank_correlation_is_undefined_for_a_constant_mask():
+    # undefined for a constant mask
     assert np.isnan([*rank_correlation(np.full(9, 0.5), np.arange(9.0)).values()]).all()
     assert rank_correlation(np.arange(9.0), np.arange(9.0))["rho"] == 1

@@ -5,7 +5,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import matplotlib
 import numpy as np
@@ -26,13 +25,10 @@ from metamask_solo.analysis.report import (
 )
 from metamask_solo.errors import UserError
 
-DIMS, CLASSES = 24, 4
-
-
 ABOUT = {
     "data": "data/<set>",
     "images": {"train": 200, "val": 80},
-    "classes": CLASSES,
+    "classes": 4,
     "doubts": ["12 of 80 validation images are copies of training images"],
     "photographs": True,
     "seed": 0,
@@ -50,36 +46,6 @@ def measured(confounded) -> list[Measures]:
 def coarse(monkeypatch):
     """Drawing takes the time of these tests; nothing here depends on the resolution."""
     monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
-
-
-class Page(HTMLParser):
-    """Collects what a browser would load, and checks that every element is closed."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.sources: list[str] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []  # of all tables
-        self.feed(text)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.sources += [v for k, v in attrs if k in ("src", "href", "action", "data", "srcset")]
-        if tag not in ("img", "meta"):
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open and self.open[-1] in ("th", "td"):
-            self.rows[-1][-1] += data
 
 
 @pytest.mark.slow
@@ -109,31 +75,17 @@ def test_axes_are_named_and_no_text_leaves_its_panel(confounded, names, spread):
                 assert "0.4998 to 0.5002" in axes[0].get_title() + axes[0].get_xlabel()
 
 
-@pytest.mark.parametrize("case", ["collapsed", "no labels", "not finite"])
-def test_what_was_not_measured_is_not_drawn_and_said(confounded, measured, case):
+def test_what_was_not_measured_is_not_drawn(confounded, measured):
     known, splits, _ = confounded()
-    about = ABOUT
-    if case == "collapsed":
-        splits = {n: replace(s, features=np.full_like(s.features, 1.5)) for n, s in splits.items()}
-    elif case == "no labels":
-        splits = {"train": replace(splits["train"], labels=np.full(200, -1))}
-        about = {**ABOUT, "images": {"train": 200}, "classes": None}
-    else:
-        known, splits = replace(known, notes=("features of 3 images are NaN",)), {}
-    one = measure_checkpoint(known, splits, None, seed=0, draws=2)
-    missing = {
-        "collapsed": set(),
-        "no labels": {"subsets", "bounds"},
-        "not finite": set(FIGURES) - {"mask"},
-    }[case]
-    drawn = draw_figures([one])
-    assert set(FIGURES) - set(drawn) == missing
-    page = Page(report_html(about, [one], drawn))
-    assert all(f"1: metamask: {note}." in page.text for note in one.notes)
-    assert ("Accuracies need labels" in page.text) == (case != "collapsed")
-    if case != "no labels":  # the others are shown all the same
-        page = Page(report_html(ABOUT, [one, *measured], draw_figures([one, *measured])))
-        assert ("features not measured" in page.text) == (case == "not finite")
+    same = {n: replace(s, features=np.full_like(s.features, 1.5)) for n, s in splits.items()}
+    unlabelled = {"train": replace(splits["train"], labels=np.full(200, -1))}
+    collapsed, unlabelled, diverged = (
+        measure_checkpoint(known, kept, None, seed=0, draws=2) for kept in (same, unlabelled, {})
+    )
+    assert set(draw_figures([unlabelled])) == set(FIGURES) - {"subsets", "bounds"}
+    assert set(draw_figures([diverged])) == {"mask"}
+    # the others are shown all the same
+    assert set(draw_figures([collapsed, diverged, measured[0]])) == set(FIGURES)
 
 
 @pytest.mark.slow
@@ -141,29 +93,29 @@ def test_folder_and_page_are_whole_and_load_nothing(measured, tmp_path):
     out = tmp_path / "new" / "out"
     check_output(out)
     write_analysis(out, ABOUT, measured)
-    names = {path.name for path in out.iterdir()}
-    assert names == {"analysis.json", "report.html", *(f"{name}.png" for name in FIGURES)}
     first = {path.name: path.read_bytes() for path in out.iterdir()}
-    page = Page((out / "report.html").read_text(encoding="utf-8"))
-    assert page.open == [] and len(page.sources) == len(FIGURES)
-    for source in page.sources:
-        head, content = source.split(",")
-        assert head == "data:image/png;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(content))).format == "PNG"
+    assert set(first) == {"analysis.json", "report.html", *(f"{name}.png" for name in FIGURES)}
+
+    page = first["report.html"].decode()
+    sources = re.findall(r'\b(?:src|href|action|data|srcset)="([^"]*)"', page)
+    contents = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
+    assert [Image.open(io.BytesIO(content)).format for content in contents] == ["PNG"] * 6
+    assert sorted(contents) == sorted(first[f"{name}.png"] for name in FIGURES)
+    page = " ".join(page.split())
     assert (
-        "200 training images and 80 validation images in 4 classes of data/<set>, seed 0."
-        in page.text
+        "200 training images and 80 validation images in 4 classes of data/&lt;set&gt;, seed 0."
+        in page
     )
-    assert "12 of 80 validation images are copies of training images" in page.text
-    assert "2: simclr: simclr, 24 dimensions, no mask of its own" in page.text
+    assert "12 of 80 validation images are copies of training images" in page
+    assert "2: simclr: simclr, 24 dimensions, no mask of its own" in page
     plain, masked = (100 * measured[0].accuracy.loc["knn", name] for name in ("plain", "masked"))
-    row = next(row for row in page.rows if row[:2] == ["1: metamask", "kNN"])
-    assert row[2:5] == [f"{value:.2f}" for value in (plain, masked, masked - plain)]
-    assert ["2: simclr", "kNN"] in [row[:2] for row in page.rows]
-    assert sum(row[-1] == "yes" for row in page.rows) == 2 + 3  # kinds of information, and bounds
-    numbers = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    cells = [f"<td>{value:.2f}</td>" for value in (plain, masked, masked - plain)]
+    assert f"<th>kNN</th> {' '.join(cells)}" in page
+    assert page.count("<td>yes</td>") == 2 + 3  # kinds of information, and bounds
+
+    numbers = json.loads(first["analysis.json"])
     one = numbers["checkpoints"][0]
-    assert (one["name"], len(one["mask"])) == ("1: metamask", DIMS)
+    assert (one["name"], len(one["mask"])) == ("1: metamask", 24)
     assert one["accuracy"]["knn"]["plain"] == measured[0].accuracy.plain["knn"]
     assert one["bounds"]["masked"]["width"] == pytest.approx(measured[0].bounds.width["masked"])
 
@@ -174,22 +126,21 @@ def test_folder_and_page_are_whole_and_load_nothing(measured, tmp_path):
     assert not (out / "mask.png").exists()
 
 
-def test_page_says_when_the_mask_damps_the_wrong_dimensions(confounded):
-    known, *images = confounded()
-    against = replace(known, mask=known.mask[::-1].copy(), history=None)
-    page = report_html(ABOUT, [measure_checkpoint(against, *images, 0, 2)], {})
-    assert page.count("<td>the opposite</td>") == 2
-
-
 def test_somebody_elses_folder_is_refused(tmp_path):
     check_output(tmp_path)  # empty
     file = tmp_path / "notes.txt"
     file.write_text("mine")
     with pytest.raises(UserError, match="no analysis of this command"):
         check_output(tmp_path)
-    for below in (file, file / "out"):
-        with pytest.raises(UserError, match="name a folder"):
-            check_output(below)
+    with pytest.raises(UserError, match="name a folder"):
+        check_output(file / "out")
+
+
+def test_page_says_when_the_mask_damps_the_wrong_dimensions(confounded):
+    known, *images = confounded()
+    against = replace(known, mask=known.mask[::-1].copy(), history=None)
+    page = report_html(ABOUT, [measure_checkpoint(against, *images, 0, 2)], {})
+    assert page.count("<td>the opposite</td>") == 2
 
 
 def test_one_of_many_gains_is_clear_by_chance_as_rarely_as_a_single_one(measured, rng):
@@ -199,13 +150,13 @@ def test_one_of_many_gains_is_clear_by_chance_as_rarely_as_a_single_one(measured
         assert np.mean(largest > clear_errors(rows)) == pytest.approx(0.025, abs=0.004)
 
     def answer(copies: int) -> str:
-        gained = []
-        for name in [f"run {number}" for number in range(copies)]:
-            none = replace(measured[0].subsets["knn"], gain=0.0, gain_error=0.01)
-            some = replace(none, gain=0.024 if not gained else 0.0)
-            subsets = {"knn": some, "ridge": none}
-            gained.append(replace(measured[0], name=name, subsets=subsets))
-        return answers(gained)[1]
+        none = replace(measured[0].subsets["knn"], gain=0.0, gain_error=0.01)
+        runs = [
+            replace(measured[0], name=f"run {number}", subsets={"knn": none, "ridge": none})
+            for number in range(copies)
+        ]
+        runs[0].subsets["knn"] = replace(none, gain=0.024)
+        return answers(runs)[1]
 
     assert "better left out, in run 0 (kNN)." in answer(1)
     assert "no evidence" in answer(20)
