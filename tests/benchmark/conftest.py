@@ -9,8 +9,15 @@ import yaml
 from omegaconf import OmegaConf
 from runs import pretrain_config
 
+from metamask_solo.benchmark import launch, worker
+
 KNN = {"enabled": True, "k": 3, "distance_func": "cosine"}
 HEADS = {"proj_hidden_dim": 16, "proj_output_dim": 16}
+
+
+@pytest.fixture(autouse=True)
+def one_thread_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
@@ -36,8 +43,14 @@ def benchmark_file(images: Path, tmp_path: Path) -> Callable[..., Path]:
             **keys,
         }
         path = tmp_path / "bench.yaml"
-        kept = {key: value for key, value in content.items() if value is not ...}
-        path.write_text(yaml.safe_dump(kept, sort_keys=False))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return path
 
     return write
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are made in this process, and none beforehand to tell how long they will take."""
+    monkeypatch.setattr(launch, "forecast", lambda *_: "")
+    monkeypatch.setattr(launch, "_train", lambda folder: worker.main([str(folder)]))

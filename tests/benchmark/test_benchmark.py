@@ -12,8 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-from runs import image_loader
+import torch
+from PIL import Image
+from runs import image_loader, write_images
 
 from metamask_solo.__main__ import main
 from metamask_solo.benchmark import launch
@@ -26,6 +29,8 @@ from metamask_solo.evaluation.linear import linear_probe
 pytestmark = pytest.mark.slow
 TIMES = ("seconds_per_epoch", "seconds_per_step", "peak_memory_mib")
 SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
+# a ResNet-18 without its last layer; the 3 × 3 stem has 1,728 weights, the standard one 9,408
+PARAMETERS = 11_176_512 - 9408 + 1728
 
 
 def read_csv(out: Path) -> list[dict[str, str]]:
@@ -33,15 +38,9 @@ def read_csv(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_batch_larger_than_the_images_is_refused_before_any_run(
-    benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = {**SIMCLR, "overrides": ["optimizer.batch_size=1000"]}
-    assert main(["benchmark", str(benchmark_file(methods={"simclr": broken}))]) == 2
-    assert "optimizer.batch_size=1000: there are only 20 training images; add overrides+=" in (
-        capsys.readouterr().err
-    )
-    assert not list((tmp_path / "out").rglob("run.json"))
+def accuracies(*splits: torch.Tensor) -> dict[str, float]:
+    """Of training features and labels, and those of the validation images."""
+    return {"knn": percent(knn_hits(*splits)[0]), "linear": percent(linear_probe(*splits)[0])}
 
 
 def test_a_failing_run_is_reported_and_the_rest_goes_on(
@@ -75,53 +74,64 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
     (checkpoint,) = (out / metamask["folder"]).rglob("*.ckpt")
     for masked, ending in ((True, ""), (False, "_plain")):
         backbone, read = load_backbone(checkpoint, masked)
-        train, val = (
-            extract_features(backbone, image_loader(images / split, read.config))
-            for split in ("train", "val")
-        )
-        expected = {
-            "knn": percent(knn_hits(*train, *val)[0]),
-            "linear": percent(linear_probe(*train, *val)[0]),
-        }
+        loaders = (image_loader(images / split, read.config) for split in ("train", "val"))
+        splits = [tensor for one in loaders for tensor in extract_features(backbone, one)]
+        expected = accuracies(*splits)
         assert {name: float(metamask[f"{name}{ending}"]) for name in expected} == expected
-    # all that the run's optimiser trains: neither statistics nor the mask
-    not_trained = (
-        "running_mean",
-        "running_var",
-        "num_batches_tracked",
-        "mask.logits",
-        "_extra_state",
-    )
-    state = [*read.backbone.items(), *read.rest.items()]
-    sizes = [t.numel() for name, t in state if not name.endswith(not_trained)]
-    assert int(metamask["parameters"]) == sum(sizes)
 
-    # mended: the failed run would be run again, the finished one not
+    # the failed run is tried again, mended or not; the finished one is not
     monkeypatch.setattr(launch, "forecast", lambda *_: "")
     started: list[str] = []
     monkeypatch.setattr(launch.hydra_app, "run", lambda *a: started.append(a[1][-1]))
-    assert main(["benchmark", str(file), "methods.simclr.overrides=[]"]) == 1
-    (mended,) = started
-    assert mended.startswith("run=runs/simclr/seed-3-") and "," not in mended
-    assert mended != f"run={simclr['folder']}"
+    assert main(["benchmark", str(file)]) == 1
     assert "2 runs, 1 finished before" in capsys.readouterr().out
-    assert main(["benchmark", str(file)]) == 1  # as it was: it is tried again
-    assert started[1:] == [f"run={simclr['folder']}"]
+    assert main(["benchmark", str(file), "methods.simclr.overrides=[]"]) == 1
+    again, mended = started
+    assert again == f"run={simclr['folder']}" != mended
+    assert mended.startswith("run=runs/simclr/seed-3-") and "," not in mended
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_an_untrained_backbone_and_the_pixels_stand_beside_the_methods(tmp_path: Path) -> None:
+    folders = write_images(tmp_path / "cifar", classes=10, train=2, val=1)
+    keys = [f"data.{split}_path={folders / split}" for split in ("train", "val")]
+    keys += ["overrides+=[data.num_workers=0,accelerator=cpu,precision=32]"]
+    out = tmp_path / "out"
+    assert main(["benchmark", "cifar10", *keys, "only=[]", "seeds=[3]", f"out={out}"]) == 0
+
+    random, pixels = read_csv(out)
+    assert (random["method"], pixels["method"]) == ("random", "pixels")
+    assert int(random["parameters"]) == PARAMETERS  # the stem of the methods
+    report = (out / "results.md").read_text()
+    assert "| untrained backbone | 1 |" in report and "| pixels | 1 |" in report
+
+    # the pixels' accuracies, from the images themselves
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    tensors = []
+    for split in ("train", "val"):
+        files = sorted((folders / split).rglob("*.png"))
+        values = np.stack([np.asarray(Image.open(file)) / 255 for file in files])
+        scaled = ((values - mean) / std).transpose(0, 3, 1, 2).reshape(len(files), -1)
+        labels = [int(file.parent.name.removeprefix("class_")) for file in files]
+        tensors += [torch.from_numpy(scaled).float(), torch.tensor(labels)]
+    for name, expected in accuracies(*tensors).items():
+        assert float(pixels[name]) == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_without_labels_rankme_is_compared_and_called_no_accuracy(
     images: Path,
     tmp_path: Path,
     benchmark_file: Callable[..., Path],
-    capfd: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     flat = split_folder(images / "train", tmp_path / "flat", 0.2, flat=True)
     data = {"train_path": str(flat.out / "train"), "no_labels": True}
     file = benchmark_file(data=data, seeds=[0], untrained=["random"])
 
-    assert main(["benchmark", str(file), "only=[metamask]"]) == 0, capfd.readouterr().out
+    assert main(["benchmark", str(file), "only=[metamask]"]) == 0
 
-    printed = capfd.readouterr().out
+    printed = capsys.readouterr().out
     assert "It is no accuracy" in printed and "RankMe, no mask" in printed
     random, metamask = read_csv(tmp_path / "out")
     assert "knn" not in metamask and 1 < float(metamask["rankme_plain"]) <= 16  # of sixteen images
@@ -157,10 +167,8 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     finally:
         with suppress(ProcessLookupError):
             os.killpg(stopped.pid, signal.SIGKILL)
-    assert output.read_text().splitlines()[-1] == (
-        "metamask-solo benchmark: error: stopped by SIGTERM; finished runs are kept, and the same "
-        "command continues the others"
-    )
+    said = output.read_text().splitlines()[-1]
+    assert "error: stopped by SIGTERM" in said and "the same command continues" in said
     (log,) = parts.rglob("log.txt")
     assert "error: stopped by SIGTERM in epoch" in log.read_text()
     assert not [*parts.rglob("result.json"), *parts.rglob("failed.json")]
@@ -169,12 +177,11 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
 
     assert "resuming from" in log.read_text() and len(list(parts.rglob("args.json"))) == 1
     assert not list(parts.rglob("*.ckpt"))
-    tables = [read_csv(tmp_path / "whole"), read_csv(parts)]
-    for rows in tables:
-        for row in rows:
-            assert all(float(row.pop(name)) > 0 for name in TIMES)
-            assert float(row.pop("seconds_between_epochs")) >= 0  # too short to be seen, at times
+    ((whole,), (part,)) = (read_csv(tmp_path / "whole"), read_csv(parts))
+    for row in (whole, part):
+        assert all(float(row.pop(name)) > 0 for name in TIMES)
+        assert float(row.pop("seconds_between_epochs")) >= 0  # too short to be seen, at times
     # an epoch that was entered in its middle has no online kNN
-    whole, part = ({*rows[0].pop("curve").split()} for rows in tables)
-    assert tables[0] == tables[1]
-    assert len(whole) == 5 and len(part) >= 4 and part <= whole
+    curves = [{*row.pop("curve").split()} for row in (whole, part)]
+    assert whole == part
+    assert len(curves[0]) == 5 and len(curves[1]) >= 4 and curves[1] <= curves[0]

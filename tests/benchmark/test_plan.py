@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark import plan, worker
+from metamask_solo.benchmark import worker
 from metamask_solo.benchmark.plan import compose_method, read_plan
 from metamask_solo.benchmark.schema import read_file
 from metamask_solo.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmark"
 SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
 WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"seed": 1}, [], "seed: unknown setting; did you mean seeds?"),
     ({"seeds": [1, 1]}, [], "a seed occurs twice"),
+    ({"methods": ["simclr"]}, [], "methods=['simclr']: "),
     ({}, ["epochs"], "epochs: must be KEY=VALUE"),
-    ({}, ["only+=5"], "+= adds a list to a list"),
     ({"data": "mnist"}, [], "data=mnist: no such folder; allowed are digits"),
     ({"data": {"train_path": "x", "val_path": "y"}}, [], "data.train_path="),
     ({"methods": {"simclr": {"config": "no.yaml"}}}, [], "simclr: no.yaml: no such file; the pack"),
@@ -28,7 +28,7 @@ WRONG: list[tuple[dict[str, Any], list[str], str]] = [
     ({"baseline": "vicreg"}, [], "baseline=vicreg: allowed are simclr, metamask"),
     ({}, ["overrides+=[max_epochs=3]"], "max_epochs is set by the benchmark's own key epochs"),
     ({"overrides": ["optimizer.lr=-3"]}, [], "methods.simclr: optimizer.lr=-3"),
-    ({"overrides": ["data.val_path=null"], "data": ...}, [], "data.val_path"),
+    ({"overrides": ["optimizer.batch_size=1000"]}, [], "there are only 20 training images"),
     ({"search": {"optimizer.rate": [0.1]}}, [], "search: optimizer.rate is not in simclr.yaml"),
     ({}, ["only=[simclr]", "methods.simclr.seeds=[7]"], "no method has any of these seeds"),
     ({"launcher": {"name": "joblib", "jobs": 2}}, [], "launcher=joblib: "),
@@ -57,25 +57,22 @@ def test_a_wrong_file_is_one_line_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("content", ["- a\n", "a: [", "\x00\x01", "name: a\nmethods: [b]\n"])
+@pytest.mark.parametrize("content", ["- a\n", "a: [", "\x00\x01"])
 def test_an_unreadable_file_is_one_line(content: str, tmp_path: Path) -> None:
     file = tmp_path / "bench.yaml"
     file.write_text(content)
-    with pytest.raises(UserError, match=r"(bench.yaml|^methods=\['b'\]): [^\n]*$"):
+    with pytest.raises(UserError, match=r"bench.yaml: [^\n]*$"):
         read_file(file, [])
 
 
-def test_packaged_files_are_known_by_name(tmp_path: Path) -> None:
-    names = ("cifar10_small", "cifar10_small.yaml")
-    addresses = ("pkg://metamask_solo.scripts.benchmark.cifar10_small",)
-    addresses += ("pkg://metamask_solo/scripts/benchmark/cifar10_small.yaml",)
-    files = [read_file(name, []) for name in (*names, *addresses, SCRIPTS / "cifar10_small.yaml")]
-    assert all(file == files[0] for file in files)
-    for override in ("only=simclr", "methods=simclr"):
-        with pytest.raises(UserError, match=f"^{override}: Input should be a valid"):
-            read_file("custom", [override])
-    with pytest.raises(UserError, match=r"costum: no such file; the package has .*custom, "):
-        read_file("costum", [])
+def test_packaged_files_are_known_by_name() -> None:
+    expected = read_file(SCRIPTS / "cifar10_small.yaml", [])
+    package = "pkg://metamask_solo"
+    for name in (
+        *("cifar10_small", "cifar10_small.yaml", f"{package}.scripts.benchmark.cifar10_small"),
+        f"{package}/scripts/benchmark/cifar10_small.yaml",
+    ):
+        assert read_file(name, []) == expected
 
 
 def test_methods_times_seeds_and_whose_overrides_win(
@@ -160,19 +157,11 @@ def test_a_run_is_known_by_what_decides_its_result(
 
 
 def test_methods_that_read_different_images_are_no_benchmark(
-    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
+    benchmark_file: Callable[..., Path],
 ) -> None:
     part = {**METAMASK, "overrides": ["data.fraction=0.5"]}
     with pytest.raises(UserError, match="metamask: its images are not those of simclr"):
         read_plan(benchmark_file(methods={"simclr": SIMCLR, "metamask": part}), [])
-    file = benchmark_file(data=..., seeds=[0])
-    shutil.copytree(images, tmp_path / "named")
-    next((tmp_path / "named" / "val").rglob("*.png")).unlink()
-    cfg = OmegaConf.load(tmp_path / "metamask.yaml")
-    cfg.data.val_path = str(tmp_path / "named" / "val")
-    OmegaConf.save(cfg, tmp_path / "metamask.yaml")
-    with pytest.raises(UserError, match="metamask: its images are not those of simclr"):
-        read_plan(file, [])
 
 
 def test_class_folders_instead_of_torchvisions_files(
@@ -192,10 +181,7 @@ def test_class_folders_instead_of_torchvisions_files(
 
 
 def test_a_folder_of_ones_own_is_split_or_taken_as_it_is(
-    benchmark_file: Callable[..., Path],
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    benchmark_file: Callable[..., Path], images: Path, tmp_path: Path
 ) -> None:
     def data(folder: Path) -> Any:
         return read_plan(benchmark_file(data=str(folder), seeds=[0]), []).file.data
@@ -207,10 +193,8 @@ def test_a_folder_of_ones_own_is_split_or_taken_as_it_is(
     flat = data(images / "train" / "class_0")  # all of them: nothing is measured on others
     assert flat.no_labels and flat.val_path is None
     assert flat.train_path == str(images / "train" / "class_0")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "write_dataset", lambda *_: None)
-    Path("digits").mkdir()
-    assert "the folder here is data=./digits" in plan._folders("digits", tmp_path)[1][0]
+    with pytest.raises(UserError, match=r"data.val_path: missing; .* need labelled images"):
+        read_plan(benchmark_file(data={"train_path": str(images / "train")}), [])
 
 
 def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) -> None:
@@ -238,19 +222,15 @@ def test_each_comparison_is_counted_once(benchmark_file: Callable[..., Path]) ->
     assert {baseline for _, baseline in small.pairs(small.trained)} == {"vicreg"}
 
 
-def test_differences_beside_the_losses_are_named(
-    benchmark_file: Callable[..., Path],
-) -> None:
+def test_differences_beside_the_losses_are_named(benchmark_file: Callable[..., Path]) -> None:
     assert read_plan(benchmark_file(), []).notes == []
-    simclr = {**SIMCLR, "overrides": ["optimizer.batch_size=5", "augmentations.0.crop_size=24"]}
-    notes = read_plan(benchmark_file(methods={"mine": simclr, "metamask": METAMASK}), []).notes
+    keys = ["optimizer.batch_size=5", "augmentations.0.crop_size=24", "accumulate_grad_batches=2"]
+    keys += ["devices=2", "data.background=black"]
+    methods = {"mine": {**METAMASK, "overrides": keys}, "metamask": METAMASK}
+    notes = read_plan(benchmark_file(methods=methods), []).notes
+    assert len(notes) == len(keys)
     assert any("crop_size=24 of mine; " in n and "crop_size=32 of metamask" in n for n in notes)
     assert any("optimizer.batch_size=5 of mine" in note for note in notes)
-    assert len(notes) == 2
-    keys = ["accumulate_grad_batches=2", "backbone.name=resnet50"]
-    changed = {**METAMASK, "overrides": [*keys, "devices=2", "data.background=black"]}
-    notes = read_plan(benchmark_file(methods={"mine": changed, "metamask": METAMASK}), []).notes
-    assert len(notes) == 4 and any("backbone.name=resnet50 of mine; backbone" in n for n in notes)
 
 
 def test_what_is_untrained_has_the_completed_config_of_a_method(
@@ -264,16 +244,14 @@ def test_what_is_untrained_has_the_completed_config_of_a_method(
 
 def test_quick_leaves_what_was_asked_for() -> None:
     asked = {"precision": "bf16-mixed", "augmentations.0.crop_size": 64}
-    overrides = [f"{key}={value}" for key, value in asked.items()]
-    for keys, setting in (
-        ([], {}),
-        ([f"overrides+=[{','.join(overrides)}]"], {}),
-        ([], asked),
+    overrides = ",".join(f"{key}={value}" for key, value in asked.items())
+    for keys, setting, expected in (
+        ([], {}, ("32", 32, 10)),
+        ([f"overrides+=[{overrides}]", "epochs=2"], {}, ("bf16-mixed", 64, 2)),
+        ([], asked, ("bf16-mixed", 64, 10)),
     ):
         cfg = compose_method(SCRIPTS, read_file("custom", ["quick=True", *keys]), "simclr", setting)
-        size = cfg.augmentations[0].crop_size
-        expected = ("bf16-mixed", 64) if keys or setting else ("32", 32)
-        assert (cfg.precision, size) == expected
+        assert (cfg.precision, cfg.augmentations[0].crop_size, cfg.max_epochs) == expected
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SCRIPTS.glob("*.yaml")))
@@ -284,15 +262,3 @@ def test_the_methods_of_the_shipped_files_compose(name: str) -> None:
         assert cfg.max_epochs == benchmark.epochs
         if method in ("joint", "fixed_mask"):
             assert cfg.method == "metamask" and not cfg.method_kwargs.meta.enabled
-
-
-@pytest.mark.slow
-def test_the_shipped_file_of_ones_own_images(
-    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    paths = [f"data.{split}_path={images / split}" for split in ("train", "val")]
-    read = read_plan("custom", [*paths, "overrides+=[optimizer.batch_size=8]", "quick=True"])
-    assert {run.method for run in read.runs} == {*read.file.shown} and read.notes == []
-    config = read.runs[-1].config
-    assert (config["max_epochs"], config["augmentations"][0]["crop_size"]) == (10, 32)

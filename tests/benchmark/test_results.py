@@ -19,6 +19,7 @@ from metamask_solo.benchmark.results import best_settings, csv_text, read_csv, r
 from metamask_solo.errors import UserError
 from metamask_solo.hosts import RELEASE
 
+pytestmark = pytest.mark.usefixtures("small_backbone")
 SIMCLR, METAMASK = {"config": "simclr.yaml"}, {"config": "metamask.yaml"}
 
 
@@ -38,7 +39,7 @@ def command(file: Path, *arguments: str) -> int:
 def test_a_file_is_read_as_what_was_written(
     benchmark_file: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = benchmark_file(seeds=[0, 1], untrained=["pixels"])
+    file = benchmark_file(untrained=["pixels"])
     more = {"knn": 100 / 3, "logged/loss": float("nan"), "curve": "1:2.5", "commit": "0123e4"}
     finish(file, **more, notes='kNN: "low", 3 %; collapsed')
     rows = read_results(read_plan(file, []), {})
@@ -57,7 +58,7 @@ def test_a_file_is_read_as_what_was_written(
 def test_failed_and_pending_runs_have_a_row(
     benchmark_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = benchmark_file(seeds=[0, 1])
+    file = benchmark_file()
     assert command(file, "--tables-only") == 1
     assert "nothing is finished yet" in capsys.readouterr().out
     finish(file, "seeds=[0]", notes="linear probe: not converged")
@@ -98,11 +99,8 @@ def test_rows_stand_for_runs_elsewhere_and_are_added_to(
     assert sorted(read_csv(shared).seed.unique()) == [0, 1, 2, 3]
     # another name of the same run has lines of its own, and takes its results from those
     assert command(file, "methods.copy.config=simclr.yaml", "only=[copy]", "--tables-only") == 0
-    assert read_csv(shared).method.value_counts().to_dict() == {
-        "simclr": 4,
-        "metamask": 4,
-        "copy": 3,
-    }
+    lines = read_csv(shared).method.value_counts().to_dict()
+    assert lines == {"simclr": 4, "metamask": 4, "copy": 3}
     # a line that another config has taken is refused before any work
     assert command(file, "overrides=[optimizer.lr=0.125]") == 2
     said = capsys.readouterr().err
@@ -112,14 +110,10 @@ def test_rows_stand_for_runs_elsewhere_and_are_added_to(
 
 def test_methods_are_the_same_by_their_settings(benchmark_file: Callable[..., Path]) -> None:
     """Not by their names: settings can be changed."""
-    variants = {"joint": {"meta.enabled": False, "mask.kind": "linear"}, "heads": {}}
-    variants |= {"fixed_mask": {"meta.enabled": False}, "simclr": None}
-    methods = {
-        name: SIMCLR
-        if changes is None
-        else METAMASK | {"overrides": [f"method_kwargs.{k}={v}" for k, v in changes.items()]}
-        for name, changes in variants.items()
-    }
+    methods = {"simclr": SIMCLR, "heads": METAMASK}
+    for name, kind in (("joint", "linear"), ("fixed_mask", "sigmoid")):
+        changes = [f"method_kwargs.{key}" for key in ("meta.enabled=False", f"mask.kind={kind}")]
+        methods[name] = {**METAMASK, "overrides": changes}
     file = benchmark_file(methods=methods, seeds=[0])
     rows = read_results(read_plan(file, []), {})
     assert results.same_methods(rows) == ("joint", "fixed_mask")
@@ -136,7 +130,7 @@ def test_benchmarks_that_end_at_once_add_to_one_file(
     benchmark_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = tmp_path / "rows.csv"
-    file = benchmark_file(seeds=[0, 1], rows=str(shared))
+    file = benchmark_file(rows=str(shared))
     finish(file)
     plan = read_plan(file, [])
     rows = read_results(plan, {})
@@ -156,7 +150,7 @@ def test_benchmarks_that_end_at_once_add_to_one_file(
 def test_an_earlier_table_of_other_settings_is_kept(
     benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = benchmark_file(seeds=[0, 1])
+    file = benchmark_file()
     finish(file)
     assert command(file) == 0
     (table,) = tmp_path.rglob("results.csv")
@@ -175,29 +169,24 @@ def test_rows_that_are_no_runs_of_one_benchmark_are_refused(
     benchmark_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = tmp_path / "rows.csv"
-    file = benchmark_file(seeds=[0, 1], rows=str(shared))
+    file = benchmark_file(rows=str(shared))
     finish(file)
-    assert command(file) == 0
-    whole = read_csv(shared)
-    capsys.readouterr()
-
-    def refused(rows: pd.DataFrame, *overrides: str) -> str:
+    whole = read_results(read_plan(file, []), {})
+    first = whole.index == 0
+    other_seed = whole.assign(config_digest=whole.config_digest.mask(first, "other"))
+    other_images = whole.assign(data_digest=whole.data_digest.mask(whole.method == "simclr", ""))
+    for rows, override, words in (
+        (pd.concat([whole, whole[:1]]), "name=a", "two lines"),
+        (other_seed, "name=a", "simclr: its seeds have different settings"),
+        (other_images, "name=a", "different images or evaluations"),
+        (whole.drop(columns="linear"), "name=a", "some runs have no linear"),
+        (whole, "epochs=9", "no finished run of these methods"),
+        (whole, "overrides=[optimizer.lr=1]", "changes no rows"),
+        (whole, "data=digits", "changes no rows"),
+    ):
         shared.write_text(csv_text(rows))
-        assert command(file, "--from-rows", *overrides) == 2
-        return capsys.readouterr().err
-
-    assert "two lines" in refused(pd.concat([whole, whole[:1]]))
-    changed = whole.copy()
-    changed.loc[0, "config_digest"] = "other"
-    assert "simclr: its seeds have different settings" in refused(changed)
-    changed = whole.copy()
-    changed.loc[changed.method == "simclr", "data_digest"] = "other"
-    assert "different images or evaluations" in refused(changed)
-    assert "some runs have no linear" in refused(whole.drop(columns="linear"))
-    assert "no finished run of these methods" in refused(whole, "seeds=[7]")
-    assert "no finished run of these methods" in refused(whole, "epochs=9")
-    for override in ("data=digits", "overrides=[optimizer.lr=1]", "methods.simclr.overrides=[]"):
-        assert f"{override}: changes no rows" in refused(whole, override)
+        assert command(file, "--from-rows", override) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.skipif(RELEASE != "1.0.2", reason="the rows were made with 1.0.2")

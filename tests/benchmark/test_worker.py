@@ -25,6 +25,7 @@ def test_a_step_is_the_mean_of_an_epoch_and_the_median_of_epochs(
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     model: Any = nn.Linear(2, 1)
     model.device = torch.device("cpu")
+    model.bias.requires_grad = False  # such as statistics: not trained, and not counted
     trainer = SimpleNamespace(train_dataloader=range(9))
     costs = worker.Costs()
 
@@ -47,6 +48,7 @@ def test_a_step_is_the_mean_of_an_epoch_and_the_median_of_epochs(
     epoch()
     assert costs.means == pytest.approx([15 / 7, 115 / 7, 15 / 7, 15 / 7])
     assert costs.costs["seconds_per_step"] == pytest.approx(15 / 7)
+    assert costs.costs["parameters"] == 2
     assert costs.costs["seconds_between_epochs"] == pytest.approx(37 - 9 * 15 / 7)
 
 
