@@ -1,7 +1,6 @@
 """The analysis against statsmodels called by hand, and against simulations."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -176,9 +175,11 @@ def test_a_run_that_tells_nothing_of_the_spread_changes_nothing() -> None:
 def test_more_seeds_show_less() -> None:
     """The forecast for five seeds from three is near what five seeds show."""
     draw = np.random.default_rng(7)
-    forecasts = []
+    pair, forecasts = ("m0", "m1"), []
     for _ in range(200):
-        models: list[Any] = [statistics.fit(simulated(4, seeds, draw), "knn") for seeds in (3, 5)]
-        forecasts.append([statistics.detectable_with(m, [("m0", "m1")], 3, 5) for m in models])
+        few, more = (statistics.fit(simulated(4, seeds, draw), "knn") for seeds in (3, 5))
+        assert few is not None and more is not None
+        shown = statistics.difference(more, pair, 3)["detectable"]
+        forecasts.append([statistics.detectable_with(few, [pair], 3, 5), shown])
     forecast, real = np.sqrt((np.array(forecasts) ** 2).mean(0))
     assert forecast == pytest.approx(real, rel=0.15)
