@@ -102,7 +102,7 @@ def test_rows_stand_for_runs_elsewhere_and_are_added_to(
     lines = read_csv(shared).method.value_counts().to_dict()
     assert lines == {"simclr": 4, "metamask": 4, "copy": 3}
     # a line that another config has taken is refused before any work
-    assert command(file, "overrides=[optimizer.lr=0.125]") == 2
+    assert command(file, "overrides=[optimizer.lr=0.125]", "--tables-only") == 2
     said = capsys.readouterr().err
     assert f"rows={shared}: simclr, seed 0 is there with other settings" in said
     assert said.count("\n") == 1

@@ -67,6 +67,12 @@ def test_what_an_evaluation_doubts_is_kept(
     assert f"note: {collapse}\n" in capsys.readouterr().err
 
 
+def test_the_pixels_of_a_large_image_are_the_means_of_its_parts() -> None:
+    images = torch.rand(2, 3, 128, 128)
+    means = images.reshape(2, 3, 32, 4, 32, 4).mean((3, 5))
+    torch.testing.assert_close(worker.Pixels()(images), means.flatten(1))
+
+
 def test_the_forecast_is_of_one_run_after_the_other(
     benchmark_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
