@@ -19,7 +19,8 @@ from metamask_solo.hosts import pl
 EPOCHS, STEPS = 3, 2  # of the run below, steps in each epoch
 # the moments at which a run can be killed, and how often each comes in a whole run
 MOMENTS = {
-    **dict.fromkeys(("step", "hook", "validation"), EPOCHS * STEPS),
+    **dict.fromkeys(("step", "hook"), EPOCHS * STEPS),
+    "validation": 2 * EPOCHS * STEPS,  # of two batches
     **dict.fromkeys(("writing", "renaming", "renamed"), EPOCHS),
 }
 
@@ -31,7 +32,8 @@ SERVER.set_forkserver_preload(["metamask_solo.training.pretrain"])
 def fragile_config(data: Path, out: Path, **overrides: Any) -> DictConfig:
     """Three epochs of two steps, each validated, with everything in it that has a state."""
     overrides = {"max_epochs": EPOCHS, "auto_resume__enabled": True, **overrides}
-    overrides["val_check_interval"] = 1
+    # of 20 training images, 2 are dropped; of 10 to validate on, one is a batch of its own
+    overrides |= {"val_check_interval": 1, "optimizer__batch_size": 9}
     cfg = pretrain_config(data, out, fold_at_end=False, **overrides)
     cfg.scheduler = {"name": "warmup_cosine", "warmup_epochs": 1}
     cfg.method_kwargs.mask = {"optimizer": "adam", "lr": 0.1, "schedule": "cosine"}
