@@ -1,6 +1,7 @@
 """Reading one image, against what was drawn."""
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def test_16_bits_are_scaled_and_a_transparent_grey_goes_onto_white(tmp_path: Pat
     Image.fromarray(deep).save(tmp_path / "a.png", transparency=int(deep[0, 3]))
     expected[0, 3] = 255
     assert np.array_equal(read(tmp_path / "a.png")[..., 1], expected)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_transparent_grey_of_few_bits(bits: int, tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    # black, the transparent white and the grey just below it; as the specification says
+    white = 2**bits - 1
+    row = sum(value << (32 - bits * (i + 1)) for i, value in enumerate((0, white, white - 1)))
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 1, bits, 0, 0, 0, 0))
+    content += chunk(b"tRNS", struct.pack(">H", white))
+    content += chunk(b"IDAT", zlib.compress(b"\0" + row.to_bytes(4, "big")[: -(-3 * bits // 8)]))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b""))
+    expected = [0, 9, (white - 1) * 255 // white]
+    assert read(tmp_path / "a.png", ReadingRule((9, 9, 9)))[0, :, 0].tolist() == expected
 
 
 def test_exif_data_turn_an_image_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -259,6 +259,19 @@ def test_a_named_checkpoint_is_compared_with_the_run_that_it_is_of(
     prepare(run, 3)
 
 
+def test_the_masks_cosine_counts_the_steps_of_the_run(
+    finished: Path, images: Path, tmp_path: Path
+) -> None:
+    """Two thirds of the run are done, whatever period the updates so far had."""
+    start = str(before_the_last_epoch(finished))
+    cfg = config(images, tmp_path, "metamask", resume_from_checkpoint=start)
+    cfg.method_kwargs.mask = {"schedule": "cosine", "lr": 1}
+    cfg.method_kwargs.meta = {"every_n_steps": 2}
+    model, _ = train(cfg)
+    assert model.mask_optimizer.updates == 5
+    assert model.mask_optimizer.optimizer.param_groups[0]["lr"] == pytest.approx(0.25)
+
+
 def test_a_probe_of_another_checkpoint_is_another_run(
     finished: Path, images: Path, tmp_path: Path
 ) -> None:
