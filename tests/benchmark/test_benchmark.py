@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import image_loader, write_images
+from small_resnet import MODULE, replace_resnet18
 
 from metamask_solo.__main__ import main
 from metamask_solo.benchmark import launch
@@ -138,12 +139,24 @@ def test_without_labels_rankme_is_compared_and_called_no_accuracy(
     assert 1 < float(random["rankme"]) <= 16
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
-    benchmark_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark_file: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launch, "forecast", lambda *_: "")
+    """The stopped one in processes of its own, the others in this one."""
+    torch.set_num_threads(1)  # as there
+    replace_resnet18(monkeypatch.setattr)
+    (tmp_path / "small.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    tests = str(Path(__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, str(tmp_path)]))
     overrides = ["optimizer.batch_size=6", "scheduler.name=warmup_cosine"]
-    overrides += ["+scheduler.warmup_epochs=1", "+method_kwargs.mask={optimizer: adam, lr: 0.1}"]
+    overrides += ["imports=[small]", "log_every_n_steps=1"]
+    overrides += ["+scheduler.warmup_epochs=1"]
+    overrides += ["+method_kwargs.mask={optimizer: adam, lr: 0.1}"]
     file = benchmark_file(
         methods={"metamask": METAMASK},
         seeds=[0],
@@ -173,9 +186,10 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     assert "error: stopped by SIGTERM in epoch" in log.read_text()
     assert not [*parts.rglob("result.json"), *parts.rglob("failed.json")]
 
+    capsys.readouterr()
     assert main(["benchmark", str(file), f"out={parts}"]) == 0
 
-    assert "resuming from" in log.read_text() and len(list(parts.rglob("args.json"))) == 1
+    assert "resuming from" in capsys.readouterr().out and len(list(parts.rglob("args.json"))) == 1
     assert not list(parts.rglob("*.ckpt"))
     ((whole,), (part,)) = (read_csv(tmp_path / "whole"), read_csv(parts))
     for row in (whole, part):
