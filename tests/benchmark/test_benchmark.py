@@ -20,7 +20,7 @@ from runs import image_loader, write_images
 from small_resnet import MODULE, replace_resnet18
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark import launch
+from metamask_solo.benchmark import launch, worker
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.split import split_folder
 from metamask_solo.evaluation.features import extract_features, percent
@@ -57,6 +57,8 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
         methods={"simclr": broken, "metamask": METAMASK}, seeds=[3], launcher=launcher
     )
     out = tmp_path / "out"
+    # here, and so the forecast; the launcher's processes know nothing of it
+    monkeypatch.setattr(launch, "_train", lambda folder: worker.main([str(folder)]))
 
     assert main(["benchmark", str(file)]) == 1
 

@@ -1,5 +1,6 @@
 """Sweeps (-m) and searches: what ends one, the table at its end, a W&B run for each job."""
 
+import json
 import os
 import signal
 import subprocess
@@ -160,7 +161,9 @@ def test_a_search_in_which_nothing_works_is_one_line(
 
 
 @pytest.mark.slow
-def test_sigterm_ends_jobs_in_other_processes_too(images: Path, tmp_path: Path) -> None:
+def test_jobs_at_the_same_time_are_runs_of_their_own_and_sigterm_ends_them(
+    images: Path, tmp_path: Path
+) -> None:
     cfg = pretrain_config(images, tmp_path / "runs", max_epochs=100_000, imports=["small"])
     (tmp_path / "small.py").write_text(MODULE)
     OmegaConf.save(cfg, tmp_path / "sweep.yaml")
@@ -168,6 +171,7 @@ def test_sigterm_ends_jobs_in_other_processes_too(images: Path, tmp_path: Path) 
     command += ["--config-name", "sweep", "-m", "seed=0,1,2,3", "hydra.sweep.dir=jobs"]
     command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment["METAMASK_SOLO_RUN"] = "same"  # as after a run in the same process
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
         # both jobs train: a checkpoint lies in the folder of each
@@ -176,7 +180,8 @@ def test_sigterm_ends_jobs_in_other_processes_too(images: Path, tmp_path: Path) 
             time.sleep(0.2)
         process.terminate()
         assert process.wait(300) == 143, (tmp_path / "log").read_text()
-    assert len(list(tmp_path.glob("runs/metamask/*"))) == 2
+    args = [json.loads(path.read_text()) for path in tmp_path.glob("runs/metamask/*/args.json")]
+    assert sorted(arguments["seed"] for arguments in args) == [0, 1]
     assert not list(tmp_path.rglob("finished.json"))
     assert "stopped by SIGTERM in epoch" in (tmp_path / "log").read_text()
 
