@@ -89,7 +89,7 @@ def mutated(seed: int, data: Path, out: Path) -> str:
 @pytest.mark.parametrize(
     "seeds",
     [
-        range(15),
+        range(25),
         pytest.param(range(1000, 3000), marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
     ],
 )
