@@ -149,13 +149,15 @@ class LastMetrics(pl.Callback):  # type: ignore[name-defined]
         self.validated = 0
 
     def on_validation_end(self, trainer: Any, model: Any) -> None:
-        self._before = {}  # what is missing now is not of these weights
+        # what is missing now is not of these weights
+        self._before = {k: v for k, v in self._before.items() if not k.startswith("val_")}
         self.validated = trainer.global_step
 
     def of(self, trainer: Any) -> dict[str, float]:
         """The last value of everything logged."""
         now = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        kept = {k: v for k, v in self._before.items() if not now or k.startswith("val_")}
+        # what is of a whole epoch is missing where an epoch was entered in its middle
+        kept = {k: v for k, v in self._before.items() if not now or not k.startswith("train_")}
         return kept | now
 
     def note(self, trainer: Any) -> str:

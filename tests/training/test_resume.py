@@ -334,6 +334,22 @@ def test_an_epoch_that_is_entered_in_its_middle_logs_no_part_of_it(
     assert logged(result, "val_loss") == pytest.approx(logged(whole, "val_loss"))
 
 
+def test_what_the_last_update_of_the_mask_logged_stays(images: Path, tmp_path: Path) -> None:
+    """After the stop, no further update comes, and a validation does."""
+
+    def run(out: Path, *callbacks: Any) -> Any:
+        cfg = config(images, out, "metamask")
+        cfg.method_kwargs.meta = {"every_n_steps": 4}
+        return train(cfg, *callbacks)[1].metrics
+
+    with pytest.raises(RunStopped):
+        run(tmp_path / "broken", At(4, send(signal.SIGTERM)))
+    whole, broken = run(tmp_path / "whole"), run(tmp_path / "broken")
+    names = {name for name in whole if not name.startswith(("train_", "val_"))}
+    assert {"mask_min", "mask_max", "hypergradient_norm"} <= names
+    assert {name: broken[name] for name in names} == {name: whole[name] for name in names}
+
+
 def test_the_last_validation_is_said_with_its_step_and_is_that_of_the_unbroken_run(
     images: Path, tmp_path: Path
 ) -> None:
