@@ -5,6 +5,8 @@ import inspect
 import json
 import logging
 import re
+import signal
+import threading
 import time
 import traceback
 import warnings
@@ -92,7 +94,22 @@ def torch_as_before() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+@contextmanager
+def signals_as_before() -> Iterator[None]:
+    """Gives signals their handlers back, which Lightning does not do after every error."""
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            for number, handler in before.items():
+                if handler is not None:  # else it is of no Python
+                    signal.signal(number, handler)
+
+
 @torch_as_before()
+@signals_as_before()
 def fit(
     model: Any,
     cfg: DictConfig,

@@ -12,7 +12,7 @@ import torch
 from runs import pretrain_config, train
 
 from metamask_solo.hosts import pl
-from metamask_solo.training.callbacks import RankMe
+from metamask_solo.training.callbacks import Bar, RankMe
 from metamask_solo.training.resume import read_metrics
 
 
@@ -120,3 +120,13 @@ def test_callbacks_of_a_config_work_and_go_on(images: Path, tmp_path: Path) -> N
     model, result = run()
     assert 2 < model.trainer.global_step < 100  # stopped early, and continued
     assert len(list(result.folder.rglob("checkpoints/*.ckpt"))) == model.trainer.current_epoch
+
+
+def test_the_bar_shows_loss_knn_and_mask_and_no_version_number() -> None:
+    known = {"val_knn_acc1": 61.25, "mask_min": 0.41, "mask_max": 0.6, "lr": 0.1, "v_num": 3.0}
+    known |= {"train_nce_loss_step": 1.23456, "train_nce_loss_epoch": 2.0, "val_loss": 1.0}
+    trainer = SimpleNamespace(callback_metrics={k: torch.tensor(v) for k, v in known.items()})
+    assert Bar().get_metrics(trainer, None) == {
+        **{"train_nce_loss_step": "1.23", "val_knn_acc1": "61.2"},
+        **{"mask_min": "0.41", "mask_max": "0.6"},
+    }

@@ -392,14 +392,18 @@ def test_a_limit_or_a_callback_ends_a_run_and_keeps_its_last_state(
 def test_ctrl_c_saves_after_the_step_and_a_second_one_waits_for_nothing(
     images: Path, tmp_path: Path
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    def handlers() -> list[Any]:
+        return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+    before = handlers()
     cfg = config(images, tmp_path, checkpoint__frequency=100)
     with pytest.raises(RunStopped, match="SIGINT.*after step 3.*the same command") as caught:
         train(cfg, At(2, send(signal.SIGINT)))
-    assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGINT) == before
+    assert caught.value.exit_code == 130 and handlers() == before
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     assert steps_in(checkpoint) == 3
     stop(cfg, 4, send(signal.SIGINT, signal.SIGINT), KeyboardInterrupt)
+    assert handlers() == before  # for the next run in this process
     assert list(tmp_path.rglob("*.ckpt")) == [checkpoint] and not list(tmp_path.rglob(FINISHED))
 
 
