@@ -1,6 +1,8 @@
 """A backbone of a millisecond in the place of solo-learn's ResNet-18, on both releases."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +10,6 @@ import torchvision
 from torch import Tensor, nn
 
 import metamask_solo.hosts  # noqa: F401  imports solo-learn as the package does
-
-# a module for ``imports``, for commands in other processes; tests/ must be in their PYTHONPATH
-MODULE = "import small_resnet\nsmall_resnet.replace_resnet18()\n"
 
 
 class SmallResNet(nn.Module):
@@ -38,3 +37,13 @@ def replace_resnet18(setattr: Callable[[Any, str, Any], None] = setattr) -> None
     except ImportError:
         return
     setattr(resnet, "default_resnet18", SmallResNet)
+
+
+def write_module(folder: Path) -> str:
+    """Writes ``small``, a module for ``imports`` of commands in other processes.
+
+    Returns:
+        The PYTHONPATH that they need for it.
+    """
+    (folder / "small.py").write_text("import small_resnet\nsmall_resnet.replace_resnet18()\n")
+    return os.pathsep.join([str(Path(__file__).parent), str(folder)])

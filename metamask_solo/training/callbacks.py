@@ -316,7 +316,7 @@ class Interruption(pl.Callback):  # type: ignore[name-defined]
             before = None if number is None else signal.getsignal(number)
             lightnings = isinstance(before, type(self._pass_on))
             if number is not None and (before == python or lightnings):
-                signal.signal(number, self._note)  # at its end, Lightning gives all of them back
+                signal.signal(number, self._note)  # fit gives all of them back
                 self._requeue = before if lightnings else self._requeue
 
     def _note(self, number: int, frame: Any) -> None:

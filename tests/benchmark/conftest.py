@@ -50,7 +50,12 @@ def benchmark_file(images: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs, and those of a forecast, are made in this process, but not those of a launcher's."""
+    monkeypatch.setattr(launch, "_train", lambda folder: worker.main([str(folder)]))
+
+
+@pytest.fixture
+def in_this_process(train_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are made in this process, and none beforehand to tell how long they will take."""
     monkeypatch.setattr(launch, "forecast", lambda *_: "")
-    monkeypatch.setattr(launch, "_train", lambda folder: worker.main([str(folder)]))

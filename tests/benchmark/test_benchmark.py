@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 from runs import image_loader, write_images
-from small_resnet import MODULE, replace_resnet18
+from small_resnet import replace_resnet18, write_module
 
 from metamask_solo.__main__ import main
-from metamask_solo.benchmark import launch, worker
+from metamask_solo.benchmark import launch
 from metamask_solo.checkpoints.reading import load_backbone
 from metamask_solo.data.split import split_folder
 from metamask_solo.evaluation.features import extract_features, percent
@@ -44,6 +44,7 @@ def accuracies(*splits: torch.Tensor) -> dict[str, float]:
     return {"knn": percent(knn_hits(*splits)[0]), "linear": percent(linear_probe(*splits)[0])}
 
 
+@pytest.mark.usefixtures("train_here")
 def test_a_failing_run_is_reported_and_the_rest_goes_on(
     benchmark_file: Callable[..., Path],
     images: Path,
@@ -57,9 +58,6 @@ def test_a_failing_run_is_reported_and_the_rest_goes_on(
         methods={"simclr": broken, "metamask": METAMASK}, seeds=[3], launcher=launcher
     )
     out = tmp_path / "out"
-    # here, and so the forecast; the launcher's processes know nothing of it
-    monkeypatch.setattr(launch, "_train", lambda folder: worker.main([str(folder)]))
-
     assert main(["benchmark", str(file)]) == 1
 
     simclr, metamask = read_csv(out)
@@ -151,10 +149,8 @@ def test_a_stopped_benchmark_saves_and_ends_with_the_results_of_a_whole_one(
     """The stopped one in processes of its own, the others in this one."""
     torch.set_num_threads(1)  # as there
     replace_resnet18(monkeypatch.setattr)
-    (tmp_path / "small.py").write_text(MODULE)
+    monkeypatch.setenv("PYTHONPATH", write_module(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
-    tests = str(Path(__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([tests, str(tmp_path)]))
     overrides = ["optimizer.batch_size=6", "scheduler.name=warmup_cosine"]
     overrides += ["imports=[small]", "log_every_n_steps=1"]
     overrides += ["+scheduler.warmup_epochs=1"]

@@ -16,7 +16,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from runs import pretrain_config, train
-from small_resnet import MODULE
+from small_resnet import write_module
 
 from metamask_solo.__main__ import main
 from metamask_solo.commands import pretrain
@@ -165,12 +165,11 @@ def test_jobs_at_the_same_time_are_runs_of_their_own_and_sigterm_ends_them(
     images: Path, tmp_path: Path
 ) -> None:
     cfg = pretrain_config(images, tmp_path / "runs", max_epochs=100_000, imports=["small"])
-    (tmp_path / "small.py").write_text(MODULE)
     OmegaConf.save(cfg, tmp_path / "sweep.yaml")
     command = [sys.executable, "-m", "metamask_solo", "pretrain", "--config-path", str(tmp_path)]
     command += ["--config-name", "sweep", "-m", "seed=0,1,2,3", "hydra.sweep.dir=jobs"]
     command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": write_module(tmp_path)}
     environment["METAMASK_SOLO_RUN"] = "same"  # as after a run in the same process
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)

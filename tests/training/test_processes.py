@@ -17,7 +17,7 @@ import torch
 from definitions import plain_barlow, plain_nt_xent
 from omegaconf import OmegaConf
 from runs import pretrain_config, train, write_images
-from small_resnet import MODULE
+from small_resnet import write_module
 from torch import nn
 
 from metamask_solo import DimensionalMask, mask_hypergradient, mean_over_processes, nt_xent
@@ -201,7 +201,6 @@ def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None
         overrides["method_kwargs__mask"] = {"lr": 1.0}
         return pretrain_config(images, out, strategy=strategy, devices=2, **overrides)
 
-    (tmp_path / "small.py").write_text(MODULE)
     OmegaConf.save(two(tmp_path, "ddp", num_nodes=1, imports=["small"]), tmp_path / "run.yaml")
     command = ["-m", "metamask_solo", "pretrain", "--config-path", str(tmp_path)]
     command += ["--config-name", "run.yaml", "hydra.run.dir=.", "hydra.output_subdir=null"]
@@ -212,7 +211,7 @@ def test_every_launcher_makes_the_same_run(images: Path, tmp_path: Path) -> None
     launched.append([*command, "checkpoint.dir=ddp"])
     # a run in this process leaves its port in the environment
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    environment["PYTHONPATH"] = write_module(tmp_path)
     environment["OMP_NUM_THREADS"] = "1"
     logs = [tmp_path / f"{number}.txt" for number in range(len(launched))]
     processes = [

@@ -426,9 +426,11 @@ def test_in_slurm_a_signal_saves_after_the_step_and_requeues_the_job(
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
     ours, lightnings = sorted((tmp_path / "metamask").rglob("*.ckpt"), reverse=True)
     assert lightnings.name.startswith("hpc") and steps_in(ours) == steps_in(lightnings) == 3
-    _, result = train(cfg)
+    again, result = train(cfg)
     assert list(tmp_path.glob("metamask/**/*.ckpt")) == [result.checkpoint]
     assert not list(tmp_path.glob("*.ckpt"))
+    whole, _ = train(config(images, tmp_path / "whole", "metamask"))
+    assert same_weights(whole, again)
 
 
 def test_a_signal_after_the_last_step_is_reported_when_all_is_written(
